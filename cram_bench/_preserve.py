@@ -1,0 +1,57 @@
+"""Leave a model as it was found: weights, buffers, gradients, modes and gradient flags."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def copy_into(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy `sources` into `targets` in place, many tensors in one kernel where their types allow it."""
+    if targets:
+        torch._foreach_copy_(list(targets), list(sources))
+
+
+@torch.no_grad()
+def clones(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return a detached copy of every tensor, in its own memory layout."""
+    return [tensor.detach().clone() for tensor in tensors]
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[nn.Module]:
+    """Run a block, then put the model back bit for bit, also when the block raises.
+
+    Restored are the values of parameters and buffers, every parameter's ``grad`` and ``requires_grad``, and
+    every module's ``training`` flag. Parameters stay the same objects, so an optimizer keeps pointing at them.
+
+    >>> model = nn.Linear(2, 2)
+    >>> before = model.weight.clone()
+    >>> with preserved(model):
+    ...     _ = model.eval().weight.data.zero_()
+    >>> bool((model.weight == before).all()), model.training
+    (True, True)
+    """
+    parameters = list(model.parameters())
+    buffers = list(model.buffers())
+    values = clones([*parameters, *buffers])
+    gradients = [parameter.grad for parameter in parameters]
+    gradient_values = [None if gradient is None else gradient.clone() for gradient in gradients]
+    flags = [parameter.requires_grad for parameter in parameters]
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield model
+    finally:
+        copy_into([*parameters, *buffers], values)
+        for parameter, gradient, value, flag in zip(parameters, gradients, gradient_values, flags, strict=True):
+            if gradient is not None and value is not None:
+                with torch.no_grad():
+                    gradient.copy_(value)
+            parameter.grad = gradient
+            parameter.requires_grad_(flag)
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,93 @@
+"""Compression operators: which weights stay, with which values. Imports no other room of the house.
+
+    masks = cb.compress.apply_(model, cb.compress.Magnitude(0.9))    # prunes in place
+    cb.compress.tune_batchnorm(model, calibration_batches)
+    masks.save("masks.safetensors")
+
+A new operator is a new file with a subclass of `Compressor`, and a line in `parse`.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from cram_bench._preserve import preserved
+from cram_bench.compress.base import Compressor
+from cram_bench.compress.batchnorm import tune_batchnorm
+from cram_bench.compress.magnitude import Magnitude
+from cram_bench.compress.masks import Masks
+from cram_bench.compress.n_of_m import NM
+from cram_bench.compress.select import keep_largest, keep_n_of_m, zeros_for
+from cram_bench.compress.weights import prunable
+
+__all__ = [
+    "NM",
+    "Compressor",
+    "Magnitude",
+    "Masks",
+    "apply_",
+    "applied",
+    "compressed",
+    "keep_largest",
+    "keep_n_of_m",
+    "parse",
+    "prunable",
+    "sparsity",
+    "tune_batchnorm",
+    "zeros_for",
+]
+
+
+def parse(spec: str) -> Compressor:
+    """Read a compressor's specification: ``global@0.9``, ``uniform@0.5``, ``2:4``.
+
+    Raises:
+        ValueError: it is none of these.
+
+    >>> parse("uniform@0.5")
+    Magnitude(sparsity=0.5, scope='uniform')
+    >>> str(parse("2:4"))
+    '2:4'
+    """
+    if match := re.fullmatch(r"(\d+):(\d+)", spec):
+        return NM(int(match[1]), int(match[2]))
+    if match := re.fullmatch(r"(global|uniform)@(\d*\.?\d+)", spec):
+        return Magnitude(float(match[2]), "uniform" if match[1] == "uniform" else "global")
+    raise ValueError(f"unknown compressor {spec!r}: write global@0.9, uniform@0.9 or 2:4")
+
+
+def apply_(model: nn.Module, compressor: Compressor, exclude: Iterable[str] = ()) -> Masks:
+    """Compress `model` in place, θ ← C(θ), and return the masks that say which weights stayed.
+
+    >>> import torch
+    >>> model = nn.Linear(4, 1, bias=False)
+    >>> apply_(model, Magnitude(0.75)).zeros
+    3
+    """
+    masks = compressor.masks(prunable(model, exclude))
+    masks.apply_(model)
+    return masks
+
+
+def compressed(model: nn.Module, compressor: Compressor, exclude: Iterable[str] = ()) -> nn.Module:
+    """Return a compressed copy; `model` stays as it is."""
+    model = copy.deepcopy(model)
+    apply_(model, compressor, exclude)
+    return model
+
+
+@contextmanager
+def applied(model: nn.Module, compressor: Compressor, exclude: Iterable[str] = ()) -> Iterator[Masks]:
+    """Compress `model` for the length of a block; then put it back bit for bit, also after an exception."""
+    with preserved(model):
+        yield apply_(model, compressor, exclude)
+
+
+def sparsity(model: nn.Module, exclude: Iterable[str] = ()) -> float:
+    """Return the fraction of exact zeros among the prunable weights of `model`, in [0, 1]."""
+    return Masks.of(prunable(model, exclude)).sparsity

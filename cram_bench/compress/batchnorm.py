@@ -1,0 +1,83 @@
+"""BatchNorm tuning: re-estimate running statistics after the weights have changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class _Moments:
+    """Pooled mean and variance of a BatchNorm's input, merged over batches in float64 (Chan et al. 1979)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Tensor | float = 0.0
+        self.squares: Tensor | float = 0.0  # summed squared deviations from the mean
+
+    def add(self, x: Tensor) -> None:
+        dims = [0, *range(2, x.ndim)]
+        var, mean = torch.var_mean(x.detach().float(), dims, correction=0)
+        var, mean = var.double(), mean.double()
+        count = x.numel() // x.shape[1]
+        total = self.count + count
+        delta = mean - self.mean
+        self.mean = self.mean + delta * (count / total)
+        self.squares = self.squares + var * count + delta.square() * (self.count * count / total)
+        self.count = total
+
+
+@torch.no_grad()
+def tune_batchnorm(model: nn.Module, batches: Iterable[Any]) -> None:
+    """Set every BatchNorm's running mean and variance to those of its input over `batches`, in place.
+
+    The statistics are the exact mean and unbiased variance pooled over all samples given, computed while each
+    BatchNorm normalises by its batch, as in training. The authors of CrAM reset the statistics and take a moving
+    average over about 100 passes of 1,000 training samples (arXiv 2207.14200, BNT); a moving average weighs the
+    last batches most, the pooled average weighs all samples alike. Dropout is off, weights and modes stay as they
+    are, and a model without BatchNorm is left untouched.
+
+    Args:
+        model: any torch model.
+        batches: tensors of inputs, or tuples that begin with one, such as a `DataLoader` gives. Large batches
+            (a few hundred) come closest to the statistics that evaluation will use.
+
+    Raises:
+        ValueError: `batches` is empty although the model has BatchNorm layers.
+
+    >>> model = nn.BatchNorm1d(1)
+    >>> tune_batchnorm(model, [torch.tensor([[1.0], [3.0]])])
+    >>> model.running_mean.tolist(), model.running_var.tolist()
+    ([2.0], [2.0])
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    if not norms:
+        return
+    moments = {norm: _Moments() for norm in norms}
+    buffers = list(model.buffers())
+    kept = [buffer.clone() for buffer in buffers]
+    modes = [(module, module.training) for module in model.modules()]
+    hooks = [norm.register_forward_pre_hook(lambda norm, args: moments[norm].add(args[0])) for norm in norms]
+    try:
+        model.eval()
+        for norm in norms:
+            norm.training = True
+        for batch in batches:
+            model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in modes:
+            module.training = mode
+        for buffer, value in zip(buffers, kept, strict=True):
+            buffer.copy_(value)
+    for norm, moment in moments.items():
+        if moment.count < 2:
+            raise ValueError(f"BatchNorm tuning needs at least two values per channel, and was given {moment.count}")
+    for norm, moment in moments.items():
+        assert norm.running_mean is not None and norm.running_var is not None
+        norm.running_mean.copy_(moment.mean)
+        norm.running_var.copy_(moment.squares / (moment.count - 1))

@@ -1,0 +1,86 @@
+"""Exact selection: which entries of a tensor are among the k smallest, ties included.
+
+Everything here is a pure function of tensors. Counts are exact by construction: a threshold alone cannot split
+tied magnitudes, so ties are resolved by position, the earliest entries going first.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def zeros_for(sparsity: float, count: int) -> int:
+    """Return how many of `count` weights are zero at `sparsity`: the nearest integer, halves to even.
+
+    Raises:
+        ValueError: `sparsity` is not a number in [0, 1].
+
+    >>> zeros_for(0.9, 272_474)
+    245227
+    """
+    if not 0.0 <= sparsity <= 1.0:  # also refuses NaN
+        raise ValueError(f"sparsity must be in [0, 1], the fraction of zeros, not {sparsity!r}")
+    return round(sparsity * count)
+
+
+def keep_largest(scores: Tensor, zeros: int) -> Tensor:
+    """Mark all but the `zeros` smallest entries of a flat tensor of scores.
+
+    Args:
+        scores: shape (n,), any real dtype; larger means more important.
+        zeros: how many entries to drop, 0 ≤ zeros ≤ n.
+
+    Returns:
+        Boolean tensor of shape (n,) with exactly ``n − zeros`` true entries. Among equal scores at the threshold
+        the earliest positions are dropped.
+
+    Raises:
+        ValueError: `zeros` is outside [0, n], or a score is NaN.
+
+    >>> keep_largest(torch.tensor([3.0, 1.0, 1.0, 2.0, 1.0]), zeros=2).tolist()
+    [True, False, False, True, True]
+    """
+    count = scores.numel()
+    if not 0 <= zeros <= count:
+        raise ValueError(f"cannot drop {zeros} of {count} entries")
+    if zeros == 0:
+        return torch.ones_like(scores, dtype=torch.bool)
+    if zeros == count:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    threshold = scores.kthvalue(zeros).values
+    keep = scores > threshold
+    short = count - zeros - int(keep.sum())
+    if short:  # tied at the threshold, or NaN
+        tied = (scores == threshold).nonzero().flatten()
+        if short > tied.numel() or bool(scores.isnan().any()):
+            raise ValueError("cannot rank weights that are NaN")
+        keep[tied[tied.numel() - short :]] = True
+    return keep
+
+
+def keep_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
+    """Mark the `n` largest of every `m` consecutive entries along the last dimension.
+
+    Args:
+        scores: shape (…, c) with c divisible by `m`.
+        n: entries kept per group.
+        m: group length.
+
+    Returns:
+        Boolean tensor of the shape of `scores`, exactly `n` true entries per group; ties drop the earliest.
+
+    Raises:
+        ValueError: c is not divisible by `m`, or not 0 < n ≤ m.
+
+    >>> keep_n_of_m(torch.tensor([[4.0, 1.0, 2.0, 3.0, 5.0, 5.0, 5.0, 5.0]]), 2, 4).int().tolist()
+    [[1, 0, 0, 1, 0, 0, 1, 1]]
+    """
+    if not 0 < n <= m:
+        raise ValueError(f"n:m sparsity keeps n of every m weights with 0 < n <= m, not {n}:{m}")
+    if scores.shape[-1] % m:
+        raise ValueError(f"the last dimension, {scores.shape[-1]}, does not divide into groups of {m}")
+    groups = scores.unflatten(-1, (-1, m))
+    # A stable ascending sort puts the earliest of equal entries first, that is among the dropped.
+    dropped = groups.argsort(dim=-1, stable=True)[..., : m - n]
+    return torch.ones_like(groups, dtype=torch.bool).scatter_(-1, dropped, False).flatten(-2)

@@ -1,0 +1,463 @@
+"""Named data sets and image folders → uint8 tensors on a device; batches, normalised and augmented there.
+
+    train, test = load("cifar10")
+    for x, y in train.batches(128, seed=0, augment=True):
+        ...
+
+Decoded images are cached once, in the user's cache folder, with a checksum: a damaged cache is rebuilt. A new
+data set of torchvision is one line in `TORCHVISION`; anything else fits the image-folder or the Parquet layout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
+_CLASSES = {"cifar10": 10, "cifar100": 100, "mnist": 10, "fashion_mnist": 10}
+_MIRRORED = {"cifar10", "cifar100", "fashion_mnist"}  # a flipped image keeps its label: not so for digits
+_SUFFIXES = {".png", ".jpg", ".jpeg"}
+_FORMAT = 1  # of the cache; raise it when its content changes
+
+
+class DataError(ValueError):
+    """A data set is missing, unreadable or malformed; the message says in one line what and where."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images and labels as tensors on one device.
+
+    Attributes:
+        name: how tables call it.
+        images: uint8, shape (n, channels, height, width).
+        labels: int64, shape (n,), values in [0, len(classes)).
+        classes: class names in label order.
+        mean: per channel, of the *training* images scaled to [0, 1]; shape (channels,).
+        std: likewise.
+        flip: whether augmentation may mirror an image.
+    """
+
+    name: str
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    mean: Tensor
+    std: Tensor
+    flip: bool = True
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        shape = "×".join(map(str, self.images.shape[1:]))
+        return f"Dataset({self.name!r}, {len(self):,} images of {shape}, {len(self.classes)} classes)"
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    @property
+    def channels(self) -> int:
+        """Image channels, 1 or 3."""
+        return self.images.shape[1]
+
+    @property
+    def image_size(self) -> int:
+        """Height of the images in pixels."""
+        return self.images.shape[2]
+
+    def to(self, device: torch.device | str) -> Dataset:
+        """Return the data set with its tensors on `device`."""
+        moved = {name: getattr(self, name).to(device) for name in ("images", "labels", "mean", "std")}
+        return replace(self, **moved)
+
+    def take(self, indices: Sequence[int] | Tensor) -> Dataset:
+        """Return the images at `indices`, in that order."""
+        indices = torch.as_tensor(indices, device=self.labels.device)
+        return replace(self, images=self.images[indices], labels=self.labels[indices])
+
+    def sample(self, count: int, seed: int = 0) -> Dataset:
+        """Return `count` images drawn without replacement; all, in order, when there are no more than that."""
+        if count < 1:
+            raise ValueError(f"a sample needs at least one image, not {count}")
+        if count >= len(self):
+            return self
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        return self.take(order[:count].sort().values)
+
+    def split(self, count: int, seed: int = 0) -> tuple[Dataset, Dataset]:
+        """Split off `count` random images: (the rest, those). For validation; the test set is for the final word."""
+        if not 0 < count < len(self):
+            raise ValueError(f"cannot hold out {count} of {len(self)} images")
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        return self.take(order[count:].sort().values), self.take(order[:count].sort().values)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Scale uint8 images to zero mean and unit variance per channel: (x/255 − mean)/std, float32."""
+        scale = 1 / (255 * self.std)
+        return torch.addcmul((-self.mean / self.std).view(-1, 1, 1), images.float(), scale.view(-1, 1, 1))
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        augment: bool = False,
+        drop_last: bool = False,
+        channels_last: bool = False,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (inputs, labels) once over the data.
+
+        Args:
+            batch_size: images per batch; the last one may be smaller.
+            seed: shuffles, and drives augmentation; None keeps the order of the data.
+            augment: random crop after padding by an eighth of the side with black, and a mirror where `flip` allows.
+            drop_last: leave out a last batch that is smaller.
+            channels_last: lay the inputs out channel-innermost.
+
+        Yields:
+            Normalised float32 inputs (b, channels, height, width) and int64 labels (b,).
+
+        Raises:
+            ValueError: the batch size is not positive, larger than the data while `drop_last`, or augmentation
+                has no seed.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        if drop_last and batch_size > len(self):
+            raise ValueError(f"batch_size {batch_size} is larger than the data, {len(self)} images")
+        if augment and seed is None:
+            raise ValueError("augmentation is random and needs a seed")
+        generator = torch.Generator().manual_seed(seed or 0)
+        order = torch.arange(len(self)) if seed is None else torch.randperm(len(self), generator=generator)
+        end = len(self) - len(self) % batch_size if drop_last else len(self)
+        for start in range(0, end, batch_size):
+            index = order[start : min(start + batch_size, end)].to(self.labels.device)
+            images = self.images[index]
+            if augment:
+                images = augmented(images, generator, self.flip)
+            inputs = self.normalise(images)
+            if channels_last:
+                inputs = inputs.contiguous(memory_format=torch.channels_last)
+            yield inputs, self.labels[index]
+
+
+def augmented(images: Tensor, generator: torch.Generator, flip: bool = True) -> Tensor:
+    """Crop every image at random after padding by an eighth of its side (4 pixels of 32), and mirror half of them.
+
+    Args:
+        images: shape (b, channels, height, width), any dtype; padding is zero.
+        generator: a CPU generator, so that every device draws the same.
+        flip: whether to mirror.
+
+    Returns:
+        A tensor of the same shape and dtype, on the same device.
+    """
+    count, _, height, width = images.shape
+    pad = max(1, height // 8)
+    padded = torch.nn.functional.pad(images, (pad, pad, pad, pad))
+    top, left = torch.randint(2 * pad + 1, (2, count), generator=generator)
+    rows = top[:, None] + torch.arange(height)
+    columns = left[:, None] + torch.arange(width)
+    if flip:
+        mirror = torch.rand(count, generator=generator) < 0.5
+        columns = torch.where(mirror[:, None], columns.flip(1), columns)
+    rows, columns = rows.to(images.device), columns.to(images.device)
+    # Advanced indices around a slice move the channels to the back; gather there and bring them forward again.
+    picked = padded[torch.arange(count, device=images.device)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+    return picked.permute(0, 3, 1, 2)
+
+
+def data_root(root: str | os.PathLike[str] | None = None) -> Path:
+    """Return the data folder: `root`, else ``CRAM_BENCH_DATA``, else the user's cache folder."""
+    return Path(root or os.environ.get("CRAM_BENCH_DATA") or cache_root() / "data")
+
+
+def cache_root() -> Path:
+    """Return ``$XDG_CACHE_HOME/cram_bench``, by default ``~/.cache/cram_bench``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cram_bench"
+
+
+def is_folder(name: str) -> bool:
+    """Tell whether `name` means an image folder rather than a named data set."""
+    return name not in {"digits", *TORCHVISION}
+
+
+def load(name: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> tuple[Dataset, Dataset]:
+    """Load the training and the test images of a data set.
+
+    Args:
+        name: ``digits`` (scikit-learn's, embedded), ``cifar10``, ``cifar100``, ``mnist`` or ``fashion_mnist``, or the
+            path of an image folder with ``train/<class>/*`` and ``test/<class>/*`` of PNG or JPEG images of one size.
+        root: where named sets lie, by default ``CRAM_BENCH_DATA``, else the user's cache folder. There
+            ``root/<name>/{train,test}-*.parquet`` in the layout of the public hub export is used if present;
+            otherwise torchvision's own files, downloaded where the network allows.
+
+    Returns:
+        (train, test), both normalised by the training images.
+
+    Raises:
+        DataError: the set is unknown or missing (the message says how to get it), or its content is malformed.
+    """
+    name = os.fspath(name)
+    if name == "digits":
+        return _digits()
+    if name in TORCHVISION:
+        folder = data_root(root) / name
+        if parquet := _parquet_files(folder):
+            sources = [path for paths in parquet.values() for path in paths]
+            return _cached(name, sources, lambda: {s: _read_parquet(p) for s, p in parquet.items()}, _named(name))
+        return _through_torchvision(name, data_root(root))
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        known = ", ".join(["digits", *TORCHVISION])
+        raise DataError(f"unknown data set {name!r}: it is neither a folder nor one of {known}")
+    return _from_folder(folder)
+
+
+# ---------------------------------------------------------------- sources
+
+
+def _digits() -> tuple[Dataset, Dataset]:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = torch.from_numpy(np.round(digits.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
+    labels = torch.from_numpy(digits.target.astype(np.int64))
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    held, kept = order[:500].sort().values, order[500:].sort().values  # a fixed test set of 500
+    arrays = {"train": (images[kept], labels[kept]), "test": (images[held], labels[held])}
+    return _build("digits", arrays, tuple(map(str, range(10))), flip=False)
+
+
+def _parquet_files(folder: Path) -> dict[str, list[Path]] | None:
+    found = {split: sorted(folder.glob(f"{split}-*.parquet")) for split in ("train", "test")}
+    return found if all(found.values()) else None
+
+
+def _read_parquet(paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
+    import pyarrow.parquet as pq
+
+    images: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    for path in paths:
+        try:
+            table = pq.read_table(path)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} is not readable as Parquet: {_first_line(error)}") from error
+        column = next((c for c in ("img", "image") if c in table.column_names), None)
+        label = next((c for c in ("label", "fine_label") if c in table.column_names), None)
+        if column is None or label is None:
+            raise DataError(f"{path} has columns {table.column_names}; expected img.bytes (PNG) and label")
+        for row, item in enumerate(table.column(column).to_pylist()):
+            images.append(_decode(item["bytes"], f"{path}, row {row}"))
+        labels.append(table.column(label).to_numpy())
+    return _stack(images, [str(paths[0])]), torch.from_numpy(np.concatenate(labels).astype(np.int64))
+
+
+def _through_torchvision(name: str, root: Path) -> tuple[Dataset, Dataset]:
+    import torchvision.datasets
+
+    dataset = getattr(torchvision.datasets, TORCHVISION[name])
+    folder = root / "torchvision"
+    how = f"put train-*.parquet and test-*.parquet into {root / name}, or set CRAM_BENCH_DATA to the folder that has {name}/"
+    try:
+        splits = {split: dataset(folder, train=split == "train", download=True) for split in ("train", "test")}
+    except Exception as error:  # torchvision raises whatever its download meets
+        raise DataError(f"{name} is not in {root} and could not be downloaded ({_first_line(error)}): {how}") from None
+    arrays = {}
+    for split, source in splits.items():
+        images = torch.as_tensor(np.asarray(source.data))
+        images = images.permute(0, 3, 1, 2) if images.ndim == 4 else images.unsqueeze(1)
+        arrays[split] = (images.contiguous(), torch.as_tensor(source.targets, dtype=torch.int64))
+    return _build(name, arrays, _named(name)["classes"], flip=name in _MIRRORED)
+
+
+def _from_folder(folder: Path) -> tuple[Dataset, Dataset]:
+    splits = {split: folder / split for split in ("train", "test")}
+    for path in splits.values():
+        if not path.is_dir():
+            raise DataError(f"{folder} has no folder {path.name}/; an image folder holds train/<class>/* and test/<class>/*")
+    classes = tuple(sorted(path.name for path in splits["train"].iterdir() if path.is_dir()))
+    if len(classes) < 2:
+        raise DataError(f"{splits['train']} holds {len(classes)} class folders; at least 2 are needed")
+    extra = sorted(path.name for path in splits["test"].iterdir() if path.is_dir() and path.name not in classes)
+    if extra:
+        raise DataError(f"{splits['test'] / extra[0]} is a class without training images in {splits['train']}")
+    files: dict[str, list[tuple[Path, int]]] = {}
+    for split, path in splits.items():
+        files[split] = []
+        for label, name in enumerate(classes):
+            found = sorted(p for p in (path / name).glob("*") if p.suffix.lower() in _SUFFIXES)
+            if not found:
+                raise DataError(f"{path / name} holds no PNG or JPEG image")
+            files[split] += [(file, label) for file in found]
+    sources = [file for listed in files.values() for file, _ in listed]
+
+    def read() -> dict[str, tuple[Tensor, Tensor]]:
+        colour = _any_colour(sources)
+        decoded = {split: [_decode(p.read_bytes(), str(p), colour) for p, _ in listed] for split, listed in files.items()}
+        names = [str(path) for path in sources]
+        stacked = _stack([image for images in decoded.values() for image in images], names)
+        images = dict(zip(files, stacked.split([len(listed) for listed in files.values()]), strict=True))
+        return {split: (images[split], torch.tensor([label for _, label in files[split]])) for split in files}
+
+    return _cached(folder.resolve().name, sources, read, {"classes": classes, "flip": True})
+
+
+def _any_colour(paths: Sequence[Path]) -> bool:
+    from PIL import Image, UnidentifiedImageError
+
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                if image.mode not in {"1", "L", "I", "I;16", "F"}:
+                    return True
+        except (UnidentifiedImageError, OSError) as error:
+            raise DataError(f"{path} is not readable as an image: {_first_line(error)}") from error
+    return False
+
+
+def _decode(data: bytes, where: str, colour: bool | None = None) -> np.ndarray:
+    """Decode PNG or JPEG bytes to (channels, height, width) uint8."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            grey = image.mode in {"1", "L", "I", "I;16", "F"} if colour is None else not colour
+            array = np.asarray(image.convert("L" if grey else "RGB"))
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise DataError(f"{where} is not readable as an image: {_first_line(error)}") from error
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+
+
+def _stack(images: list[np.ndarray], names: Sequence[str]) -> Tensor:
+    if not images:
+        raise DataError(f"{names[0] if names else 'the data set'} holds no images")
+    expected = images[0].shape
+    for index, image in enumerate(images):
+        if image.shape != expected:
+            where = names[index] if index < len(names) else f"image {index}"
+            raise DataError(f"{where} is {_size(image.shape)}, and the first image is {_size(expected)}; all must be alike")
+    return torch.from_numpy(np.stack(images))
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[2]}×{shape[1]} pixels, {shape[0]} channels"
+
+
+def _named(name: str) -> dict[str, Any]:
+    return {"classes": tuple(map(str, range(_CLASSES[name]))), "flip": name in _MIRRORED}
+
+
+def _build(
+    name: str, arrays: dict[str, tuple[Tensor, Tensor]], classes: tuple[str, ...], flip: bool
+) -> tuple[Dataset, Dataset]:
+    for split, (images, labels) in arrays.items():
+        if len(images) != len(labels):
+            raise DataError(f"{name} {split} has {len(images)} images and {len(labels)} labels")
+        if wrong := labels[(labels < 0) | (labels >= len(classes))].tolist():
+            raise DataError(f"{name} {split} has the label {wrong[0]}; labels run from 0 to {len(classes) - 1}")
+    if arrays["train"][0].shape[1:] != arrays["test"][0].shape[1:]:
+        shapes = [_size(tuple(images.shape[1:])) for images, _ in arrays.values()]
+        raise DataError(f"{name}: training images are {shapes[0]}, test images {shapes[1]}; all must be alike")
+    mean, std = _moments(arrays["train"][0])
+    train, test = (Dataset(name, *arrays[split], classes, mean, std, flip) for split in ("train", "test"))
+    return train, test
+
+
+def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Exact mean and standard deviation per channel of uint8 images scaled to [0, 1], from their histograms."""
+    values = torch.arange(256, dtype=torch.float64) / 255
+    means, stds = [], []
+    for channel in range(images.shape[1]):
+        counts = torch.bincount(images[:, channel].reshape(-1), minlength=256).double()
+        mean = (counts * values).sum() / counts.sum()
+        means.append(mean)
+        stds.append(((counts * (values - mean).square()).sum() / counts.sum()).sqrt())
+    std = torch.stack(stds)
+    return torch.stack(means).float(), torch.where(std > 0, std, torch.ones_like(std)).float()
+
+
+# ---------------------------------------------------------------- cache of decoded images
+
+
+@dataclass
+class _Cache:
+    path: Path
+    key: str = field(default="")
+
+    def read(self) -> dict[str, tuple[Tensor, Tensor]] | None:
+        from safetensors import safe_open
+
+        if not self.path.exists():
+            return None
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                written = (file.metadata() or {}).get("sha256")
+        except Exception as error:  # the library raises its own type for a truncated file
+            warnings.warn(f"{self.path} is damaged and is rebuilt: {_first_line(error)}", stacklevel=4)
+            return None
+        if written != _digest(tensors):
+            warnings.warn(f"{self.path} is damaged and is rebuilt: its checksum does not match", stacklevel=4)
+            return None
+        return {split: (tensors[f"{split}.images"], tensors[f"{split}.labels"]) for split in ("train", "test")}
+
+    def write(self, arrays: dict[str, tuple[Tensor, Tensor]]) -> None:
+        from safetensors.torch import save_file
+
+        tensors = {f"{s}.{n}": t.contiguous() for s, pair in arrays.items() for n, t in zip(("images", "labels"), pair, strict=True)}
+        part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, part, {"sha256": _digest(tensors)})
+            os.replace(part, self.path)
+        except OSError as error:
+            warnings.warn(f"decoded images could not be cached in {self.path.parent}: {_first_line(error)}", stacklevel=4)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _cached(
+    name: str,
+    sources: Sequence[Path],
+    read: Callable[[], dict[str, tuple[Tensor, Tensor]]],
+    build: dict[str, Any],
+) -> tuple[Dataset, Dataset]:
+    """Decode with `read`, or take the cache, which is named by the sources' paths, sizes and times."""
+    stats = [(str(p.resolve()), (s := p.stat()).st_size, s.st_mtime_ns) for p in sources]
+    key = hashlib.sha256(json.dumps([_FORMAT, stats, build["classes"]]).encode()).hexdigest()[:16]
+    cache = _Cache(cache_root() / "decoded" / f"{name}-{key}.safetensors")
+    arrays = cache.read()
+    if arrays is None:
+        arrays = read()
+        datasets = _build(name, arrays, **build)  # checked before it is kept
+        cache.write(arrays)
+        return datasets
+    return _build(name, arrays, **build)
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name}{tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,273 @@
+"""Experiments: what is trained, as a frozen value; and the recipes that return one.
+
+A recipe is a plain function. A new method is one line in `METHODS`, after its optimizer has its file in `optim/`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from torch import nn
+from torch.optim import SGD, Optimizer
+
+from cram_bench import compress, data, models
+from cram_bench.models import unknown
+from cram_bench.optim import SAM, CrAM
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that decides the trained weights, apart from the machine.
+
+    Device, threads and compilation are how, not what: they are given to the run and noted beside it.
+
+    Raises:
+        ValueError: a value is outside what its line below allows; the message names it.
+        TypeError: a value has another type than its field.
+    """
+
+    dataset: str = "digits"
+    """A name that `cram_bench.data.load` knows, or the path of an image folder."""
+    model: str = "convnet"
+    """A name that `cram_bench.models.create` knows."""
+    method: str = "sgd"
+    """One of `METHODS`; how tables call it."""
+    epochs: int = 20
+    """Passes over the training data, at least 1."""
+    seed: int = 0
+    """Of the initial weights, the order and augmentation of the data, and the draw of compressors; not negative."""
+    batch_size: int = 128
+    """Images per step."""
+    lr: float = 0.1
+    """Peak learning rate, positive."""
+    momentum: float = 0.9
+    """Of SGD, in [0, 1)."""
+    weight_decay: float = 5e-4
+    """Of SGD, coupled, on every parameter; not negative."""
+    warmup_epochs: float = 0.0
+    """Epochs of linear warm-up before the cosine."""
+    augment: bool = True
+    """Random crop and flip."""
+    precision: str = "float32"
+    """``float32``, or ``bfloat16`` for autocast."""
+    rho: float = 0.0
+    """Ascent radius of SAM (normalised) and CrAM (not normalised)."""
+    compressors: tuple[str, ...] = ()
+    """Specifications that CrAM draws from, such as ``global@0.9`` or ``2:4``."""
+    sparse_gradients: bool = True
+    """Mask CrAM's gradient at the compressed weights."""
+    holdout: int = 0
+    """Training images held out for validation: tests then use those, and the test set is not touched."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for item in fields(self):
+            object.__setattr__(self, item.name, _typed(item.name, getattr(self, item.name), hints[item.name]))
+        if self.method not in METHODS:
+            raise ValueError(unknown("method", self.method, list(METHODS)))
+        if not self.model.startswith("torchvision:") and self.model not in models.BUILDERS:
+            raise ValueError(unknown("model", self.model, [*models.BUILDERS, "torchvision:NAME"]))
+        bounds: dict[str, tuple[bool, str]] = {
+            "epochs": (self.epochs >= 1, "at least 1"),
+            "seed": (0 <= self.seed < 2**31, "from 0 to 2**31 - 1"),
+            "batch_size": (self.batch_size >= 2, "at least 2, for BatchNorm has to see two"),
+            "lr": (self.lr > 0, "positive"),
+            "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
+            "weight_decay": (self.weight_decay >= 0, "not negative"),
+            "warmup_epochs": (0 <= self.warmup_epochs <= self.epochs, "from 0 to the number of epochs"),
+            "precision": (self.precision in ("float32", "bfloat16"), "float32 or bfloat16"),
+            "rho": (self.rho >= 0, "not negative"),
+            "holdout": (self.holdout >= 0, "not negative"),
+        }
+        for name, (holds, allowed) in bounds.items():
+            value = getattr(self, name)
+            if not holds or (isinstance(value, float) and not math.isfinite(value)):
+                raise ValueError(f"{name} must be {allowed}, not {value!r}")
+        for spec in self.compressors:
+            compress.parse(spec)
+        if METHODS[self.method].compresses != bool(self.compressors):
+            need = "needs compressors, such as ('global@0.5',)" if METHODS[self.method].compresses else "takes no compressors"
+            raise ValueError(f"method {self.method!r} {need}; it was given {self.compressors!r}")
+
+    @property
+    def id(self) -> str:
+        """Hash of the settings that differ from the defaults: adding a field keeps old runs addressable."""
+        text = json.dumps(self.changed(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def changed(self) -> dict[str, Any]:
+        """Return the settings that differ from the defaults, ready for JSON."""
+        return {f.name: _plain(value) for f in fields(self) if (value := getattr(self, f.name)) != f.default or f.default is MISSING}
+
+    def settings(self) -> dict[str, Any]:
+        """Return all settings, ready for JSON."""
+        return {name: _plain(value) for name, value in asdict(self).items()}
+
+    @classmethod
+    def of(cls, settings: dict[str, Any]) -> Experiment:
+        """Build from a mapping such as `settings` returns; an unknown name is refused with a suggestion."""
+        known = [f.name for f in fields(cls)]
+        for name in settings:
+            if name not in known:
+                raise ValueError(unknown("setting", name, known))
+        return cls(**settings)
+
+    def load_data(self) -> tuple[data.Dataset, data.Dataset]:
+        """Return (train, test); with `holdout`, training images stand in for the test set."""
+        train, test = data.load(self.dataset)
+        return train.split(self.holdout, seed=0) if self.holdout else (train, test)
+
+    def build_model(self, train: data.Dataset) -> nn.Module:
+        """Build the network with the initial weights that `seed` gives."""
+        import torch
+
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            return models.create(self.model, train.num_classes, train.channels, train.image_size)
+
+    def build_optimizer(self, model: nn.Module) -> Optimizer:
+        """Build the method's optimizer over the parameters of `model`."""
+        base = SGD(model.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        return METHODS[self.method].wrap(self, model, base)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train: its label in figures, its optimizer, and the paper's constants for it."""
+
+    label: str
+    wrap: Callable[[Experiment, nn.Module, Optimizer], Optimizer]
+    constants: dict[str, Any]
+    passes: int = 2
+    """Gradient evaluations per step."""
+
+    @property
+    def compresses(self) -> bool:
+        """Whether it draws from `Experiment.compressors`."""
+        return bool(self.constants.get("compressors"))
+
+
+def _plain_sgd(experiment: Experiment, model: nn.Module, base: Optimizer) -> Optimizer:
+    return base
+
+
+def _sam(experiment: Experiment, model: nn.Module, base: Optimizer) -> Optimizer:
+    return SAM(model, base, rho=experiment.rho)
+
+
+def _cram(plus: bool) -> Callable[[Experiment, nn.Module, Optimizer], Optimizer]:
+    def wrap(experiment: Experiment, model: nn.Module, base: Optimizer) -> Optimizer:
+        return CrAM(
+            model,
+            base,
+            [compress.parse(spec) for spec in experiment.compressors],
+            rho=experiment.rho,
+            plus=plus,
+            sparse_gradients=experiment.sparse_gradients,
+            seed=experiment.seed,
+        )
+
+    return wrap
+
+
+_MULTI = tuple(f"global@{tenths / 10:g}" for tenths in range(3, 10))
+
+METHODS: dict[str, Method] = {
+    "sgd": Method("SGD", _plain_sgd, {}, passes=1),
+    "sam": Method("SAM", _sam, {"rho": 0.05}),
+    "cram": Method("CrAM", _cram(plus=False), {"rho": 0.2, "compressors": ("global@0.7",)}),
+    "cram+": Method("CrAM+", _cram(plus=True), {"rho": 0.2, "compressors": ("global@0.7",)}),
+    "cram+-multi": Method("CrAM+-Multi", _cram(plus=True), {"rho": 0.2, "compressors": _MULTI}),
+}
+"""Methods by the name that the command line and the tables use.
+
+ρ of SAM is its paper's default (arXiv 2010.01412, section 3.1); ρ and the sparsities of CrAM+-Multi are those of the
+authors' ResNet-20 runs (arXiv 2207.14200); CrAM and CrAM+ take the middle of that range.
+"""
+
+
+PROFILES: dict[str, dict[str, dict[str, Any]]] = {
+    "quick": {"digits": {"epochs": 20}, "images": {"epochs": 2}},
+    "full": {"digits": {"epochs": 60}, "images": {"epochs": 10}},
+}
+"""Profile → settings for digits and for all other data."""
+
+
+def recipe(dataset: str, method: str = "sgd", **changes: Any) -> Experiment:
+    """Return the experiment that suits a data set, with the constants of a method, and any setting changed by name.
+
+    Args:
+        dataset: a name or the path of an image folder.
+        method: one of `METHODS`.
+        changes: settings of `Experiment`.
+
+    Raises:
+        ValueError: a name is unknown (with a suggestion) or a value not allowed.
+
+    >>> recipe("cifar10", "cram+-multi", seed=1).compressors[:2]
+    ('global@0.3', 'global@0.4')
+    """
+    if method not in METHODS:
+        raise ValueError(unknown("method", method, list(METHODS)))
+    if data.is_folder(dataset):
+        dataset = str(Path(dataset).expanduser().resolve())
+    settings: dict[str, Any] = {"dataset": dataset, "method": method, **METHODS[method].constants}
+    if dataset == "digits":
+        settings |= {"model": "convnet", "epochs": 20, "augment": True}
+    else:
+        # 10 epochs as a default that two cores can bear; the paper trains 200.
+        settings |= {"model": "resnet20", "epochs": 10, "precision": "bfloat16"}
+    settings["warmup_epochs"] = changes.get("epochs", settings["epochs"]) / 40  # the paper's 5 of 200
+    if not METHODS[method].compresses and "compressors" in changes:
+        raise ValueError(f"method {method!r} takes no compressors")
+    return Experiment.of(settings | changes)
+
+
+def profile_changes(dataset: str, profile: str) -> dict[str, Any]:
+    """Return the settings of a report's profile: ``quick`` is for a first look, ``full`` for numbers to quote.
+
+    Raises:
+        ValueError: the profile is unknown.
+    """
+    if profile not in PROFILES:
+        raise ValueError(unknown("profile", profile, list(PROFILES)))
+    return dict(PROFILES[profile]["digits" if dataset == "digits" else "images"])
+
+
+def grid(dataset: str, methods: list[str], seeds: int | list[int], **changes: Any) -> list[Experiment]:
+    """Return one experiment per method and seed, methods outermost."""
+    listed = list(range(seeds)) if isinstance(seeds, int) else seeds
+    if not methods or not listed:
+        raise ValueError("a comparison needs at least one method and one seed")
+    return [recipe(dataset, method, seed=seed, **changes) for method in methods for seed in listed]
+
+
+def with_changes(experiment: Experiment, **changes: Any) -> Experiment:
+    """Return the experiment with settings changed by name."""
+    return replace(experiment, **changes)
+
+
+def _typed(name: str, value: Any, kind: Any) -> Any:
+    """Return `value` as the field's type, or refuse it by name. Integers serve as floats, lists as tuples."""
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if kind in (int, float, str, bool):
+        if type(value) is not kind:
+            raise TypeError(f"{name} must be of type {kind.__name__}, not {value!r}")
+        return value
+    if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
+        raise TypeError(f"{name} must be a list of strings, not {value!r}")
+    return tuple(value)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

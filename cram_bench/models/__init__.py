@@ -1,0 +1,78 @@
+"""Networks by name, each free to say which of its weights are prunable.
+
+A new model is a new file and a line in `BUILDERS`. A model that disagrees with the general rule of
+`cram_bench.compress.prunable` defines ``prunable()`` and returns the names of the weights that may be zeroed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from cram_bench.compress import prunable
+from cram_bench.models.convnet import convnet
+from cram_bench.models.resnet import resnet18, resnet20
+from cram_bench.models.vgg import vgg16_bn
+from cram_bench.models.vit import vit_tiny
+
+__all__ = ["BUILDERS", "create", "names", "prunable"]
+
+BUILDERS: dict[str, Callable[..., nn.Module]] = {
+    "convnet": convnet,
+    "resnet20": resnet20,
+    "resnet18": resnet18,
+    "vgg16_bn": vgg16_bn,
+    "vit_tiny": vit_tiny,
+}
+
+
+def names() -> list[str]:
+    """List the names that `create` knows, besides ``torchvision:NAME``."""
+    return list(BUILDERS)
+
+
+def create(name: str, num_classes: int, in_channels: int = 3, image_size: int = 32) -> nn.Module:
+    """Build a freshly initialised network; weights are drawn from torch's default generator.
+
+    Args:
+        name: one of `names()`, or ``torchvision:NAME`` for any classifier of torchvision.
+        num_classes: number of outputs.
+        in_channels: image channels; torchvision's classifiers take 3.
+        image_size: side of the image in pixels, for models that must know it.
+
+    Raises:
+        ValueError: the name is unknown (with a suggestion), or a torchvision classifier is asked for other channels.
+
+    >>> sum(p.numel() for p in create("resnet20", num_classes=10).parameters())
+    269722
+    """
+    if name.startswith("torchvision:"):
+        return _torchvision(name.removeprefix("torchvision:"), num_classes, in_channels)
+    if name not in BUILDERS:
+        raise ValueError(unknown("model", name, [*BUILDERS, "torchvision:NAME"]))
+    builder = BUILDERS[name]
+    options: dict[str, Any] = {"image_size": image_size} if "image_size" in inspect.signature(builder).parameters else {}
+    return builder(num_classes=num_classes, in_channels=in_channels, **options)
+
+
+def _torchvision(name: str, num_classes: int, in_channels: int) -> nn.Module:
+    import torchvision.models
+
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise ValueError(unknown("torchvision classifier", name, known))
+    if in_channels != 3:
+        raise ValueError(f"torchvision:{name} takes images with 3 channels, and these have {in_channels}")
+    return torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+
+
+def unknown(kind: str, name: str, known: list[str]) -> str:
+    """Say in one line that `name` is unknown, what is meant perhaps, and what is allowed."""
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    allowed = f" (allowed: {', '.join(known)})" if len(known) <= 20 else ""
+    return f"unknown {kind} {name!r}{hint}{allowed}"

@@ -1,0 +1,11 @@
+"""Optimizers that look beyond the weights they stand on. Each wraps any torch optimizer.
+
+They know compression operators, and nothing of runs or plots. A new one is a new file and a line here; a method
+that people name on the command line is one more line in `cram_bench.experiment.METHODS`.
+"""
+
+from cram_bench.optim.base import TwoPass
+from cram_bench.optim.cram import CrAM
+from cram_bench.optim.sam import SAM
+
+__all__ = ["SAM", "CrAM", "TwoPass"]

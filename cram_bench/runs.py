@@ -1,0 +1,398 @@
+"""The run store: a run is a folder named by the hash of its settings.
+
+    store/
+      1f0c…/               a finished run: settings.json, history.csv, model.safetensors, environment.json
+      .training/1f0c…/     one that trains, was interrupted or failed: settings.json, checkpoint.pt or failed.json
+      .locks/1f0c….lock    held by the process that trains it; the system frees it when that process dies
+
+A folder gets its final name by one rename when everything in it is written, so what has the name is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from cram_bench import models
+from cram_bench.data import Dataset
+from cram_bench.experiment import METHODS, Experiment
+from cram_bench.train import Callback, DivergedError, Fit, Progress, fit
+
+_FILES = ("settings.json", "history.csv", "model.safetensors")
+
+
+class RunError(ValueError):
+    """A run is missing, damaged or not what its name says; the message says which and where."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run in its folder, or a failed one, whose `failure` says why."""
+
+    path: Path
+    experiment: Experiment
+    failure: str | None = None
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Run:
+        """Open a finished run's folder.
+
+        Raises:
+            RunError: it is no such folder, or its settings are damaged.
+        """
+        path = Path(path)
+        if not (path / "model.safetensors").is_file():
+            raise RunError(f"{path} is not a finished run: it has no model.safetensors")
+        try:
+            settings = json.loads((path / "settings.json").read_text())
+            return cls(path, Experiment.of(settings))
+        except (OSError, ValueError, TypeError) as error:
+            raise RunError(f"the settings in {path} cannot be used: {error}") from error
+
+    @property
+    def id(self) -> str:
+        """Hash of the settings."""
+        return self.experiment.id
+
+    @property
+    def label(self) -> str:
+        """Short description for progress and tables."""
+        return describe(self.experiment)
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Commit, versions, device, times, command, shape of the data and checksums, as written by the training."""
+        return json.loads((self.path / "environment.json").read_text())
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row per epoch: lr, losses, accuracies (fractions), seconds."""
+        return pd.read_csv(self.path / "history.csv")
+
+    def load_model(self) -> nn.Module:
+        """Build the network and load its trained weights, in eval mode on the CPU.
+
+        Raises:
+            RunError: the weights do not match their checksum or the network.
+        """
+        file = self.path / "model.safetensors"
+        environment = self.environment
+        if _sha256(file) != environment["sha256"][file.name]:
+            raise RunError(f"{file} is damaged: its checksum does not match; delete {self.path} to train it again")
+        shape = environment["data"]
+        with torch.random.fork_rng():
+            model = models.create(self.experiment.model, shape["num_classes"], shape["channels"], shape["image_size"])
+        model.load_state_dict(load_file(file))
+        return model.to(memory_format=torch.channels_last).eval()
+
+
+class Store:
+    """Runs under one folder, by default ``CRAM_BENCH_RUNS``, else the user's cache folder.
+
+    Args:
+        root: the folder; created when the first run is.
+        also: folders of finished runs that are only read, such as those committed beside a report.
+    """
+
+    def __init__(
+        self, root: str | os.PathLike[str] | None = None, also: Sequence[str | os.PathLike[str]] = ()
+    ) -> None:
+        from cram_bench.data import cache_root
+
+        self.root = Path(root or os.environ.get("CRAM_BENCH_RUNS") or cache_root() / "runs").expanduser().absolute()
+        self.also = tuple(Path(path) for path in also)
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.root)!r})"
+
+    def find(self, experiment: Experiment) -> Run | None:
+        """Return the finished run of `experiment`, or None.
+
+        Raises:
+            RunError: a folder has its name and holds another experiment.
+        """
+        for root in (self.root, *self.also):
+            path = root / experiment.id
+            if (path / "model.safetensors").is_file():
+                run = Run.open(path)
+                if run.experiment != experiment:
+                    raise RunError(f"{path} holds other settings than its name says; move it away")
+                return run
+        return None
+
+    def runs(self) -> list[Run]:
+        """Return all finished runs, ordered by their settings."""
+        found = {}
+        for root in (*reversed(self.also), self.root):
+            for path in root.glob("[0-9a-f]*") if root.is_dir() else ():
+                if (path / "model.safetensors").is_file():
+                    found[path.name] = Run.open(path)
+        return sorted(found.values(), key=lambda run: json.dumps(run.experiment.settings(), sort_keys=True))
+
+    def table(self) -> pd.DataFrame:
+        """List finished, failed and unfinished runs, a row each, with state, last epoch and test accuracy."""
+        rows = []
+        for run in self.runs():
+            last = run.history.iloc[-1]
+            rows.append(_row(run.experiment, "finished", int(last["epoch"]), last.get("test_accuracy")))
+        for path in sorted((self.root / ".training").glob("*")):
+            try:
+                experiment = Experiment.of(json.loads((path / "settings.json").read_text()))
+            except (OSError, ValueError, TypeError):
+                continue
+            state = "failed" if (path / "failed.json").exists() else "training" if self._locked(experiment) else "interrupted"
+            rows.append(_row(experiment, state, None, None))
+        return pd.DataFrame(rows, columns=["run", "dataset", "model", "method", "seed", "epochs", "state", "epoch", "accuracy"])
+
+    def failure(self, experiment: Experiment) -> str | None:
+        """Return why `experiment` failed, if it did."""
+        file = self.root / ".training" / experiment.id / "failed.json"
+        return json.loads(file.read_text())["reason"] if file.exists() else None
+
+    @contextlib.contextmanager
+    def lock(self, experiment: Experiment) -> Iterator[None]:
+        """Hold the run of `experiment` alone; wait while another living process holds it."""
+        path = self.root / ".locks" / f"{experiment.id}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"waiting for the process that trains {experiment.id}", file=sys.stderr)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _locked(self, experiment: Experiment) -> bool:
+        path = self.root / ".locks" / f"{experiment.id}.lock"
+        if not path.exists():
+            return False
+        with open(path) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+
+def describe(experiment: Experiment) -> str:
+    """Return ``method, seed s`` as figures and progress bars call a run."""
+    return f"{METHODS[experiment.method].label}, seed {experiment.seed}"
+
+
+def ensure(
+    experiment: Experiment,
+    store: Store | None = None,
+    *,
+    device: str | None = None,
+    compile: bool | None = None,
+    threads: int | None = None,
+    progress: bool = True,
+) -> Run:
+    """Return the finished run of `experiment`; train it, or go on training it, if there is none.
+
+    Args:
+        experiment: what to train.
+        store: where; by default ``Store()``.
+        device: ``cpu`` or ``cuda``; by default a GPU if there is one.
+        compile: use torch.compile; by default where the training is long enough to repay the minute it takes.
+        threads: of torch on the CPU; by default one for tiny images, where more only wait for each other.
+        progress: show a bar, or lines where there is no terminal.
+
+    Raises:
+        DivergedError: the training's loss is not finite, now or when it was tried before.
+        DataError: the data set is missing or malformed.
+        RunError: the store holds something else under this name.
+    """
+    store = store or Store()
+    if run := store.find(experiment):
+        return run
+    with store.lock(experiment):
+        if run := store.find(experiment):  # another process finished it while this one waited
+            return run
+        if reason := store.failure(experiment):
+            raise DivergedError(f"{describe(experiment)} failed before: {reason}")
+        return _train(experiment, store, device, compile, threads, progress)
+
+
+def ensure_all(experiments: Sequence[Experiment], store: Store | None = None, **options: Any) -> list[Run]:
+    """Return a run for every experiment, in order; one that diverges is returned with its `failure`, not dropped."""
+    store = store or Store()
+    runs = []
+    for experiment in experiments:
+        try:
+            runs.append(ensure(experiment, store, **options))
+        except DivergedError as error:
+            runs.append(Run(store.root / ".training" / experiment.id, experiment, failure=str(error)))
+    return runs
+
+
+def _train(
+    experiment: Experiment, store: Store, device: str | None, compile: bool | None, threads: int | None, progress: bool
+) -> Run:
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    train, test = (part.to(device) for part in experiment.load_data())
+    if experiment.batch_size > len(train):
+        raise ValueError(f"batch_size {experiment.batch_size} is larger than the training data, {len(train)} images")
+    if compile is None:
+        compile = experiment.epochs * len(train) >= 200_000
+    if threads is None and train.images[0].numel() <= 256:
+        threads = 1
+    work = store.root / ".training" / experiment.id
+    work.mkdir(parents=True, exist_ok=True)
+    _write_text(work / "settings.json", json.dumps(experiment.settings(), indent=2))
+    model = experiment.build_model(train).to(device)
+    optimizer = experiment.build_optimizer(model)
+    started = time.time()
+    callbacks: list[Callback] = [Checkpoint(work / "checkpoint.pt"), *([Progress(describe(experiment))] if progress else [])]
+    try:
+        with _threads(threads):
+            used = torch.get_num_threads()
+            history = fit(
+                model,
+                optimizer,
+                train,
+                test,
+                epochs=experiment.epochs,
+                batch_size=experiment.batch_size,
+                seed=experiment.seed,
+                warmup_epochs=experiment.warmup_epochs,
+                augment=experiment.augment,
+                precision=experiment.precision,
+                compile=compile,
+                callbacks=callbacks,
+            )
+    except DivergedError as error:
+        _write_text(work / "failed.json", json.dumps({"reason": str(error)}))
+        raise
+    pd.DataFrame(history).to_csv(work / "history.csv", index=False)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, work / "model.safetensors")
+    description = {
+        **machine(device),
+        "threads": used,
+        "compile": compile,
+        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(sum(row["seconds"] for row in history), 1),
+        "data": _shape(train, test),
+        "sha256": {name: _sha256(work / name) for name in _FILES},
+    }
+    _write_text(work / "environment.json", json.dumps(description, indent=2))
+    (work / "checkpoint.pt").unlink(missing_ok=True)
+    final = store.root / experiment.id
+    if final.exists():  # without weights, or find() would have taken it
+        shutil.rmtree(final)
+    os.rename(work, final)
+    return Run(final, experiment)
+
+
+class Checkpoint(Callback):
+    """Write the state after every epoch, whole or not at all; load it when training starts again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_start(self, fit: Fit) -> None:
+        if not self.path.exists():
+            return
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many types for a damaged file
+            warnings.warn(f"{self.path} is damaged, training starts anew: {str(error).splitlines()[0]}", stacklevel=2)
+            return
+        fit.load_state_dict(state)
+
+    def on_epoch(self, fit: Fit) -> None:
+        part = self.path.with_suffix(".part")
+        torch.save(fit.state_dict(), part)
+        os.replace(part, self.path)
+
+
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """Describe what runs here: commit, versions, device, platform and command."""
+    import torchvision
+
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else _processor()
+    return {
+        "commit": commit(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__},
+        "device": f"{name}, {os.cpu_count()} cores" if device == "cpu" else name,
+        "platform": platform.platform(),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def commit() -> str:
+    """Return the commit of this package's checkout, ``+changes`` when its code differs, or ``unknown``."""
+    folder = Path(__file__).parent
+    git = ["git", "-C", str(folder)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "--", "."], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("+changes" if changed.strip() else "")
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _shape(train: Dataset, test: Dataset) -> dict[str, Any]:
+    return {
+        "num_classes": train.num_classes,
+        "channels": train.channels,
+        "image_size": train.image_size,
+        "train": len(train),
+        "test": len(test),
+    }
+
+
+def _row(experiment: Experiment, state: str, epoch: int | None, accuracy: Any) -> dict[str, Any]:
+    keep = ("dataset", "model", "method", "seed", "epochs")
+    settings = {name: getattr(experiment, name) for name in keep}
+    return {"run": experiment.id, **settings, "state": state, "epoch": epoch, "accuracy": accuracy}
+
+
+def _write_text(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(text + "\n")
+    os.replace(part, path)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

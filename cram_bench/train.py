@@ -1,0 +1,277 @@
+"""The one training loop, on one screen. Everything else is a callback.
+
+`fit` knows a model, an optimizer and data; it knows nothing of experiments or folders. Every optimizer, plain or
+two-pass, is driven by ``optimizer.step(closure)``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from cram_bench._preserve import preserved
+from cram_bench.data import Dataset
+
+
+class DivergedError(RuntimeError):
+    """The training loss is no longer finite."""
+
+
+@dataclass
+class Fit:
+    """One training as it goes: what the callbacks see, and what a checkpoint must hold."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: LambdaLR
+    epochs: int
+    steps_per_epoch: int
+    epoch: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that the next epoch depends on."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "epoch": self.epoch,
+            "history": self.history,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.epoch, self.history = state["epoch"], list(state["history"])
+
+
+class Callback(Protocol):
+    """Called as training goes; inherit, and override what is needed."""
+
+    def on_start(self, fit: Fit) -> None:
+        """Before the first step; may load a state."""
+
+    def on_step(self, fit: Fit, step: int, loss: Tensor, correct: Tensor, seen: int) -> None:
+        """After every step: running sums of the epoch, still on the device."""
+
+    def on_epoch(self, fit: Fit) -> None:
+        """After every epoch; the last row of ``fit.history`` describes it."""
+
+    def on_end(self, fit: Fit) -> None:
+        """After the last epoch, or after an exception."""
+
+
+def fit(
+    model: nn.Module,
+    optimizer: Optimizer,
+    train: Dataset,
+    test: Dataset | None = None,
+    *,
+    epochs: int,
+    batch_size: int,
+    seed: int = 0,
+    warmup_epochs: float = 0.0,
+    augment: bool = True,
+    precision: str = "float32",
+    compile: bool = False,
+    callbacks: Sequence[Callback] = (),
+) -> list[dict[str, float]]:
+    """Train `model` in place and return one row per epoch.
+
+    Args:
+        model: on the device of the data.
+        optimizer: any torch optimizer; those of `cram_bench.optim` too.
+        train: training data; order and augmentation of epoch e follow from (seed, e) alone, so that a resumed
+            training repeats an uninterrupted one. A last smaller batch is left out.
+        test: evaluated after every epoch if given; it decides nothing.
+        epochs: passes over the data; the learning rate follows `cosine` over all of them.
+        batch_size: images per step.
+        seed: of order, augmentation and dropout.
+        warmup_epochs: epochs of linear warm-up.
+        augment: crop and flip.
+        precision: ``float32`` or ``bfloat16`` (autocast; weights stay float32).
+        compile: use `torch.compile`; falls back with one warning where no compiler works.
+        callbacks: called as the training goes.
+
+    Returns:
+        Rows of epoch, lr, train_loss, train_accuracy, seconds and, with `test`, test_loss and test_accuracy.
+        Accuracies are fractions; training figures are from the pass at the true weights, averaged over the epoch.
+
+    Raises:
+        DivergedError: the epoch's loss is not finite.
+    """
+    steps = max(1, len(train) // batch_size)
+    schedule = cosine(epochs * steps, round(warmup_epochs * steps))
+    state = Fit(model, optimizer, LambdaLR(optimizer, schedule), epochs, steps)
+    objective = _objective(model, train, batch_size, precision, compile)
+    model.to(memory_format=torch.channels_last)
+    for callback in callbacks:
+        callback.on_start(state)
+    try:
+        while state.epoch < epochs:
+            model.train()
+            start, lr = time.perf_counter(), optimizer.param_groups[0]["lr"]
+            loss_sum, correct = torch.zeros(2, device=train.labels.device).unbind()
+            seen = 0
+            with _seeded(epoch_seed := seed * 1_000_003 + state.epoch):
+                batches = train.batches(min(batch_size, len(train)), seed=epoch_seed, augment=augment, drop_last=True, channels_last=True)
+                for step, (inputs, labels) in enumerate(batches):
+                    outputs: list[Tensor] = []  # of the first call, the one at the true weights
+
+                    def closure(inputs: Tensor = inputs, labels: Tensor = labels, outputs: list[Tensor] = outputs) -> Tensor:
+                        optimizer.zero_grad()
+                        loss, logits = objective(inputs, labels)
+                        loss.backward()
+                        outputs.append(logits.detach())
+                        return loss.detach()
+
+                    loss_sum += optimizer.step(closure) * len(labels)
+                    correct += (outputs[0].argmax(1) == labels).sum()
+                    seen += len(labels)
+                    state.scheduler.step()
+                    for callback in callbacks:
+                        callback.on_step(state, step, loss_sum, correct, seen)
+            row = {"epoch": state.epoch + 1, "lr": lr, "train_loss": float(loss_sum) / seen, "train_accuracy": float(correct) / seen}
+            if not math.isfinite(row["train_loss"]):
+                raise DivergedError(f"the training loss is {row['train_loss']} in epoch {state.epoch + 1}; try a lower learning rate or rho")
+            if test is not None:
+                row |= {f"test_{name}": value for name, value in evaluate(model, test).items()}
+            state.history.append(row | {"seconds": time.perf_counter() - start})
+            state.epoch += 1
+            for callback in callbacks:
+                callback.on_epoch(state)
+    finally:
+        for callback in callbacks:
+            callback.on_end(state)
+    return state.history
+
+
+def cosine(total: int, warmup: int = 0) -> Callable[[int], float]:
+    """Build the factor on the learning rate at a step: linear from 1/warmup to 1, then a half cosine to 0.
+
+    (1 + cos(π (t − w)/(T − w)))/2 after w warm-up steps of T (Loshchilov and Hutter, arXiv 1608.03983, without restarts).
+
+    >>> [round(cosine(4)(step), 3) for step in range(5)]
+    [1.0, 0.854, 0.5, 0.146, 0.0]
+    >>> [round(cosine(6, warmup=2)(step), 3) for step in range(3)]
+    [0.5, 1.0, 1.0]
+    """
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup)))) / 2
+
+    return factor
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, data: Dataset, batch_size: int = 500) -> dict[str, float]:
+    """Return the mean cross-entropy in nats and the accuracy in [0, 1], in float32, in eval mode; modes are restored."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    loss, correct = 0.0, 0
+    try:
+        for inputs, labels in data.batches(batch_size, channels_last=True):
+            logits = model(inputs).float()
+            loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+            correct += int((logits.argmax(1) == labels).sum())
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return {"loss": loss / len(data), "accuracy": correct / len(data)}
+
+
+def _objective(
+    model: nn.Module, train: Dataset, batch_size: int, precision: str, compile: bool
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Build (inputs, labels) → (loss, logits), compiled if asked and possible."""
+    if precision not in ("float32", "bfloat16"):
+        raise ValueError(f"precision must be float32 or bfloat16, not {precision!r}")
+    kind = train.labels.device.type
+
+    def objective(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(kind, torch.bfloat16, enabled=precision == "bfloat16"):
+            logits = model(inputs)
+        logits = logits.float()
+        return F.cross_entropy(logits, labels), logits
+
+    if not compile:
+        return objective
+    compiled = torch.compile(objective, dynamic=False)
+    model.to(memory_format=torch.channels_last).train()
+    size = min(batch_size, len(train))
+    inputs, labels = next(train.take(range(size)).batches(size, channels_last=True))
+    try:
+        with preserved(model):
+            compiled(inputs, labels)[0].backward()
+    except Exception as error:  # whatever the compiler meets: none installed, an unsupported operator …
+        warnings.warn(f"torch.compile does not work here, training goes on without it: {str(error).splitlines()[0]}", stacklevel=3)
+        return objective
+    return compiled
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed torch's default generators for a block (dropout draws from them), then put their state back."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+class Progress(Callback):
+    """A bar with loss, accuracy and time left; in a file or a saved notebook, plain lines instead.
+
+    Args:
+        label: stands before the bar.
+        stream: where to write, by default standard error. A bar is drawn on a terminal alone.
+    """
+
+    def __init__(self, label: str = "train", stream: Any = None) -> None:
+        self.label, self.stream, self.bar, self.start = label, stream or sys.stderr, None, 0.0
+
+    def on_start(self, fit: Fit) -> None:
+        from tqdm import tqdm
+
+        self.start = time.perf_counter()
+        self.first = fit.epoch
+        if self.stream.isatty():
+            total, done = fit.epochs * fit.steps_per_epoch, fit.epoch * fit.steps_per_epoch
+            self.bar = tqdm(total=total, initial=done, desc=self.label, file=self.stream, unit="step", dynamic_ncols=True, mininterval=0.5)
+
+    def on_step(self, fit: Fit, step: int, loss: Tensor, correct: Tensor, seen: int) -> None:
+        if self.bar is not None:
+            if step % 20 == 19:  # reading the sums waits for the device
+                self.bar.set_postfix_str(f"loss {float(loss) / seen:.3f}, accuracy {float(correct) / seen:.1%}", refresh=False)
+            self.bar.update()
+
+    def on_epoch(self, fit: Fit) -> None:
+        if self.bar is None:
+            done, row = fit.epoch - self.first, fit.history[-1]
+            left = (time.perf_counter() - self.start) / done * (fit.epochs - fit.epoch)
+            test = f", test {row['test_accuracy']:.1%}" if "test_accuracy" in row else ""
+            if fit.epoch == fit.epochs or fit.epoch % max(1, fit.epochs // 10) == 0:
+                print(
+                    f"{self.label}: epoch {fit.epoch}/{fit.epochs}, loss {row['train_loss']:.3f}, "
+                    f"accuracy {row['train_accuracy']:.1%}{test}, {left:.0f} s left",
+                    file=self.stream,
+                    flush=True,
+                )
+
+    def on_end(self, fit: Fit) -> None:
+        if self.bar is not None:
+            self.bar.close()
