@@ -134,7 +134,7 @@ class Experiment:
 
     def build_optimizer(self, model: nn.Module) -> Optimizer:
         """Build the method's optimizer over the parameters of `model`."""
-        base = SGD(model.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        base = SGD(model.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, fused=True)
         return METHODS[self.method].wrap(self, model, base)
 
 

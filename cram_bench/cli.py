@@ -1,0 +1,136 @@
+"""The command line: ``cram-bench train | report | probe | runs``.
+
+Nothing heavy is imported before a command is known, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit status: 0 done, 1 a problem said in one line, 2 a wrong call."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last finished epoch", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        if arguments.debug:
+            raise
+        print(f"cram-bench: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cram-bench",
+        description="Train, prune and probe networks; regenerate the reports that compare them.",
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    train = commands.add_parser("train", help="train one experiment, or find it trained; print its folder")
+    train.add_argument("--dataset", default="digits", help="digits, cifar10, cifar100, mnist, fashion_mnist, or an image folder")
+    train.add_argument("--method", default="sgd", help="sgd, sam, cram, cram+ or cram+-multi (default: sgd)")
+    train.add_argument("--epochs", type=int, help="passes over the data (default: the recipe's)")
+    train.add_argument("--seed", type=int, default=0)
+    _settings(train)
+    _machine(train)
+    train.set_defaults(run=_train)
+
+    report = commands.add_parser("report", help="train what is missing, execute the notebooks, write reports/NAME/")
+    report.add_argument("--dataset", default="digits", help="digits, cifar10, cifar100, mnist, fashion_mnist, or an image folder")
+    report.add_argument("--profile", default="quick", help="quick (a first look, default) or full (numbers to quote)")
+    report.add_argument("--seeds", type=int, help="how many seeds, 0 … N-1 (default: 3 for digits, else 1)")
+    report.add_argument("--reports", default="reports", help="folder to write to (default: reports)")
+    report.add_argument("--notebooks", help="folder of the notebooks (default: those of this package)")
+    report.add_argument("--keep-runs", action="store_true", help="copy the finished seed-0 runs beside the report")
+    report.add_argument(
+        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters",
+        help="set a notebook parameter, such as -p epochs 30; VALUE is read as YAML",
+    )  # fmt: skip
+    _machine(report)
+    report.set_defaults(run=_report)
+
+    probe = commands.add_parser("probe", help="measure a finished run: accuracy against sparsity, and local loss")
+    probe.add_argument("folder", metavar="RUN", help="a run's folder, or the beginning of its id")
+    probe.add_argument("--calibration", type=int, default=2000, help="training images for BatchNorm tuning (default: 2000)")
+    probe.add_argument("--sample", type=int, default=1000, help="training images for the local-loss probes (default: 1000)")
+    probe.add_argument("--out", help="folder for the tables as CSV")
+    probe.set_defaults(run=_probe)
+
+    runs = commands.add_parser("runs", help="list the runs in the store")
+    runs.add_argument("--csv", action="store_true", help="print as CSV")
+    runs.set_defaults(run=_runs)
+    return parser
+
+
+def _settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-s", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="settings",
+        help="change any other setting, such as -s lr 0.2 or -s model vgg16_bn; VALUE is read as YAML",
+    )  # fmt: skip
+
+
+def _machine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="cpu or cuda (default: a GPU if there is one)")
+    parser.add_argument("--threads", type=int, help="torch threads on the CPU")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="torch.compile (default: for long trainings)")
+
+
+def _values(pairs: list[list[str]]) -> dict[str, Any]:
+    """Read NAME VALUE pairs, the values as YAML; a name given twice is refused."""
+    import yaml
+
+    values: dict[str, Any] = {}
+    for name, text in pairs:
+        if name in values:
+            raise ValueError(f"{name} is given twice")
+        try:
+            values[name] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"the value of {name}, {text!r}, is not YAML") from error
+    return values
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from cram_bench import experiment, runs
+
+    changes = _values(arguments.settings) | {"seed": arguments.seed}
+    if arguments.epochs is not None:
+        changes["epochs"] = arguments.epochs
+    wanted = experiment.recipe(arguments.dataset, arguments.method, **changes)
+    run = runs.ensure(wanted, device=arguments.device, threads=arguments.threads, compile=arguments.compile)
+    print(run.path)
+    return 0
+
+
+def _runs(arguments: argparse.Namespace) -> int:
+    from cram_bench import runs
+
+    store = runs.Store()
+    table = store.table()
+    if arguments.csv:
+        print(table.to_csv(index=False), end="")
+    elif table.empty:
+        print(f"no runs in {store.root}")
+    else:
+        print(table.to_string(index=False, na_rep="-", formatters={"accuracy": "{:.1%}".format}))
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    raise NotImplementedError
+
+
+def _probe(arguments: argparse.Namespace) -> int:
+    raise NotImplementedError
+
+
+if __name__ == "__main__":
+    sys.exit(main())
