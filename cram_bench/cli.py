@@ -6,6 +6,7 @@ Nothing heavy is imported before a command is known, so that ``--help`` answers 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,9 @@ from typing import Any
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status: 0 done, 1 a problem said in one line, 2 a wrong call."""
+    argv = list(sys.argv[1:] if argv is None else argv)
     arguments = _parser().parse_args(argv)
+    arguments.argv = argv
     try:
         return arguments.run(arguments)
     except KeyboardInterrupt:
@@ -35,7 +38,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
 
     train = commands.add_parser("train", help="train one experiment, or find it trained; print its folder")
-    train.add_argument("--dataset", default="digits", help="digits, cifar10, cifar100, mnist, fashion_mnist, or an image folder")
+    train.add_argument(
+        "--dataset", default="digits", help="digits, cifar10, cifar100, mnist, fashion_mnist, or an image folder"
+    )
     train.add_argument("--method", default="sgd", help="sgd, sam, cram, cram+ or cram+-multi (default: sgd)")
     train.add_argument("--epochs", type=int, help="passes over the data (default: the recipe's)")
     train.add_argument("--seed", type=int, default=0)
@@ -44,10 +49,13 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(run=_train)
 
     report = commands.add_parser("report", help="train what is missing, execute the notebooks, write reports/NAME/")
-    report.add_argument("--dataset", default="digits", help="digits, cifar10, cifar100, mnist, fashion_mnist, or an image folder")
+    report.add_argument(
+        "--dataset", default="digits", help="digits, cifar10, cifar100, mnist, fashion_mnist, or an image folder"
+    )
     report.add_argument("--profile", default="quick", help="quick (a first look, default) or full (numbers to quote)")
     report.add_argument("--seeds", type=int, help="how many seeds, 0 … N-1 (default: 3 for digits, else 1)")
     report.add_argument("--reports", default="reports", help="folder to write to (default: reports)")
+    report.add_argument("--name", help="of the report's folder (default: DATASET-MODEL, with -quick for that profile)")
     report.add_argument("--notebooks", help="folder of the notebooks (default: those of this package)")
     report.add_argument("--keep-runs", action="store_true", help="copy the finished seed-0 runs beside the report")
     report.add_argument(
@@ -59,9 +67,13 @@ def _parser() -> argparse.ArgumentParser:
 
     probe = commands.add_parser("probe", help="measure a finished run: accuracy against sparsity, and local loss")
     probe.add_argument("folder", metavar="RUN", help="a run's folder, or the beginning of its id")
-    probe.add_argument("--calibration", type=int, default=2000, help="training images for BatchNorm tuning (default: 2000)")
-    probe.add_argument("--sample", type=int, default=1000, help="training images for the local-loss probes (default: 1000)")
-    probe.add_argument("--out", help="folder for the tables as CSV")
+    probe.add_argument(
+        "--calibration", type=int, default=2000, help="training images for BatchNorm tuning (default: 2000)"
+    )
+    probe.add_argument(
+        "--sample", type=int, default=1000, help="training images for the local-loss probes (default: 1000)"
+    )
+    probe.add_argument("--out", help="folder to write tables/*.csv to")
     probe.set_defaults(run=_probe)
 
     runs = commands.add_parser("runs", help="list the runs in the store")
@@ -80,7 +92,9 @@ def _settings(parser: argparse.ArgumentParser) -> None:
 def _machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu or cuda (default: a GPU if there is one)")
     parser.add_argument("--threads", type=int, help="torch threads on the CPU")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="torch.compile (default: for long trainings)")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, help="torch.compile (default: for long trainings)"
+    )
 
 
 def _values(pairs: list[list[str]]) -> dict[str, Any]:
@@ -125,11 +139,49 @@ def _runs(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    from cram_bench import report
+
+    built = report.build(
+        arguments.dataset,
+        arguments.profile,
+        arguments.seeds,
+        _values(arguments.parameters),
+        reports=arguments.reports,
+        notebooks=arguments.notebooks,
+        name=arguments.name,
+        keep_runs=arguments.keep_runs,
+        command=shlex.join(["cram-bench", *arguments.argv]),
+        device=arguments.device,
+        threads=arguments.threads,
+        compile=arguments.compile,
+    )
+    for name, error in built.failures.items():
+        print(f"cram-bench: the notebook {name} failed: {error}", file=sys.stderr)
+    print(built.folder / "index.html")
+    return 1 if built.failures else 0
 
 
 def _probe(arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    from cram_bench import probes, report, runs
+
+    store = runs.Store()
+    run = store.open(arguments.folder)
+    train, test = run.experiment.load_data()
+    model = run.load_model()
+    sample = train.sample(arguments.sample)
+    levels = [f"global@{level:g}" for level in probes.LEVELS]
+    tables = {
+        "sparsity_curve": probes.sparsity_curve(model, test, [*levels, "2:4"], train.sample(arguments.calibration)),
+        "cram_gap": probes.cram_gap(model, sample, levels),
+        "sam_sharpness": probes.sam_sharpness(model, sample, [0.05, 0.1, 0.2]),
+        "loss_in_ball": probes.loss_in_ball(model, sample),
+    }
+    print(f"{run.id}: {run.label}, {run.experiment.epochs} epochs; test {len(test)} images, local loss {len(sample)}")
+    for name, table in tables.items():
+        print(f"\n{name}\n{table.to_string(index=False)}")
+        if arguments.out:
+            report.Output(arguments.out).table(table, name)
+    return 0
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ data set of torchvision is one line in `TORCHVISION`; anything else fits the ima
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -277,6 +278,10 @@ def _through_torchvision(name: str, root: Path) -> tuple[Dataset, Dataset]:
     try:
         splits = {split: dataset(folder, train=split == "train", download=True) for split in ("train", "test")}
     except Exception as error:  # torchvision raises whatever its download meets
+        with contextlib.suppress(OSError):
+            (folder / TORCHVISION[name] / "raw").rmdir()  # what it made and left empty; a folder with content stays
+        with contextlib.suppress(OSError):
+            folder.rmdir()
         raise DataError(f"{name} is not in {root} and could not be downloaded ({_first_line(error)}): {how}") from None
     arrays = {}
     for split, source in splits.items():
@@ -290,7 +295,9 @@ def _from_folder(folder: Path) -> tuple[Dataset, Dataset]:
     splits = {split: folder / split for split in ("train", "test")}
     for path in splits.values():
         if not path.is_dir():
-            raise DataError(f"{folder} has no folder {path.name}/; an image folder holds train/<class>/* and test/<class>/*")
+            raise DataError(
+                f"{folder} has no folder {path.name}/; an image folder holds train/<class>/* and test/<class>/*"
+            )
     classes = tuple(sorted(path.name for path in splits["train"].iterdir() if path.is_dir()))
     if len(classes) < 2:
         raise DataError(f"{splits['train']} holds {len(classes)} class folders; at least 2 are needed")
@@ -309,7 +316,9 @@ def _from_folder(folder: Path) -> tuple[Dataset, Dataset]:
 
     def read() -> dict[str, tuple[Tensor, Tensor]]:
         colour = _any_colour(sources)
-        decoded = {split: [_decode(p.read_bytes(), str(p), colour) for p, _ in listed] for split, listed in files.items()}
+        decoded = {
+            split: [_decode(p.read_bytes(), str(p), colour) for p, _ in listed] for split, listed in files.items()
+        }
         names = [str(path) for path in sources]
         stacked = _stack([image for images in decoded.values() for image in images], names)
         images = dict(zip(files, stacked.split([len(listed) for listed in files.values()]), strict=True))
@@ -351,7 +360,9 @@ def _stack(images: list[np.ndarray], names: Sequence[str]) -> Tensor:
     for index, image in enumerate(images):
         if image.shape != expected:
             where = names[index] if index < len(names) else f"image {index}"
-            raise DataError(f"{where} is {_size(image.shape)}, and the first image is {_size(expected)}; all must be alike")
+            raise DataError(
+                f"{where} is {_size(image.shape)}, and the first image is {_size(expected)}; all must be alike"
+            )
     return torch.from_numpy(np.stack(images))
 
 
@@ -420,14 +431,20 @@ class _Cache:
     def write(self, arrays: dict[str, tuple[Tensor, Tensor]]) -> None:
         from safetensors.torch import save_file
 
-        tensors = {f"{s}.{n}": t.contiguous() for s, pair in arrays.items() for n, t in zip(("images", "labels"), pair, strict=True)}
+        tensors = {
+            f"{s}.{n}": t.contiguous()
+            for s, pair in arrays.items()
+            for n, t in zip(("images", "labels"), pair, strict=True)
+        }
         part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, part, {"sha256": _digest(tensors)})
             os.replace(part, self.path)
         except OSError as error:
-            warnings.warn(f"decoded images could not be cached in {self.path.parent}: {_first_line(error)}", stacklevel=4)
+            warnings.warn(
+                f"decoded images could not be cached in {self.path.parent}: {_first_line(error)}", stacklevel=4
+            )
         finally:
             part.unlink(missing_ok=True)
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -93,7 +93,11 @@ class Experiment:
         for spec in self.compressors:
             compress.parse(spec)
         if METHODS[self.method].compresses != bool(self.compressors):
-            need = "needs compressors, such as ('global@0.5',)" if METHODS[self.method].compresses else "takes no compressors"
+            need = (
+                "needs compressors, such as ('global@0.5',)"
+                if METHODS[self.method].compresses
+                else "takes no compressors"
+            )
             raise ValueError(f"method {self.method!r} {need}; it was given {self.compressors!r}")
 
     @property
@@ -104,7 +108,11 @@ class Experiment:
 
     def changed(self) -> dict[str, Any]:
         """Return the settings that differ from the defaults, ready for JSON."""
-        return {f.name: _plain(value) for f in fields(self) if (value := getattr(self, f.name)) != f.default or f.default is MISSING}
+        return {
+            f.name: _plain(value)
+            for f in fields(self)
+            if (value := getattr(self, f.name)) != f.default or f.default is MISSING
+        }
 
     def settings(self) -> dict[str, Any]:
         """Return all settings, ready for JSON."""
@@ -241,8 +249,23 @@ def profile_changes(dataset: str, profile: str) -> dict[str, Any]:
     return dict(PROFILES[profile]["digits" if dataset == "digits" else "images"])
 
 
-def grid(dataset: str, methods: list[str], seeds: int | list[int], **changes: Any) -> list[Experiment]:
-    """Return one experiment per method and seed, methods outermost."""
+def grid(
+    dataset: str, methods: Sequence[str], seeds: int | Sequence[int], model: str = "", epochs: int = 0, **changes: Any
+) -> list[Experiment]:
+    """Return one experiment per method and seed, methods outermost.
+
+    Args:
+        dataset: a name or the path of an image folder.
+        methods: names in `METHODS`.
+        seeds: a number n for the seeds 0 … n − 1, or the seeds themselves.
+        model: empty for what suits the data set.
+        epochs: 0 for what suits the data set.
+        changes: any other setting of `Experiment`.
+
+    Raises:
+        ValueError: a name is unknown, a value not allowed, or there is no method or no seed.
+    """
+    changes |= {name: value for name, value in (("model", model), ("epochs", epochs)) if value}
     listed = list(range(seeds)) if isinstance(seeds, int) else seeds
     if not methods or not listed:
         raise ValueError("a comparison needs at least one method and one seed")

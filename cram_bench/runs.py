@@ -35,7 +35,8 @@ from torch import nn
 from cram_bench import models
 from cram_bench.data import Dataset
 from cram_bench.experiment import METHODS, Experiment
-from cram_bench.train import Callback, DivergedError, Fit, Progress, fit
+from cram_bench.progress import Progress
+from cram_bench.train import Callback, DivergedError, Fit, fit
 
 _FILES = ("settings.json", "history.csv", "model.safetensors")
 
@@ -113,9 +114,7 @@ class Store:
         also: folders of finished runs that are only read, such as those committed beside a report.
     """
 
-    def __init__(
-        self, root: str | os.PathLike[str] | None = None, also: Sequence[str | os.PathLike[str]] = ()
-    ) -> None:
+    def __init__(self, root: str | os.PathLike[str] | None = None, also: Sequence[str | os.PathLike[str]] = ()) -> None:
         from cram_bench.data import cache_root
 
         self.root = Path(root or os.environ.get("CRAM_BENCH_RUNS") or cache_root() / "runs").expanduser().absolute()
@@ -139,6 +138,21 @@ class Store:
                 return run
         return None
 
+    def open(self, name: str | os.PathLike[str]) -> Run:
+        """Return a finished run by its folder, its id, or the beginning of its id.
+
+        Raises:
+            RunError: no finished run, or more than one, is called so.
+        """
+        if Path(name).is_dir():
+            return Run.open(name)
+        matches = [run for run in self.runs() if run.id.startswith(str(name))]
+        if len(matches) != 1:
+            raise RunError(
+                f"{len(matches)} finished runs in {self.root} are called {str(name)!r}; `cram-bench runs` lists them"
+            )
+        return matches[0]
+
     def runs(self) -> list[Run]:
         """Return all finished runs, ordered by their settings."""
         found = {}
@@ -159,9 +173,17 @@ class Store:
                 experiment = Experiment.of(json.loads((path / "settings.json").read_text()))
             except (OSError, ValueError, TypeError):
                 continue
-            state = "failed" if (path / "failed.json").exists() else "training" if self._locked(experiment) else "interrupted"
+            state = (
+                "failed"
+                if (path / "failed.json").exists()
+                else "training"
+                if self._locked(experiment)
+                else "interrupted"
+            )
             rows.append(_row(experiment, state, None, None))
-        return pd.DataFrame(rows, columns=["run", "dataset", "model", "method", "seed", "epochs", "state", "epoch", "accuracy"])
+        return pd.DataFrame(
+            rows, columns=["run", "dataset", "model", "method", "seed", "epochs", "state", "epoch", "accuracy"]
+        )
 
     def failure(self, experiment: Experiment) -> str | None:
         """Return why `experiment` failed, if it did."""
@@ -191,6 +213,23 @@ class Store:
             except BlockingIOError:
                 return True
         return False
+
+
+def summary(runs: Sequence[Run]) -> pd.DataFrame:
+    """Say what stands behind a comparison: a row per run with its settings, state, result, device and commit."""
+    rows = []
+    for run in runs:
+        row: dict[str, Any] = {"run": run.id} | {n: getattr(run.experiment, n) for n in ("method", "seed", "epochs")}
+        if run.failure is None:
+            environment = run.environment
+            row |= {"state": "finished", "dense_accuracy": run.history["test_accuracy"].iloc[-1]}
+            row |= {
+                name: environment[name] for name in ("seconds", "device", "threads", "compile", "commit", "finished")
+            }
+        else:
+            row |= {"state": f"failed: {run.failure}"}
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def describe(experiment: Experiment) -> str:
@@ -262,7 +301,10 @@ def _train(
     model = experiment.build_model(train).to(device)
     optimizer = experiment.build_optimizer(model)
     started = time.time()
-    callbacks: list[Callback] = [Checkpoint(work / "checkpoint.pt"), *([Progress(describe(experiment))] if progress else [])]
+    callbacks: list[Callback] = [
+        Checkpoint(work / "checkpoint.pt"),
+        *([Progress(describe(experiment))] if progress else []),
+    ]
     try:
         with _threads(threads):
             used = torch.get_num_threads()
@@ -334,7 +376,11 @@ def machine(device: str = "cpu") -> dict[str, Any]:
     name = torch.cuda.get_device_name() if device.startswith("cuda") else _processor()
     return {
         "commit": commit(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+        },
         "device": f"{name}, {os.cpu_count()} cores" if device == "cpu" else name,
         "platform": platform.platform(),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -346,8 +392,12 @@ def commit() -> str:
     folder = Path(__file__).parent
     git = ["git", "-C", str(folder)]
     try:
-        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "--", "."], capture_output=True, text=True, check=True).stdout
+        head = subprocess.run(
+            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--", "."], capture_output=True, text=True, check=True
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head + ("+changes" if changed.strip() else "")

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +58,7 @@ class Fit:
         self.epoch, self.history = state["epoch"], list(state["history"])
 
 
-class Callback(Protocol):
+class Callback:
     """Called as training goes; inherit, and override what is needed."""
 
     def on_start(self, fit: Fit) -> None:
@@ -128,26 +127,37 @@ def fit(
             loss_sum, correct = torch.zeros(2, device=train.labels.device).unbind()
             seen = 0
             with _seeded(epoch_seed := seed * 1_000_003 + state.epoch):
-                batches = train.batches(min(batch_size, len(train)), seed=epoch_seed, augment=augment, drop_last=True, channels_last=True)
+                batches = train.batches(
+                    min(batch_size, len(train)), seed=epoch_seed, augment=augment, drop_last=True, channels_last=True
+                )
                 for step, (inputs, labels) in enumerate(batches):
                     outputs: list[Tensor] = []  # of the first call, the one at the true weights
 
-                    def closure(inputs: Tensor = inputs, labels: Tensor = labels, outputs: list[Tensor] = outputs) -> Tensor:
+                    def closure(
+                        inputs: Tensor = inputs, labels: Tensor = labels, outputs: list[Tensor] = outputs
+                    ) -> Tensor:
                         optimizer.zero_grad()
                         loss, logits = objective(inputs, labels)
                         loss.backward()
                         outputs.append(logits.detach())
                         return loss.detach()
 
-                    loss_sum += optimizer.step(closure) * len(labels)
+                    loss_sum += optimizer.step(closure) * len(labels)  # type: ignore[arg-type]  # a tensor, as LBFGS takes
                     correct += (outputs[0].argmax(1) == labels).sum()
                     seen += len(labels)
                     state.scheduler.step()
                     for callback in callbacks:
                         callback.on_step(state, step, loss_sum, correct, seen)
-            row = {"epoch": state.epoch + 1, "lr": lr, "train_loss": float(loss_sum) / seen, "train_accuracy": float(correct) / seen}
+            row = {
+                "epoch": state.epoch + 1,
+                "lr": lr,
+                "train_loss": float(loss_sum) / seen,
+                "train_accuracy": float(correct) / seen,
+            }
             if not math.isfinite(row["train_loss"]):
-                raise DivergedError(f"the training loss is {row['train_loss']} in epoch {state.epoch + 1}; try a lower learning rate or rho")
+                raise DivergedError(
+                    f"the training loss is {row['train_loss']} in epoch {state.epoch + 1}; try a lower learning rate or rho"
+                )
             if test is not None:
                 row |= {f"test_{name}": value for name, value in evaluate(model, test).items()}
             state.history.append(row | {"seconds": time.perf_counter() - start})
@@ -220,7 +230,9 @@ def _objective(
         with preserved(model):
             compiled(inputs, labels)[0].backward()
     except Exception as error:  # whatever the compiler meets: none installed, an unsupported operator …
-        warnings.warn(f"torch.compile does not work here, training goes on without it: {str(error).splitlines()[0]}", stacklevel=3)
+        warnings.warn(
+            f"torch.compile does not work here, training goes on without it: {str(error).splitlines()[0]}", stacklevel=3
+        )
         return objective
     return compiled
 
@@ -231,47 +243,3 @@ def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
-
-
-class Progress(Callback):
-    """A bar with loss, accuracy and time left; in a file or a saved notebook, plain lines instead.
-
-    Args:
-        label: stands before the bar.
-        stream: where to write, by default standard error. A bar is drawn on a terminal alone.
-    """
-
-    def __init__(self, label: str = "train", stream: Any = None) -> None:
-        self.label, self.stream, self.bar, self.start = label, stream or sys.stderr, None, 0.0
-
-    def on_start(self, fit: Fit) -> None:
-        from tqdm import tqdm
-
-        self.start = time.perf_counter()
-        self.first = fit.epoch
-        if self.stream.isatty():
-            total, done = fit.epochs * fit.steps_per_epoch, fit.epoch * fit.steps_per_epoch
-            self.bar = tqdm(total=total, initial=done, desc=self.label, file=self.stream, unit="step", dynamic_ncols=True, mininterval=0.5)
-
-    def on_step(self, fit: Fit, step: int, loss: Tensor, correct: Tensor, seen: int) -> None:
-        if self.bar is not None:
-            if step % 20 == 19:  # reading the sums waits for the device
-                self.bar.set_postfix_str(f"loss {float(loss) / seen:.3f}, accuracy {float(correct) / seen:.1%}", refresh=False)
-            self.bar.update()
-
-    def on_epoch(self, fit: Fit) -> None:
-        if self.bar is None:
-            done, row = fit.epoch - self.first, fit.history[-1]
-            left = (time.perf_counter() - self.start) / done * (fit.epochs - fit.epoch)
-            test = f", test {row['test_accuracy']:.1%}" if "test_accuracy" in row else ""
-            if fit.epoch == fit.epochs or fit.epoch % max(1, fit.epochs // 10) == 0:
-                print(
-                    f"{self.label}: epoch {fit.epoch}/{fit.epochs}, loss {row['train_loss']:.3f}, "
-                    f"accuracy {row['train_accuracy']:.1%}{test}, {left:.0f} s left",
-                    file=self.stream,
-                    flush=True,
-                )
-
-    def on_end(self, fit: Fit) -> None:
-        if self.bar is not None:
-            self.bar.close()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import nn
@@ -30,9 +30,10 @@ __all__ = [
     "Compressor",
     "Magnitude",
     "Masks",
-    "apply_",
     "applied",
+    "apply_",
     "compressed",
+    "grid",
     "keep_largest",
     "keep_n_of_m",
     "parse",
@@ -59,6 +60,16 @@ def parse(spec: str) -> Compressor:
     if match := re.fullmatch(r"(global|uniform)@(\d*\.?\d+)", spec):
         return Magnitude(float(match[2]), "uniform" if match[1] == "uniform" else "global")
     raise ValueError(f"unknown compressor {spec!r}: write global@0.9, uniform@0.9 or 2:4")
+
+
+def grid(patterns: Sequence[str], sparsities: Sequence[float]) -> list[Compressor]:
+    """Return a compressor for every pattern and sparsity; an n:m pattern has one sparsity and comes once.
+
+    >>> [str(c) for c in grid(["global", "2:4"], [0.5, 0.9])]
+    ['global@0.5', 'global@0.9', '2:4']
+    """
+    specs = [[p] if ":" in p else [f"{p}@{sparsity!r}" for sparsity in sparsities] for p in patterns]
+    return [parse(spec) for listed in specs for spec in listed]
 
 
 def apply_(model: nn.Module, compressor: Compressor, exclude: Iterable[str] = ()) -> Masks:

@@ -15,8 +15,8 @@ class _Moments:
 
     def __init__(self) -> None:
         self.count = 0
-        self.mean: Tensor | float = 0.0
-        self.squares: Tensor | float = 0.0  # summed squared deviations from the mean
+        self.mean = torch.zeros((), dtype=torch.float64)
+        self.squares = torch.zeros((), dtype=torch.float64)  # summed squared deviations from the mean
 
     def add(self, x: Tensor) -> None:
         dims = [0, *range(2, x.ndim)]
@@ -74,10 +74,11 @@ def tune_batchnorm(model: nn.Module, batches: Iterable[Any]) -> None:
             module.training = mode
         for buffer, value in zip(buffers, kept, strict=True):
             buffer.copy_(value)
-    for norm, moment in moments.items():
+    for moment in moments.values():
         if moment.count < 2:
             raise ValueError(f"BatchNorm tuning needs at least two values per channel, and was given {moment.count}")
     for norm, moment in moments.items():
-        assert norm.running_mean is not None and norm.running_var is not None
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
         norm.running_mean.copy_(moment.mean)
         norm.running_var.copy_(moment.squares / (moment.count - 1))

@@ -39,7 +39,9 @@ class Masks(Mapping[str, Tensor]):
         return len(self._masks)
 
     def __repr__(self) -> str:
-        return f"Masks({len(self)} tensors, {self.zeros:,} of {self.count:,} weights zero, sparsity {self.sparsity:.4f})"
+        return (
+            f"Masks({len(self)} tensors, {self.zeros:,} of {self.count:,} weights zero, sparsity {self.sparsity:.4f})"
+        )
 
     @property
     def count(self) -> int:

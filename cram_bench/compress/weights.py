@@ -41,7 +41,9 @@ def prunable(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn.Para
     for pattern in exclude:
         matched = {name for name in parameters if fnmatch.fnmatchcase(name, pattern)}
         if not matched:
-            raise ValueError(f"exclude pattern {pattern!r} matches no parameter; names look like {next(iter(parameters))!r}")
+            raise ValueError(
+                f"exclude pattern {pattern!r} matches no parameter; names look like {next(iter(parameters))!r}"
+            )
         named -= matched
     weights = {name: parameter for name, parameter in parameters.items() if name in named}
     if not weights:

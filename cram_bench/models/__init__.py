@@ -55,7 +55,9 @@ def create(name: str, num_classes: int, in_channels: int = 3, image_size: int = 
     if name not in BUILDERS:
         raise ValueError(unknown("model", name, [*BUILDERS, "torchvision:NAME"]))
     builder = BUILDERS[name]
-    options: dict[str, Any] = {"image_size": image_size} if "image_size" in inspect.signature(builder).parameters else {}
+    options: dict[str, Any] = (
+        {"image_size": image_size} if "image_size" in inspect.signature(builder).parameters else {}
+    )
     return builder(num_classes=num_classes, in_channels=in_channels, **options)
 
 

@@ -40,6 +40,9 @@ class TwoPass(Optimizer, abc.ABC):
         ValueError: `base` holds a parameter that is not one of `model`.
     """
 
+    base: Optimizer
+    model: nn.Module
+
     def __init__(self, model: nn.Module, base: Optimizer, **settings: float | bool) -> None:
         owned = {id(parameter) for parameter in model.parameters()}
         if any(id(parameter) not in owned for group in base.param_groups for parameter in group["params"]):
@@ -53,15 +56,15 @@ class TwoPass(Optimizer, abc.ABC):
     # Shared with the base optimizer. Properties, because loading a state dict gives the base new objects.
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        return cast(Optimizer, self.__dict__["base"]).param_groups
+        return self.base.param_groups
 
     @property
     def state(self) -> Any:  # type: ignore[override]
-        return cast(Optimizer, self.__dict__["base"]).state
+        return self.base.state
 
     @property
     def defaults(self) -> dict[str, Any]:  # type: ignore[override]
-        return cast(Optimizer, self.__dict__["base"]).defaults
+        return self.base.defaults
 
     @abc.abstractmethod
     def _move(self, groups: list[tuple[dict[str, Any], list[Tensor], list[Tensor]]]) -> None:
@@ -79,7 +82,9 @@ class TwoPass(Optimizer, abc.ABC):
             TypeError: no closure is given.
         """
         if closure is None:
-            raise TypeError(f"{type(self).__name__}.step needs a closure that clears gradients, runs backward and returns the loss")
+            raise TypeError(
+                f"{type(self).__name__}.step needs a closure that clears gradients, runs backward and returns the loss"
+            )
         buffers = list(self.model.buffers())
         with self._restored(buffers):
             closure_with_grad = torch.enable_grad()(closure)

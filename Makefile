@@ -1,0 +1,49 @@
+# Every target works from a fresh clone: each installs what it needs first, which is quick when nothing changed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export CRAM_BENCH_RUNS ?= $(CURDIR)/runs
+# Idle OpenMP threads sleep instead of spinning: two processes on two cores would otherwise fight.
+export OMP_WAIT_POLICY ?= passive
+
+.PHONY: help install report cifar10 lab test check readme clean
+
+help:
+	@echo "make report    train SGD, SAM and CrAM on the digits and write reports/digits-convnet-quick/index.html"
+	@echo "make lab       open JupyterLab on notebooks/"
+	@echo "make test      lint, type check and test"
+	@echo "make cifar10   the committed CIFAR-10 report (about 50 minutes a seed on two cores)"
+	@echo "make readme    copy the committed report's table into README.md"
+	@echo "make install   create $(VENV) and install everything into it"
+	@echo "make clean     remove $(VENV) and caches; runs/ and reports/ stay"
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[report,lab,dev]'
+	touch $@
+
+report: install
+	$(BIN)/cram-bench report --dataset digits
+
+cifar10: install
+	$(BIN)/cram-bench report --dataset cifar10 --profile full --keep-runs
+	$(MAKE) readme
+
+lab: install
+	$(BIN)/jupyter lab notebooks
+
+test: check
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+readme: install
+	$(BIN)/python scripts/readme_table.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

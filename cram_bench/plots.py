@@ -1,0 +1,253 @@
+"""Tables → figures, in one style. A method keeps its colour and marker in every figure.
+
+Every function takes a tidy table of `cram_bench.probes`, stacked over runs, and returns a matplotlib figure. Lines are
+means over seeds; with two seeds or more a band is drawn and named in the legend: ± one standard deviation of accuracies,
+lowest to highest of losses, which are drawn on log scales and may differ by orders of magnitude.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullLocator, PercentFormatter
+
+from cram_bench.experiment import METHODS
+
+# Okabe and Ito's palette: distinguishable with colour-blind vision, of different lightness.
+_PALETTE = ("#000000", "#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#F0E442")
+_MARKERS = ("o", "s", "v", "^", "D", "P", "X", "*")
+
+STYLE: dict[str, Any] = {
+    "figure.dpi": 110,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 160,
+    "font.size": 9.5,
+    "font.family": "DejaVu Sans",
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5,
+    "legend.frameon": False,
+    "svg.hashsalt": "cram_bench",  # the same table gives the same SVG
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Use the house style for a block; matplotlib's own settings come back after it."""
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+        yield
+
+
+def look(method: str) -> tuple[str, str, str]:
+    """Return (label, colour, marker) of a method: fixed by its place in `METHODS`."""
+    names = list(METHODS)
+    index = names.index(method) if method in names else len(names) + sum(map(ord, method)) % 3
+    label = METHODS[method].label if method in METHODS else method
+    return label, _PALETTE[index % len(_PALETTE)], _MARKERS[index % len(_MARKERS)]
+
+
+def accuracy_vs_sparsity(table: pd.DataFrame, pattern: str = "global", chance: float | None = None) -> Figure:
+    """Draw accuracy against sparsity, before and after BatchNorm tuning side by side.
+
+    Args:
+        table: columns method, seed, pattern, sparsity, calibrated, accuracy.
+        pattern: which sparsity pattern to draw; the dense model belongs to all.
+        chance: accuracy of guessing, a fraction, drawn as a dotted line.
+    """
+    shown = table[(table["pattern"] == pattern) | (table["sparsity"] == 0)]
+    panels = [flag for flag in (False, True) if (shown["calibrated"] == flag).any()]
+    titles = {False: "Pruned in one shot", True: "Pruned in one shot, then BatchNorm tuned"}
+    with style():
+        figure = Figure(figsize=(4.6 * max(1, len(panels)), 3.9))
+        axes = figure.subplots(1, max(1, len(panels)), sharey=True, squeeze=False)[0]
+        for axis, flag in zip(axes, panels, strict=False):
+            part = shown[shown["calibrated"] == flag]
+            levels = sorted(part["sparsity"].unique())
+            # Equal steps between levels: the interesting ones crowd near 1 on a linear axis.
+            place = {level: index for index, level in enumerate(levels)}
+            for method in _methods(part):
+                of_method = part[part["method"] == method]
+                _line(axis, of_method.assign(x=of_method["sparsity"].map(place)), "x", "accuracy", method)
+            if chance is not None:
+                axis.axhline(chance, color="#888888", linestyle=":", linewidth=1.2)
+                axis.annotate("guessing", (0, chance), (0, 3), textcoords="offset points", color="#666666", fontsize=8)
+            axis.set_xticks(range(len(levels)), ["dense" if s == 0 else f"{100 * s:g}" for s in levels])
+            axis.set_xlabel(f"sparsity, % of prunable weights that are zero ({pattern} magnitude)")
+            axis.set_title(titles[flag])
+            axis.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+        axes[0].set_ylabel("test accuracy, %")
+        axes[0].set_ylim(0, 1.02)
+        _legend(figure, axes[0], table, "mean ± std")
+    return figure
+
+
+def loss_in_ball(table: pd.DataFrame) -> Figure:
+    """Draw the loss in random filter-normalised directions: mean over directions and seeds, band from lowest to highest.
+
+    Args:
+        table: columns method, seed, direction, a, loss.
+    """
+    with style():
+        figure = Figure(figsize=(5.6, 3.8))
+        axis = figure.subplots()
+        for method in _methods(table):
+            _line(axis, table[table["method"] == method], "a", "loss", method, band="range")
+        axis.set_yscale("log")
+        axis.set_xlabel("distance from the trained weights, in filter norms")
+        axis.set_ylabel("training loss, nats (log scale)")
+        axis.set_title("Loss in random directions")
+        _legend(figure, axis, table, "lowest to highest")
+    return figure
+
+
+def loss_along_compression(table: pd.DataFrame) -> Figure:
+    """Draw the loss on the way from the dense to the pruned weights, a panel per sparsity.
+
+    Args:
+        table: columns method, seed, compressor (specification), t, loss.
+    """
+    compressors = list(dict.fromkeys(table["compressor"].dropna()))
+    with style():
+        figure = Figure(figsize=(3.6 * len(compressors) + 0.8, 3.8))
+        axes = figure.subplots(1, len(compressors), sharey=True, squeeze=False)[0]
+        for axis, compressor in zip(axes, compressors, strict=True):
+            part = table[table["compressor"] == compressor]
+            for method in _methods(part):
+                _line(axis, part[part["method"] == method], "t", "loss", method, band="range")
+            axis.set_yscale("log")
+            axis.set_title(f"to {compressor.partition('@')[0]} {100 * float(compressor.partition('@')[2] or 0):g} %"
+                           if "@" in compressor else f"to {compressor}")  # fmt: skip
+            axis.set_xlabel("t:  0 dense,  1 pruned")
+        axes[0].set_ylabel("training loss, nats (log scale)")
+        _legend(figure, axes[0], table, "lowest to highest")
+    return figure
+
+
+def gaps(table: pd.DataFrame) -> Figure:
+    """Draw the CrAM gap against sparsity.
+
+    Args:
+        table: columns method, seed, sparsity, gap (nats), rho.
+    """
+    with style():
+        figure = Figure(figsize=(5.6, 3.8))
+        axis = figure.subplots()
+        levels = sorted(table["sparsity"].dropna().unique())
+        place = {level: index for index, level in enumerate(levels)}
+        for method in _methods(table):
+            of_method = table[table["method"] == method]
+            _line(axis, of_method.assign(x=of_method["sparsity"].map(place)), "x", "gap", method, band="range")
+        axis.set_yscale("symlog", linthresh=0.01)
+        axis.axhline(0, color="#888888", linewidth=0.8)
+        axis.set_xticks(range(len(levels)), [f"{100 * s:g}" for s in levels])
+        axis.set_xlabel("sparsity, % of prunable weights that are zero")
+        axis.set_ylabel("L(C(θ + ρg)) − L(θ), nats\n(linear to 0.01, then log)")
+        axis.set_title(f"CrAM gap at ρ = {table['rho'].dropna().iloc[0]:g}")
+        _legend(figure, axis, table, "lowest to highest")
+    return figure
+
+
+def sharpness(table: pd.DataFrame) -> Figure:
+    """Draw SAM-sharpness against its radius.
+
+    Args:
+        table: columns method, seed, rho, sharpness (nats).
+    """
+    with style():
+        figure = Figure(figsize=(5.6, 3.8))
+        axis = figure.subplots()
+        for method in _methods(table):
+            _line(axis, table[table["method"] == method], "rho", "sharpness", method, band="range")
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        radii = sorted(table["rho"].dropna().unique())
+        axis.set_xticks(radii, [f"{radius:g}" for radius in radii])
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.set_xlabel("radius ρ, Euclidean distance in weights (log scale)")
+        axis.set_ylabel("L(θ + ρg/‖g‖) − L(θ), nats (log scale)")
+        axis.set_title("SAM-sharpness")
+        _legend(figure, axis, table, "lowest to highest")
+    return figure
+
+
+def loss_planes(table: pd.DataFrame) -> Figure:
+    """Draw the loss on a random plane through each method's weights, as contours of equal levels on a log scale.
+
+    Args:
+        table: columns method, a, b, loss; one seed.
+    """
+    methods = _methods(table)
+    low, high = np.log10(table["loss"].min()), np.log10(table["loss"].max())
+    levels = np.linspace(low, max(high, low + 0.1), 13)
+    with style(), mpl.rc_context({"axes.grid": False}):
+        figure = Figure(figsize=(3.1 * len(methods) + 1.0, 3.5))
+        axes = figure.subplots(1, len(methods), sharex=True, sharey=True, squeeze=False)[0]
+        filled = None
+        for axis, method in zip(axes, methods, strict=True):
+            grid = table[table["method"] == method].pivot_table(index="b", columns="a", values="loss")
+            filled = axis.contourf(
+                grid.columns, grid.index, np.log10(grid.to_numpy()), levels, cmap="cividis", extend="both"
+            )
+            axis.contour(grid.columns, grid.index, np.log10(grid.to_numpy()), levels, colors="white", linewidths=0.4)
+            axis.plot(0, 0, "w+", markersize=9, markeredgewidth=1.8)
+            axis.set_aspect("equal")
+            axis.set_title(look(method)[0])
+            axis.set_xlabel("direction 1, filter norms")
+        axes[0].set_ylabel("direction 2, filter norms")
+        if filled is not None:
+            bar = figure.colorbar(filled, ax=list(axes), shrink=0.85)
+            ticks = np.linspace(low, levels[-1], 5)
+            bar.set_ticks(list(ticks), labels=[f"{10**tick:.2g}" for tick in ticks])
+            bar.set_label("training loss, nats (log scale)")
+    return figure
+
+
+def _methods(table: pd.DataFrame) -> list[str]:
+    present = list(dict.fromkeys(table["method"]))
+    known = [method for method in METHODS if method in present]
+    return known + [method for method in present if method not in known]
+
+
+def _line(axis: Axes, table: pd.DataFrame, x: str, y: str, method: str, band: str = "std") -> None:
+    label, colour, marker = look(method)
+    grouped = table.dropna(subset=[x, y]).groupby(x)[y]
+    mean, deviation, count = grouped.mean(), grouped.std(ddof=1), grouped.count()
+    axis.plot(
+        mean.index,
+        mean.to_numpy(),
+        color=colour,
+        marker=marker,
+        label=label,
+        markeredgecolor="white",
+        markeredgewidth=0.6,
+    )
+    if (count > 1).any():
+        low, high = (mean - deviation, mean + deviation) if band == "std" else (grouped.min(), grouped.max())
+        axis.fill_between(mean.index, low.to_numpy(), high.to_numpy(), color=colour, alpha=0.22, linewidth=0)
+
+
+def _legend(figure: Figure, axis: Axes, table: pd.DataFrame, band: str) -> None:
+    handles: Sequence[Any] = axis.get_legend_handles_labels()[0]
+    seeds = table["seed"].nunique()
+    directions = table["direction"].nunique() if "direction" in table else 1
+    if seeds > 1 or directions > 1:
+        count = f"{seeds} seed{'s' if seeds > 1 else ''}" + (f" × {directions} directions" if directions > 1 else "")
+        handles = [*handles, Line2D([], [], color="#888888", alpha=0.35, linewidth=7, label=f"{band}, {count}")]
+    columns = 5 if figure.get_figwidth() > 7 else 3
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), columns))

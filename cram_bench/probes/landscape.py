@@ -1,0 +1,136 @@
+"""The loss around a model: along a line, and in a ball of random filter-normalised directions."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from cram_bench.compress import Compressor, applied, parse
+from cram_bench.probes.common import Batches, accuracy_and_loss, probing
+
+
+def random_direction(model: nn.Module, seed: int) -> dict[str, Tensor]:
+    """Draw a direction with filter normalisation (Li et al., arXiv 1712.09913, section 4).
+
+    d_i ← d_i / ‖d_i‖ · ‖θ_i‖ for every filter i, that is every slice along dimension 0 of a parameter with more
+    than one dimension; biases, normalisation weights and buffers do not move. So the step 1 along it changes
+    every filter by its own norm, whatever its scale.
+
+    Args:
+        model: its weights give the shapes and norms.
+        seed: of the Gaussian draw, on the CPU in float32, so that every device gets the same.
+
+    Returns:
+        Parameter name → tensor of the parameter's shape; parameters that do not move are absent.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    direction = {}
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            draw = torch.randn(parameter.shape, generator=generator).to(parameter)
+            dims = list(range(1, parameter.ndim))
+            length = torch.linalg.vector_norm(draw, dim=dims, keepdim=True)
+            norm = torch.linalg.vector_norm(parameter.detach(), dim=dims, keepdim=True)
+            direction[name] = draw * (norm / length)
+    return direction
+
+
+def loss_on_grid(
+    model: nn.Module, data: Batches, directions: Sequence[Mapping[str, Tensor]], steps: Sequence[float] | np.ndarray
+) -> pd.DataFrame:
+    """Evaluate L(θ + Σ aᵢ dᵢ) for every combination of `steps` along each direction.
+
+    Returns:
+        A row per point: one column per direction, ``a``, ``b`` …, then loss (nats) and accuracy (fraction).
+
+    Raises:
+        ValueError: a direction names a parameter that the model does not have.
+    """
+    rows = []
+    with probing(model):
+        parameters = dict(model.named_parameters())
+        for direction in directions:
+            if unknown := sorted(direction.keys() - parameters.keys()):
+                raise ValueError(f"the direction moves {unknown[0]!r}, which is not a parameter of the model")
+        start = {name: p.detach().clone() for name, p in parameters.items()}
+        for point in itertools.product(map(float, steps), repeat=len(directions)):
+            with torch.no_grad():
+                for name, parameter in parameters.items():
+                    parameter.copy_(start[name])  # from the start every time: errors do not add up
+                    for step, direction in zip(point, directions, strict=True):
+                        if name in direction:
+                            parameter.add_(direction[name], alpha=step)
+            accuracy, loss = accuracy_and_loss(model, data)
+            rows.append((*point, loss, accuracy))
+    axes = [chr(ord("a") + index) for index in range(len(directions))]
+    return pd.DataFrame(rows, columns=[*axes, "loss", "accuracy"])
+
+
+def loss_along_compression(
+    model: nn.Module, data: Batches, compressor: Compressor | str, points: int = 11, end: float = 1.0
+) -> pd.DataFrame:
+    """Evaluate the loss on the straight line from the dense to the compressed weights, θ + t (C(θ) − θ).
+
+    Args:
+        model: any torch classifier; left as it was found.
+        data: a fixed sample.
+        compressor: an operator or its specification.
+        points: how many values of t, from 0 to `end`.
+        end: 1 ends at C(θ); a little more looks beyond.
+
+    Returns:
+        Columns t, loss (nats), accuracy (fraction). BatchNorm statistics are those of the dense model.
+    """
+    compressor = parse(compressor) if isinstance(compressor, str) else compressor
+    dense = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with applied(model, compressor):
+        change = {name: p.detach() - dense[name] for name, p in model.named_parameters()}
+    change = {name: tensor for name, tensor in change.items() if bool(tensor.any())}
+    return loss_on_grid(model, data, [change], np.linspace(0, end, points)).rename(columns={"a": "t"})
+
+
+def loss_along_compressions(
+    model: nn.Module, data: Batches, compressors: Sequence[Compressor | str], points: int = 11
+) -> pd.DataFrame:
+    """Stack `loss_along_compression` for several compressors, with the specification in column compressor."""
+    tables = [loss_along_compression(model, data, c, points).assign(compressor=str(c)) for c in compressors]
+    return pd.concat(tables, ignore_index=True)
+
+
+def loss_in_ball(
+    model: nn.Module, data: Batches, radius: float = 0.5, points: int = 11, directions: int = 3, seed: int = 0
+) -> pd.DataFrame:
+    """Evaluate the loss along several random filter-normalised directions, a slice each.
+
+    Args:
+        model: any torch classifier; left as it was found.
+        data: a fixed sample.
+        radius: the slice runs from −radius to radius, in units of each filter's norm.
+        points: per slice; odd includes the model itself.
+        directions: how many; they are the sample that the spread in figures comes from.
+        seed: direction i is drawn from seed + i.
+
+    Returns:
+        Columns direction, a (signed distance in filter norms), loss (nats), accuracy (fraction).
+    """
+    steps = np.linspace(-radius, radius, points)
+    slices = []
+    for index in range(directions):
+        table = loss_on_grid(model, data, [random_direction(model, seed + index)], steps)
+        slices.append(table.assign(direction=index))
+    return pd.concat(slices, ignore_index=True)[["direction", "a", "loss", "accuracy"]]
+
+
+def loss_in_plane(model: nn.Module, data: Batches, radius: float = 0.5, points: int = 9, seed: int = 0) -> pd.DataFrame:
+    """Evaluate the loss on a square grid spanned by two random filter-normalised directions.
+
+    Returns:
+        Columns a, b (signed distances in filter norms), loss (nats), accuracy (fraction); points² rows.
+    """
+    pair = [random_direction(model, seed), random_direction(model, seed + 1)]
+    return loss_on_grid(model, data, pair, np.linspace(-radius, radius, points))

@@ -1,0 +1,75 @@
+"""One probe over many runs, in one table; and what becomes of it over seeds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from cram_bench.runs import Run
+
+
+def over_runs(
+    runs: Sequence[Run], probe: Callable[..., pd.DataFrame], *arguments: Any, progress: bool = False, **options: Any
+) -> pd.DataFrame:
+    """Apply ``probe(model, *arguments, **options)`` to every run and stack the tables, with method and seed in front.
+
+    A failed run gives one row whose measurements are empty, so that it shows in tables and counts.
+
+    Args:
+        runs: finished or failed runs.
+        probe: a probe of `cram_bench.probes`, or any function of a model that returns a table.
+        arguments: given to the probe after the model.
+        progress: print a line per run.
+        options: given to the probe by name.
+
+    >>> over_runs([], lambda model: pd.DataFrame({"loss": [1.0]})).empty
+    True
+    """
+    tables = []
+    for run in runs:
+        start = time.perf_counter()
+        table = probe(run.load_model(), *arguments, **options) if run.failure is None else pd.DataFrame([{}])
+        table.insert(0, "method", run.experiment.method)
+        table.insert(1, "seed", run.experiment.seed)
+        tables.append(table)
+        if progress:
+            took = f"{time.perf_counter() - start:.1f} s" if run.failure is None else f"failed: {run.failure}"
+            print(f"{run.label}: {took}", flush=True)  # noqa: T201
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["method", "seed"])
+
+
+def mean_and_std(table: pd.DataFrame, value: str, by: Sequence[str]) -> pd.DataFrame:
+    """Reduce over seeds: columns `by`, then mean, std (sample standard deviation; NaN for one seed) and seeds.
+
+    >>> table = pd.DataFrame({"method": ["sgd", "sgd"], "seed": [0, 1], "accuracy": [0.5, 0.7]})
+    >>> mean_and_std(table, "accuracy", ["method"]).round(3).to_dict("records")
+    [{'method': 'sgd', 'mean': 0.6, 'std': 0.141, 'seeds': 2}]
+    """
+    grouped = table.groupby(list(by), sort=False)[value]
+    return grouped.agg(mean="mean", std="std", seeds="count").reset_index()
+
+
+def accuracy_table(curves: pd.DataFrame, calibrated: bool = True, pattern: str = "global") -> pd.DataFrame:
+    """Lay out test accuracy in per cent, a row per method and a column per sparsity, as ``mean ± std`` over seeds.
+
+    Args:
+        curves: columns method, seed, pattern, sparsity, calibrated, accuracy.
+        calibrated: take the pruned models after BatchNorm tuning. The dense column is always untuned.
+        pattern: which sparsity pattern.
+    """
+    from cram_bench.experiment import METHODS
+
+    dense = (curves["sparsity"] == 0) & ~curves["calibrated"].astype(bool)
+    pruned = (curves["sparsity"] > 0) & (curves["pattern"] == pattern) & (curves["calibrated"] == calibrated)
+    reduced = mean_and_std(curves[dense | pruned], "accuracy", ["method", "sparsity"])
+    cells: dict[str, dict[str, str]] = {}
+    for row in reduced.to_dict("records"):
+        spread = "" if pd.isna(row["std"]) else f" ± {100 * row['std']:.1f}"
+        name = "dense" if row["sparsity"] == 0 else f"{100 * row['sparsity']:g} %"
+        cells.setdefault(METHODS[row["method"]].label, {})[name] = f"{100 * row['mean']:.1f}{spread}"
+    for method in curves.loc[curves["accuracy"].isna(), "method"].unique():
+        cells.setdefault(METHODS[method].label, {}).setdefault("dense", "failed")
+    return pd.DataFrame.from_dict(cells, orient="index").rename_axis("accuracy, %").fillna("")

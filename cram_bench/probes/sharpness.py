@@ -1,0 +1,77 @@
+"""How much the loss rises where SAM and CrAM look."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from torch import nn
+
+from cram_bench.compress import Compressor, apply_, parse
+from cram_bench.probes.common import Batches, accuracy_and_loss, loss_and_gradient, probing
+from cram_bench.probes.sparsity import reported
+
+
+def sam_sharpness(model: nn.Module, data: Batches, rho: float | Sequence[float] = 0.05) -> pd.DataFrame:
+    """Measure the rise of the loss at one normalised ascent step: L(θ + ρ g/‖g‖₂) − L(θ) (arXiv 2010.01412, eq. 2).
+
+    Args:
+        model: any torch classifier; left as it was found. BatchNorm normalises by its running statistics.
+        data: a fixed sample; g is the gradient over all of it.
+        rho: radius or radii ρ in Euclidean distance between weights.
+
+    Returns:
+        Columns rho, loss (at θ, nats), sharpness (rise of the loss, nats).
+    """
+    radii = [float(rho)] if isinstance(rho, (int, float)) else [float(r) for r in rho]
+    rows = []
+    with probing(model):
+        loss, gradient = loss_and_gradient(model, data)
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradient.values()]))
+        parameters = dict(model.named_parameters())
+        start = {name: parameters[name].detach().clone() for name in gradient}
+        with torch.no_grad():
+            for radius in radii:
+                for name, g in gradient.items():
+                    parameters[name].copy_(start[name]).add_(g * (radius / norm.clamp_min(1e-12)))
+                rows.append((radius, loss, accuracy_and_loss(model, data)[1] - loss))
+    return pd.DataFrame(rows, columns=["rho", "loss", "sharpness"])
+
+
+def cram_gap(
+    model: nn.Module, data: Batches, compressors: Sequence[Compressor | str], rho: float = 0.2
+) -> pd.DataFrame:
+    """Measure what CrAM minimises: the gap L(C_k(θ + ρ g)) − L(θ) (arXiv 2207.14200, eq. 2 and algorithm 1).
+
+    The ascent ρ g is not normalised and moves every parameter, as in training; with ρ = 0 the gap is the price of
+    one-shot pruning.
+
+    Args:
+        model: any torch classifier; left as it was found. BatchNorm normalises by its running statistics.
+        data: a fixed sample; g is the gradient over all of it.
+        compressors: operators or their specifications.
+        rho: ascent radius ρ, in units of weight per unit of gradient.
+
+    Returns:
+        A row per compressor: pattern, sparsity (reached, a fraction), rho, loss (at θ, nats), gap (nats), and
+        pruning_gap: the same at ρ = 0.
+    """
+    chosen = [parse(c) if isinstance(c, str) else c for c in compressors]
+    rows = []
+    with probing(model):
+        loss, gradient = loss_and_gradient(model, data)
+        parameters = dict(model.named_parameters())
+        start = {name: p.detach().clone() for name, p in parameters.items()}
+        for compressor in chosen:
+            gaps = []
+            for radius in (rho, 0.0):
+                with torch.no_grad():
+                    for name, parameter in parameters.items():
+                        parameter.copy_(start[name])
+                        if name in gradient:
+                            parameter.add_(gradient[name], alpha=radius)
+                masks = apply_(model, compressor)
+                gaps.append(accuracy_and_loss(model, data)[1] - loss)
+            rows.append((compressor.pattern, reported(compressor, masks), rho, loss, *gaps))
+    return pd.DataFrame(rows, columns=["pattern", "sparsity", "rho", "loss", "gap", "pruning_gap"])

@@ -1,0 +1,66 @@
+"""Accuracy and loss of one-shot compressed copies of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+from torch import nn
+
+from cram_bench._preserve import preserved
+from cram_bench.compress import Compressor, Magnitude, Masks, apply_, parse, tune_batchnorm
+from cram_bench.probes.common import Batches, accuracy_and_loss, batches, probing
+
+LEVELS = (0.5, 0.7, 0.8, 0.9, 0.95)
+
+
+def sparsity_curve(
+    model: nn.Module,
+    data: Batches,
+    compressors: Sequence[Compressor | str] = tuple(map(Magnitude, LEVELS)),
+    calibration: Batches | None = None,
+    exclude: Iterable[str] = (),
+    batch_size: int = 500,
+) -> pd.DataFrame:
+    """Prune in one shot with each compressor and evaluate, before and after BatchNorm tuning.
+
+    The dense model comes first, as ``global`` at sparsity 0. The model is left as it was found.
+
+    Args:
+        model: any torch classifier.
+        data: what to evaluate on.
+        compressors: operators, or their specifications such as ``global@0.9`` or ``2:4``.
+        calibration: training data for BatchNorm tuning (`cram_bench.compress.tune_batchnorm`); None leaves it out.
+        exclude: shell patterns over parameter names that stay dense.
+        batch_size: of evaluation and tuning, where `data` and `calibration` are data sets.
+
+    Returns:
+        A row per compressor and calibration, with columns
+
+        * pattern: ``global``, ``uniform``, ``2:4`` …
+        * sparsity: zeros among all prunable weights, a fraction: as asked where whole weights allow it, else (layers
+          that an N:M pattern leaves dense) as reached;
+        * calibrated: whether BatchNorm was tuned after pruning;
+        * accuracy: a fraction in [0, 1]; loss: mean cross-entropy in nats.
+
+    Raises:
+        ValueError: a specification cannot be read, or the data are empty.
+    """
+    chosen = [parse(c) if isinstance(c, str) else c for c in compressors]
+    rows = []
+    with probing(model):
+        for compressor in (Magnitude(0.0), *chosen):
+            with preserved(model):
+                masks = apply_(model, compressor, exclude)
+                for calibrated in (False, True) if calibration is not None else (False,):
+                    if calibrated and calibration is not None:
+                        tune_batchnorm(model, batches(calibration, batch_size))
+                    accuracy, loss = accuracy_and_loss(model, data, batch_size)
+                    rows.append((compressor.pattern, reported(compressor, masks), calibrated, accuracy, loss))
+    return pd.DataFrame(rows, columns=["pattern", "sparsity", "calibrated", "accuracy", "loss"])
+
+
+def reported(compressor: Compressor, masks: Masks) -> float:
+    """Return the asked sparsity if the masks reach it to within one weight a tensor, else what they reach."""
+    off = abs(masks.sparsity - compressor.sparsity) * masks.count
+    return compressor.sparsity if off <= len(masks) else round(masks.sparsity, 4)

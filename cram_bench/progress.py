@@ -1,0 +1,95 @@
+"""Progress of a training, in a terminal, in a notebook, and in a log."""
+
+from __future__ import annotations
+
+import html
+import sys
+import time
+from typing import Any
+
+from torch import Tensor
+
+from cram_bench.train import Callback, Fit
+
+
+class Progress(Callback):
+    """Show loss, accuracy and time left: a bar on a terminal and in a live notebook, plain lines in a log.
+
+    In a notebook one output is updated in place, and its last state is what a saved notebook keeps. In a log, such
+    as that of CI, there are at most ten lines a training and no control characters.
+
+    Args:
+        label: stands in front.
+        stream: where to write, by default standard error, or the notebook's output if there is one.
+    """
+
+    def __init__(self, label: str = "train", stream: Any = None) -> None:
+        self.label = label
+        self.notebook = stream is None and _in_notebook()
+        self.stream = stream or sys.stderr
+        self.bar: Any = None  # tqdm's on a terminal, a display handle in a notebook
+        self.start = self.shown = 0.0
+        self.first = 0
+
+    def on_start(self, fit: Fit) -> None:
+        self.start, self.first = time.perf_counter(), fit.epoch
+        if self.notebook:
+            from IPython.display import HTML, display
+
+            self.bar = display(HTML(html.escape(f"{self.label}: starting")), display_id=True)
+        elif self.stream.isatty():
+            from tqdm import tqdm
+
+            total, done = fit.epochs * fit.steps_per_epoch, fit.epoch * fit.steps_per_epoch
+            self.bar = tqdm(
+                total=total, initial=done, desc=self.label, file=self.stream, unit="step", dynamic_ncols=True
+            )
+
+    def on_step(self, fit: Fit, step: int, loss: Tensor, correct: Tensor, seen: int) -> None:
+        if self.bar is None:
+            return
+        if not self.notebook:
+            self.bar.update()
+        if time.perf_counter() - self.shown > 0.5:  # reading the sums waits for the device
+            self.shown = time.perf_counter()
+            state = f"loss {float(loss) / seen:.3f}, accuracy {float(correct) / seen:.1%}"
+            if self.notebook:
+                done = fit.epoch + (step + 1) / fit.steps_per_epoch
+                self._draw(
+                    f"epoch {fit.epoch + 1}/{fit.epochs}, {state}, {self._left(fit, done):.0f} s left",
+                    done / fit.epochs,
+                )
+            else:
+                self.bar.set_postfix_str(state, refresh=False)
+
+    def on_epoch(self, fit: Fit) -> None:
+        row, last = fit.history[-1], fit.epoch == fit.epochs
+        test = f", test {row['test_accuracy']:.1%}" if "test_accuracy" in row else ""
+        state = (
+            f"epoch {fit.epoch}/{fit.epochs}, loss {row['train_loss']:.3f}, accuracy {row['train_accuracy']:.1%}{test}"
+        )
+        time_note = f"{time.perf_counter() - self.start:.0f} s" if last else f"{self._left(fit, fit.epoch):.0f} s left"
+        if self.notebook:
+            self._draw(f"{state}, {time_note}", fit.epoch / fit.epochs)
+        elif self.bar is None and (last or fit.epoch % max(1, fit.epochs // 10) == 0):
+            print(f"{self.label}: {state}, {time_note}", file=self.stream, flush=True)
+
+    def on_end(self, fit: Fit) -> None:
+        if self.bar is not None and not self.notebook:
+            self.bar.close()
+
+    def _left(self, fit: Fit, done: float) -> float:
+        return (time.perf_counter() - self.start) / max(done - self.first, 1e-9) * (fit.epochs - done)
+
+    def _draw(self, text: str, fraction: float) -> None:
+        from IPython.display import HTML
+
+        bar = f'<progress value="{fraction:.4f}" style="vertical-align: middle"></progress>'
+        self.bar.update(HTML(f"<div>{bar} {html.escape(self.label)}: {html.escape(text)}</div>"))
+
+
+def _in_notebook() -> bool:
+    """Tell whether a Jupyter kernel runs this code (and not merely IPython in a terminal)."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return shell is not None and hasattr(shell, "kernel")

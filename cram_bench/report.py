@@ -1,0 +1,398 @@
+"""Notebooks → a report: papermill executes them, every figure and table lands in files, a page leads through.
+
+A notebook uses three things from here: `check_parameters`, `Output.figure` and `Output.table`. `build` is what
+``cram-bench report`` runs.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import html
+import io
+import json
+import os
+import shutil
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import pandas as pd
+
+from cram_bench import compress, experiment, runs
+from cram_bench.models import unknown
+
+NOTEBOOKS = ("accuracy_vs_sparsity", "loss_stability")
+"""The notebooks of a report, in order; the first leads. A new one is a file in ``notebooks/`` and a name here."""
+
+
+# ---------------------------------------------------------------- used in notebooks
+
+
+def check_parameters(namespace: Mapping[str, Any], **types_by_name: Any) -> None:
+    """Refuse a misspelt or ill-typed notebook parameter. Call it with ``globals()`` right after the imports.
+
+    Args:
+        namespace: the notebook's global names: its parameters, and those that papermill put in.
+        types_by_name: every parameter and its type: ``str``, ``int``, ``float``, ``bool`` or ``list[…]`` of these.
+            An integer serves where a float is asked.
+
+    Raises:
+        NameError: a name is no parameter, with a suggestion, or a parameter is missing.
+        TypeError: a value has another type.
+
+    >>> check_parameters({"epochs": 3, "epcohs": 5}, epochs=int)
+    Traceback (most recent call last):
+    NameError: unknown parameter 'epcohs'; did you mean 'epochs'? (allowed: epochs)
+    """
+    shell = {"In", "Out", "exit", "quit", "open", "get_ipython"}
+    for name, value in namespace.items():
+        if name in types_by_name:
+            if not _is_a(value, kind := types_by_name[name]):
+                raise TypeError(f"parameter {name} must be {_name_of(kind)}, not {value!r}")
+        elif not name.startswith("_") and name not in shell and not isinstance(value, types.ModuleType):
+            raise NameError(unknown("parameter", name, list(types_by_name)))
+    if missing := [name for name in types_by_name if name not in namespace]:
+        raise NameError(f"parameter {missing[0]!r} is missing")
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_is_a(item, get_args(kind)[0]) for item in value)
+    return type(value) is kind or (kind is float and type(value) is int)
+
+
+def _name_of(kind: Any) -> str:
+    return str(kind) if get_origin(kind) else kind.__name__
+
+
+class Output:
+    """Where a notebook leaves its figures and tables; without a folder they are only shown.
+
+    Args:
+        folder: of the report, or empty.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] = "") -> None:
+        self.folder = Path(folder) if folder else None
+
+    def figure(self, figure: Any, name: str, alt: str) -> Any:
+        """Write ``figures/NAME.svg`` and ``.png``, and return the picture for the notebook to show.
+
+        Args:
+            figure: a matplotlib figure.
+            name: of the files.
+            alt: what the figure shows, for readers who do not see it.
+        """
+        from IPython.display import Image
+
+        from cram_bench.plots import style
+
+        with style():
+            if self.folder is not None:
+                folder = self.folder / "figures"
+                folder.mkdir(parents=True, exist_ok=True)
+                for suffix, metadata in (("svg", {"Date": None, "Title": alt}), ("png", {"Title": alt})):
+                    figure.savefig(folder / f"{name}.{suffix}", metadata=metadata)
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png")
+        return Image(buffer.getvalue(), width=int(figure.get_figwidth() * 110), alt=alt)
+
+    def table(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
+        """Write ``tables/NAME.csv``, and return the table for the notebook to show."""
+        if self.folder is not None:
+            folder = self.folder / "tables"
+            folder.mkdir(parents=True, exist_ok=True)
+            named_index = table.index.name is not None
+            part = folder / f".{name}.part"
+            table.to_csv(part, index=named_index, float_format="%.8g")
+            os.replace(part, folder / f"{name}.csv")
+        return table
+
+
+# ---------------------------------------------------------------- building a report
+
+
+@dataclass(frozen=True)
+class Built:
+    """A report that was built: its folder, and the notebooks that failed, with the error."""
+
+    folder: Path
+    failures: dict[str, str]
+
+
+def notebooks_folder() -> Path:
+    """Return the folder of the notebooks: the checkout's, or the one that was installed with the package."""
+    here = Path(__file__).resolve().parent
+    for folder in (here.parent / "notebooks", here / "_notebooks"):
+        if (folder / f"{NOTEBOOKS[0]}.ipynb").exists():
+            return folder
+    raise FileNotFoundError(
+        "the notebooks of cram_bench are not beside the package; give their folder with --notebooks"
+    )
+
+
+def build(
+    dataset: str = "digits",
+    profile: str = "quick",
+    seeds: int | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    reports: str | os.PathLike[str] = "reports",
+    notebooks: str | os.PathLike[str] | None = None,
+    name: str | None = None,
+    keep_runs: bool = False,
+    command: str = "",
+    **how: Any,
+) -> Built:
+    """Train what is missing, execute the notebooks, and write the report's folder.
+
+    Args:
+        dataset: a name or the path of an image folder.
+        profile: one of `cram_bench.experiment.PROFILES`.
+        seeds: seeds 0 … n − 1; by default 3 for digits, else 1.
+        parameters: notebook parameters by name; each must belong to at least one notebook.
+        reports: the folder that holds reports.
+        notebooks: the folder of the notebooks; by default those of this package.
+        name: of the report's folder; by default dataset-model, with ``-quick`` after it for that profile.
+        keep_runs: copy the finished seed-0 runs to ``runs/`` in the report.
+        command: what to print as the command that made the report.
+        how: device, threads and compile, as in `cram_bench.runs.ensure`.
+
+    Raises:
+        ValueError: a name is unknown or a value not allowed; nothing has been trained then.
+        TypeError: a parameter has another type than its default in the notebook.
+    """
+    folder_of_notebooks = Path(notebooks) if notebooks else notebooks_folder()
+    paths = [folder_of_notebooks / f"{stem}.ipynb" for stem in NOTEBOOKS]
+    defaults = {path: default_parameters(path) for path in paths}
+    changes = experiment.profile_changes(dataset, profile)
+    given: dict[str, Any] = {
+        "dataset": dataset,
+        "seeds": seeds if seeds is not None else (3 if dataset == "digits" else 1),
+        **changes,
+        **(parameters or {}),
+    }
+    allowed = {key: value for known in defaults.values() for key, value in known.items()}
+    for key, value in given.items():
+        if key not in allowed:
+            raise ValueError(unknown("parameter", key, list(allowed)))
+        if not _like(value, allowed[key]):
+            raise TypeError(f"parameter {key} must be like its default {allowed[key]!r}, not {value!r}")
+    settings = {key: given[key] for key in ("model", "epochs") if given.get(key)}
+    methods = given.get("methods", allowed["methods"])
+    wanted = experiment.grid(given["dataset"], methods, given["seeds"], **settings)
+
+    if "sparsities" in given or "patterns" in given:
+        compress.grid(given.get("patterns", ["global"]), given.get("sparsities", [0.5]))
+
+    title = f"{Path(dataset).expanduser().resolve().name if os.sep in dataset else dataset}-{wanted[0].model}".replace(
+        ":", "-"
+    )
+    folder = Path(reports).absolute() / (name or title + ("-quick" if profile == "quick" else ""))
+    folder.mkdir(parents=True, exist_ok=True)
+    store = runs.Store(also=[folder / "runs"])
+    given |= {"dataset": wanted[0].dataset, "output": str(folder), "store": str(store.root)}
+    trained = runs.ensure_all(wanted, store, **how)
+
+    failures = {}
+    for path in paths:
+        own = {key: value for key, value in given.items() if key in defaults[path]}
+        if error := _execute(path, own, folder, trained):
+            failures[path.stem] = error
+    if keep_runs:
+        _copy_runs([run for run in trained if run.experiment.seed == 0 and run.failure is None], folder / "runs")
+    _index(folder, trained, failures, command)
+    return Built(folder, failures)
+
+
+def default_parameters(notebook: Path) -> dict[str, Any]:
+    """Read the names and default values from the cell tagged ``parameters``; they are literals.
+
+    Raises:
+        ValueError: the notebook has no such cell, or it holds more than assignments of literals.
+    """
+    cells = json.loads(notebook.read_text())["cells"]
+    tagged = [cell for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
+    if len(tagged) != 1:
+        raise ValueError(f"{notebook.name} needs exactly one cell tagged 'parameters', and has {len(tagged)}")
+    found = {}
+    for statement in ast.parse("".join(tagged[0]["source"])).body:
+        if not isinstance(statement, ast.Assign) or not isinstance(statement.targets[0], ast.Name):
+            raise ValueError(f"{notebook.name}: the parameters cell may only assign literals to names")
+        found[statement.targets[0].id] = ast.literal_eval(statement.value)
+    return found
+
+
+def _like(value: Any, default: Any) -> bool:
+    if isinstance(default, list):
+        return (
+            isinstance(value, list) and bool(value) and (not default or all(_like(item, default[0]) for item in value))
+        )
+    return type(value) is type(default) or (type(default) is float and type(value) is int)
+
+
+def _execute(path: Path, parameters: dict[str, Any], folder: Path, trained: Sequence[runs.Run]) -> str | None:
+    """Execute one notebook and export it, unless that was done with the same inputs; return the error if it fails."""
+    import papermill
+
+    key = _key(path, parameters, trained)
+    done = folder / ".done" / f"{path.stem}.json"
+    target = folder / path.name
+    if (
+        done.exists()
+        and json.loads(done.read_text())["key"] == key
+        and target.exists()
+        and target.with_suffix(".html").exists()
+    ):
+        return None
+    done.unlink(missing_ok=True)
+    part = target.with_name(f".{target.name}.part.ipynb")
+    error = None
+    try:
+        papermill.execute_notebook(
+            path,
+            part,
+            parameters,
+            progress_bar=False,
+            cwd=str(path.parent),
+            kernel_name="python3",
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # or every kernel warns that loopback is not encrypted
+        )
+    except papermill.PapermillExecutionError as failure:
+        error = f"cell {failure.exec_count}: {failure.ename}: {failure.evalue}".splitlines()[0]
+    _without_machine_paths(part, folder)
+    os.replace(part, target)
+    _export(target)
+    if error is None:
+        done.parent.mkdir(exist_ok=True)
+        done.write_text(json.dumps({"key": key, "finished": datetime.now(UTC).isoformat(timespec="seconds")}) + "\n")
+    return error
+
+
+def _key(path: Path, parameters: dict[str, Any], trained: Sequence[runs.Run]) -> str:
+    """Hash all that a notebook's result depends on: its source, its parameters, the runs, this package's code."""
+    code = [file.read_bytes() for file in sorted(Path(__file__).parent.rglob("*.py"))]
+    portable = {name: value for name, value in parameters.items() if name not in ("output", "store")}
+    identities = [(run.id, run.failure or run.environment["sha256"]) for run in trained]
+    digest = hashlib.sha256(path.read_bytes() + json.dumps([portable, identities], sort_keys=True).encode())
+    for content in code:
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _without_machine_paths(notebook: Path, folder: Path) -> None:
+    """Cut what differs between machines for no reason: the report's absolute folder, papermill's own record."""
+    content = json.loads(notebook.read_text())
+    content["metadata"].pop("papermill", None)
+    for cell in content["cells"]:
+        cell["metadata"].pop("papermill", None)
+        cell["metadata"].pop("execution", None)
+        if "injected-parameters" in cell["metadata"].get("tags", []):
+            lines = "".join(cell["source"]).splitlines(keepends=True)
+            cell["source"] = [line for line in lines if not line.startswith(("output = ", "store = "))]
+    notebook.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def _export(notebook: Path) -> None:
+    from nbconvert import HTMLExporter
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+
+    exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
+    exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)
+    body, _ = exporter.from_filename(str(notebook))
+    title = notebook.stem.replace("_", " ")
+    notebook.with_suffix(".html").write_text(_page(title, f'<p><a href="index.html">← report</a></p>\n{body}'))
+
+
+def _copy_runs(finished: Sequence[runs.Run], folder: Path) -> None:
+    for run in finished:
+        target = folder / run.id
+        if run.path.resolve() != target.resolve() and not target.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            part = folder / f".{run.id}.part"
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.copytree(run.path, part)
+            os.replace(part, target)
+
+
+def _index(folder: Path, trained: Sequence[runs.Run], failures: Mapping[str, str], command: str) -> None:
+    """Write ``index.html``: figure, table, provenance, then everything else."""
+    lead = NOTEBOOKS[0]
+    first = trained[0].experiment
+    figures = sorted(path.stem for path in (folder / "figures").glob("*.svg"))
+    tables = sorted(path.stem for path in (folder / "tables").glob("*.csv"))
+    machine = runs.machine()
+    finished = [run for run in trained if run.failure is None]
+    parts = [f"<h1>{_text(folder.name)}: accuracy against sparsity</h1>"]
+    if failures:
+        items = "".join(f"<li><b>{_text(stem)}</b>: {_text(error)}</li>" for stem, error in failures.items())
+        parts.append(f'<div class="failed"><p>Notebooks that failed:</p><ul>{items}</ul></div>')
+    if lead in figures:
+        parts.append(_figure(lead))
+    summary = folder / "tables" / "accuracy_summary.csv"
+    if summary.exists():
+        parts.append(pd.read_csv(summary, dtype=str).fillna("").to_html(index=False, border=0))
+        parts.append(
+            "<p>Test accuracy in per cent after one-shot global magnitude pruning of the share of prunable weights at "
+            "the head of the column, and BatchNorm tuning; the dense model is untuned. "
+            "± is one standard deviation over seeds.</p>"
+        )
+    devices = ", ".join(sorted({run.environment["device"] for run in finished}))
+    commits = ", ".join(sorted({run.environment["commit"] for run in finished}))
+    seeds = ", ".join(map(str, sorted({run.experiment.seed for run in trained})))
+    minutes = sum(run.environment["seconds"] for run in finished) / 60
+    facts = {
+        "Command": f"<code>{_text(command or machine['command'])}</code>",
+        "Experiment": _text(
+            f"{Path(first.dataset).name}, {first.model}, {first.epochs} epochs, seeds {seeds}, {first.precision}"
+        ),
+        "Report made": _text(f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC at commit {machine['commit']}"),
+        "Runs trained at commit": _text(commits),
+        "Device": _text(f"{devices}; {minutes:.1f} minutes of training in all"),
+        "Versions": _text(", ".join(f"{k} {v}" for k, v in machine["versions"].items())),
+    }
+    parts.append("<h2>What made it</h2><dl>" + "".join(f"<dt>{k}</dt><dd>{v}</dd>" for k, v in facts.items()) + "</dl>")
+    links = "".join(
+        f'<li><a href="{s}.html">{s.replace("_", " ")}</a> (<a href="{s}.ipynb">notebook</a>)</li>' for s in NOTEBOOKS
+    )
+    parts.append(f"<h2>Notebooks</h2><ul>{links}</ul>")
+    csv = "".join(f'<li><a href="tables/{s}.csv">{s.replace("_", " ")}</a></li>' for s in tables)
+    parts.append(f"<h2>Tables (CSV)</h2><ul>{csv}</ul>")
+    parts.append("<h2>Figures</h2>" + "".join(_figure(stem) for stem in figures if stem != lead))
+    part = folder / ".index.html.part"
+    part.write_text(_page(folder.name, "\n".join(parts)))
+    os.replace(part, folder / "index.html")
+
+
+def _figure(stem: str) -> str:
+    name = stem.replace("_", " ")
+    links = f'<a href="figures/{stem}.svg">SVG</a>, <a href="figures/{stem}.png">PNG</a>'
+    return f'<figure><img src="figures/{stem}.svg" alt="{name}"><figcaption>{name} ({links})</figcaption></figure>'
+
+
+def _text(value: str) -> str:
+    return html.escape(value)
+
+
+def _page(title: str, body: str) -> str:
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>
+<meta name="viewport" content="width=device-width">
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
+img {{ max-width: 100%; height: auto }} figure {{ margin: 1.5rem 0 }} figcaption {{ color: #555; font-size: .85rem }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; display: block; overflow-x: auto }}
+th, td {{ padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }}
+th:first-child, td:first-child {{ text-align: left }}
+pre {{ background: #f6f6f6; padding: .6rem .8rem; overflow-x: auto; font-size: .82rem; line-height: 1.4 }}
+code {{ background: #f6f6f6; padding: .1rem .25rem }} pre code {{ padding: 0 }}
+dt {{ font-weight: 600 }} dd {{ margin: 0 0 .4rem }}
+.failed {{ border-left: 4px solid #D55E00; padding-left: 1rem }} .anchor-link {{ display: none }}
+</style></head><body>
+{body}
+</body></html>
+"""

@@ -1,0 +1,38 @@
+"""Copy the committed report's table into README.md, between its markers, so that no number there is typed by hand."""
+
+from pathlib import Path
+
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parent.parent
+REPORT = ROOT / "reports" / "cifar10-resnet20"
+BEGIN, END = "<!-- begin table: make readme -->", "<!-- end table -->"
+
+
+def table(report: Path) -> str:
+    """Return the summary table of a report and what made it, as Markdown."""
+    summary = pd.read_csv(report / "tables" / "accuracy_summary.csv", dtype=str).fillna("")
+    runs = pd.read_csv(report / "tables" / "runs.csv", dtype=str).fillna("")
+    head = list(summary.columns)
+    rows = [head, ["---"] + ["--:"] * (len(head) - 1), *summary.to_numpy().tolist()]
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    seconds = runs.groupby("method", sort=False)["seconds"].apply(lambda column: column.astype(float).mean() / 60)
+    times = ", ".join(f"{method} {minutes:.0f} min" for method, minutes in seconds.items())
+    facts = {name: ", ".join(dict.fromkeys(runs[name])) for name in ("epochs", "seed", "device", "commit")}
+    note = (
+        f"ResNet-20 on CIFAR-10, {facts['epochs']} epochs, seed {facts['seed']}, bfloat16; "
+        f"{facts['device']}; training commit {facts['commit']}; a training took {times}."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def filled(readme: str, content: str) -> str:
+    """Return the text of the README with `content` between the markers."""
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{content}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(filled(readme.read_text(), table(REPORT)))

@@ -1,0 +1,64 @@
+import io
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import cram_bench as cb
+from cram_bench.experiment import METHODS
+
+
+def table(**axes) -> pd.DataFrame:
+    rows = list(itertools.product(["sgd", "cram+-multi"], [0, 1], *axes.values()))
+    frame = pd.DataFrame(rows, columns=["method", "seed", *axes])
+    values = np.linspace(0.1, 0.9, len(frame))
+    return frame.assign(loss=values, accuracy=values, gap=values - 0.3, sharpness=values)
+
+
+FIGURES = {
+    "accuracy": lambda: cb.plots.accuracy_vs_sparsity(
+        table(sparsity=[0.0, 0.5], calibrated=[False, True]).assign(pattern="global"), chance=0.1
+    ),
+    "ball": lambda: cb.plots.loss_in_ball(table(direction=[0, 1], a=[-1.0, 0.0, 1.0])),
+    "line": lambda: cb.plots.loss_along_compression(table(compressor=["global@0.5", "2:4"], t=[0.0, 1.0])),
+    "gaps": lambda: cb.plots.gaps(table(sparsity=[0.5, 0.9]).assign(rho=0.2)),
+    "sharpness": lambda: cb.plots.sharpness(table(rho=[0.05, 0.1])),
+    "planes": lambda: cb.plots.loss_planes(table(a=[-1.0, 0.0, 1.0], b=[-1.0, 0.0, 1.0]).query("seed == 0")),
+}
+
+
+@pytest.mark.parametrize("make", FIGURES.values(), ids=FIGURES.keys())
+def test_every_axis_is_labelled_and_methods_are_named(make):
+    figure = make()
+    assert all(axis.get_xlabel() or axis.get_label() == "<colorbar>" for axis in figure.axes)
+    assert figure.axes[0].get_ylabel()
+    texts = {text.get_text() for legend in figure.legends for text in legend.get_texts()}
+    titles = {axis.get_title(loc="left") for axis in figure.axes}
+    assert {"SGD", "CrAM+-Multi"} <= texts | titles
+    figure.savefig(io.BytesIO(), format="png")  # draws without an error
+
+
+def test_a_method_keeps_its_colour_and_no_two_share_one():
+    colours = {method: cb.plots.look(method)[1] for method in METHODS}
+    assert len(set(colours.values())) == len(METHODS)
+    for make in (FIGURES["accuracy"], FIGURES["ball"], FIGURES["gaps"], FIGURES["sharpness"]):
+        lines = {line.get_label(): line.get_color() for line in make().axes[0].get_lines()}
+        assert lines["SGD"] == colours["sgd"]
+        assert lines["CrAM+-Multi"] == colours["cram+-multi"]
+
+
+def test_the_band_is_the_standard_deviation_over_seeds():
+    rows = [("sgd", seed, "global", 0.0, False, value) for seed, value in enumerate([0.4, 0.8])]
+    curves = pd.DataFrame(rows, columns=["method", "seed", "pattern", "sparsity", "calibrated", "accuracy"])
+    band = cb.plots.accuracy_vs_sparsity(curves).axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    assert band.min() == pytest.approx(0.6 - np.std([0.4, 0.8], ddof=1))
+    assert band.max() == pytest.approx(0.6 + np.std([0.4, 0.8], ddof=1))
+
+
+def test_plots_leave_matplotlibs_settings_alone():
+    import matplotlib as mpl
+
+    before = dict(mpl.rcParams)
+    FIGURES["planes"]()
+    assert dict(mpl.rcParams) == before

@@ -1,0 +1,180 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import cram_bench as cb
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 12), nn.BatchNorm1d(12), nn.Tanh(), nn.Dropout(0.5), nn.Linear(12, 3)).double()
+
+
+@pytest.fixture
+def data() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(90, 5, generator=generator, dtype=torch.float64)
+    y = torch.randint(3, (90,), generator=generator)
+    return [(x[:40], y[:40]), (x[40:], y[40:])]  # uneven batches: a mean of means would differ
+
+
+def joined_loss(model: nn.Module, data: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    x, y = (torch.cat(parts) for parts in zip(*data, strict=True))
+    return F.cross_entropy(model(x), y)
+
+
+def snapshot(model: nn.Module) -> tuple:
+    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    return tensors, [m.training for m in model.modules()], [p.requires_grad for p in model.parameters()]
+
+
+def assert_untouched(model: nn.Module, before: tuple) -> None:
+    after = snapshot(model)
+    assert all(torch.equal(tensor, after[0][name]) for name, tensor in before[0].items())
+    assert after[1:] == before[1:]
+
+
+PROBES = {
+    "sparsity_curve": lambda m, d: cb.probes.sparsity_curve(m, d, ["global@0.5", "2:4"], calibration=d),
+    "cram_gap": lambda m, d: cb.probes.cram_gap(m, d, ["global@0.5"]),
+    "sam_sharpness": lambda m, d: cb.probes.sam_sharpness(m, d, [0.1, 0.2]),
+    "loss_in_ball": lambda m, d: cb.probes.loss_in_ball(m, d, points=3, directions=2),
+    "loss_in_plane": lambda m, d: cb.probes.loss_in_plane(m, d, points=3),
+    "loss_along_compression": lambda m, d: cb.probes.loss_along_compression(m, d, "global@0.5", points=3),
+}
+
+
+@pytest.mark.parametrize("probe", PROBES.values(), ids=PROBES.keys())
+def test_probes_repeat_and_leave_the_model_as_it_was(probe, model, data):
+    model.train()
+    model[4].weight.requires_grad_(False)
+    before = snapshot(model)
+    first = probe(model, data)
+    assert_untouched(model, before)
+    assert first.equals(probe(model, data))
+
+
+@pytest.mark.parametrize("probe", PROBES.values(), ids=PROBES.keys())
+def test_an_exception_in_the_middle_leaves_the_model_as_it_was(probe, model, data):
+    before = snapshot(model)
+    calls = iter(range(100))
+
+    class Breaking:
+        def __iter__(self):
+            if next(calls) == 1:  # the second evaluation: weights are moved by then
+                raise RuntimeError("the disk is gone")
+            return iter(data)
+
+    with pytest.raises(RuntimeError, match="the disk is gone"):
+        probe(model, Breaking())
+    assert_untouched(model, before)
+
+
+@pytest.mark.parametrize("probe", PROBES.values(), ids=PROBES.keys())
+def test_an_iterator_or_no_data_is_refused(probe, model, data):
+    with pytest.raises(TypeError, match="more than once"):
+        probe(model, iter(data))
+    with pytest.raises(ValueError, match="empty"):
+        probe(model, [])
+
+
+def test_cram_gap_equals_the_formula(model, data):
+    result = cb.probes.cram_gap(model, data, ["global@0.75"], rho=0.3).iloc[0]
+    reference = copy.deepcopy(model).eval()
+    loss = joined_loss(reference, data)
+    gradients = torch.autograd.grad(loss, list(reference.parameters()))
+    gaps = []
+    for rho in (0.3, 0.0):
+        moved = copy.deepcopy(reference)
+        with torch.no_grad():
+            for parameter, gradient in zip(moved.parameters(), gradients, strict=True):
+                parameter += rho * gradient
+            flat = torch.cat([moved[0].weight.flatten(), moved[4].weight.flatten()]).abs()
+            threshold = flat.sort().values[int(0.75 * len(flat)) - 1]
+            for layer in (moved[0], moved[4]):
+                layer.weight[layer.weight.abs() <= threshold] = 0
+        gaps.append((joined_loss(moved, data) - loss).item())
+    assert result["loss"] == pytest.approx(loss.item(), abs=1e-6)  # losses are taken in float32
+    assert [result["gap"], result["pruning_gap"]] == pytest.approx(gaps, abs=1e-6)
+
+
+def test_sam_sharpness_equals_the_formula(model, data):
+    result = cb.probes.sam_sharpness(model, data, rho=0.5).iloc[0]
+    reference = copy.deepcopy(model).eval()
+    loss = joined_loss(reference, data)
+    gradients = torch.autograd.grad(loss, list(reference.parameters()))
+    norm = torch.sqrt(sum(g.square().sum() for g in gradients))
+    with torch.no_grad():
+        for parameter, gradient in zip(reference.parameters(), gradients, strict=True):
+            parameter += 0.5 * gradient / norm
+    assert result["sharpness"] == pytest.approx((joined_loss(reference, data) - loss).item(), abs=1e-6)
+
+
+def test_directions_have_the_norm_of_each_filter_and_spare_the_rest(model):
+    direction = cb.probes.random_direction(model, seed=3)
+    assert list(direction) == ["0.weight", "4.weight"]
+    for name, tensor in direction.items():
+        rows = model.get_parameter(name).detach()
+        for ours, theirs in zip(tensor, rows, strict=True):
+            assert ours.norm().item() == pytest.approx(theirs.norm().item(), rel=1e-12)
+    again = cb.probes.random_direction(model, seed=3)
+    other = cb.probes.random_direction(model, seed=4)
+    assert all(torch.equal(direction[name], again[name]) for name in direction)
+    assert not torch.equal(direction["0.weight"], other["0.weight"])
+
+
+def test_line_to_the_compressed_weights_has_the_right_ends(model, data):
+    line = cb.probes.loss_along_compression(model, data, "global@0.5", points=5)
+    assert line["t"].tolist() == [0, 0.25, 0.5, 0.75, 1]
+    model.eval()
+    pruned = cb.compress.compressed(model, cb.compress.Magnitude(0.5))
+    assert line["loss"].iloc[0] == pytest.approx(joined_loss(model, data).item(), abs=1e-6)
+    assert line["loss"].iloc[-1] == pytest.approx(joined_loss(pruned, data).item(), abs=1e-6)
+
+
+def test_landscape_of_the_grid_equals_a_direct_walk(model, data):
+    pair = [cb.probes.random_direction(model, seed) for seed in (0, 1)]
+    grid = cb.probes.loss_on_grid(model, data, pair, [-0.5, 0.0, 0.5])
+    assert len(grid) == 9
+    model.eval()
+    for row in grid.to_dict("records"):
+        moved = copy.deepcopy(model)
+        with torch.no_grad():
+            for name, parameter in moved.named_parameters():
+                if name in pair[0]:
+                    parameter += row["a"] * pair[0][name] + row["b"] * pair[1][name]
+        assert row["loss"] == pytest.approx(joined_loss(moved, data).item(), abs=1e-6)
+    with pytest.raises(ValueError, match="'nowhere'"):
+        cb.probes.loss_on_grid(model, data, [{"nowhere": torch.zeros(1)}], [0.0])
+
+
+def test_sparsity_curve_rows(model, data):
+    curve = cb.probes.sparsity_curve(model, data, ["global@0.5", "uniform@0.9", "2:4"], calibration=data)
+    assert list(curve.columns) == ["pattern", "sparsity", "calibrated", "accuracy", "loss"]
+    assert curve["pattern"].tolist() == ["global", "global", "global", "global", "uniform", "uniform", "2:4", "2:4"]
+    # 60 + 36 weights; 5 inputs do not divide by 4, so 2:4 reaches 18 of 96.
+    assert curve["sparsity"].tolist() == [0, 0, 0.5, 0.5, 0.9, 0.9, 0.1875, 0.1875]
+    assert curve["calibrated"].tolist() == [False, True] * 4
+    assert curve["accuracy"].between(0, 1).all()
+    pruned = cb.compress.compressed(model.eval(), cb.compress.Magnitude(0.5))
+    assert curve["loss"].iloc[2] == pytest.approx(joined_loss(pruned, data).item(), abs=1e-6)
+    cb.compress.tune_batchnorm(pruned, data)
+    assert curve["loss"].iloc[3] == pytest.approx(joined_loss(pruned.eval(), data).item(), abs=1e-6)
+    assert set(cb.probes.sparsity_curve(model, data, ["2:4"])["calibrated"]) == {False}
+
+
+def test_mean_and_std_over_seeds():
+    import pandas as pd
+
+    values = np.array([0.50, 0.60, 0.90])
+    rows = [("sgd", seed, "global", 0.5, True, value) for seed, value in enumerate(values)]
+    rows += [("sgd", seed, "global", 0.0, False, 1.0) for seed in range(3)]
+    rows += [("sgd", 0, "global", 0.0, True, 0.1), ("sgd", 0, "2:4", 0.5, True, 0.1)]  # neither belongs in the table
+    curves = pd.DataFrame(rows, columns=["method", "seed", "pattern", "sparsity", "calibrated", "accuracy"])
+    table = cb.probes.accuracy_table(curves)
+    assert table.loc["SGD"].to_dict() == {"dense": "100.0 ± 0.0", "50 %": "66.7 ± 20.8"}

@@ -1,0 +1,50 @@
+"""What the project says about itself agrees with itself."""
+
+import importlib.util
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_environment_yml_agrees_with_pyproject():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    wanted = {requirement.lower() for group in groups for requirement in group}
+    conda_names = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+    wanted = {re.sub(r"^[a-z0-9-]+", lambda m: conda_names.get(m[0], m[0]), requirement) for requirement in wanted}
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    listed = {item for item in environment["dependencies"] if isinstance(item, str)} - {"pip"}
+    assert listed == wanted | {f"python{project['requires-python']}"}
+
+
+def test_the_readmes_table_is_the_committed_reports():
+    report = ROOT / "reports" / "cifar10-resnet20"
+    if not report.exists():
+        pytest.skip("this checkout has no committed report")
+    spec = importlib.util.spec_from_file_location("readme_table", ROOT / "scripts" / "readme_table.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    readme = (ROOT / "README.md").read_text()
+    assert module.table(report) in readme
+    assert module.filled(readme, module.table(report)) == readme
+
+
+def test_a_committed_report_is_small():
+    for report in (ROOT / "reports").glob("cifar10-*"):
+        files = [
+            path for path in report.rglob("*") if path.is_file() and "runs" not in path.relative_to(report).parts[:1]
+        ]
+        assert sum(path.stat().st_size for path in files) < 6e6
+
+
+def test_the_readmes_code_runs():
+    """The first Python block of the README is a whole program; run it."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})

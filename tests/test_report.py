@@ -1,0 +1,171 @@
+"""Both notebooks through papermill on digits, and what the report's folder then holds."""
+
+import json
+import shutil
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+
+import cram_bench as cb
+from cram_bench import report
+
+SMALL = {"epochs": 2, "sample": 200, "directions": 1, "sparsities": [0.5, 0.9], "methods": ["sgd", "cram+-multi"]}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Return (reports, runs, caches) shared by the tests of this file: building a report takes a while."""
+    return tmp_path_factory.mktemp("reports"), tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def shared_runs(folders, monkeypatch):
+    monkeypatch.setenv("CRAM_BENCH_RUNS", str(folders[1]))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folders[2]))
+
+
+@pytest.fixture(scope="module")
+def built(folders):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CRAM_BENCH_RUNS", str(folders[1]))
+        patch.setenv("XDG_CACHE_HOME", str(folders[2]))
+        return report.build(
+            "digits", "quick", 1, SMALL, reports=folders[0], keep_runs=True, command="cram-bench report"
+        )
+
+
+def test_the_report_is_complete(built):
+    assert built.failures == {}
+    assert built.folder.name == "digits-convnet-quick"
+    for stem in report.NOTEBOOKS:
+        assert (built.folder / f"{stem}.html").stat().st_size > 1000
+        assert nbformat.read(built.folder / f"{stem}.ipynb", as_version=4).cells
+    figures = {path.stem for path in (built.folder / "figures").glob("*.svg")}
+    assert figures == {path.stem for path in (built.folder / "figures").glob("*.png")}
+    assert {"accuracy_vs_sparsity", "cram_gap", "loss_in_ball", "loss_in_plane", "sam_sharpness"} <= figures
+    index = (built.folder / "index.html").read_text()
+    assert index.index("figures/accuracy_vs_sparsity.svg") < index.index("<table") < index.index("cram-bench report")
+    assert cb.runs.commit() in index
+    assert not list(built.folder.rglob("*.part*"))
+    committed = sorted((built.folder / "runs").iterdir())
+    assert len(committed) == 2
+    assert all(cb.runs.Run.open(path).experiment.seed == 0 for path in committed)
+
+
+def test_the_main_table_has_its_columns_and_agrees_with_the_library(built):
+    table = pd.read_csv(built.folder / "tables" / "accuracy_vs_sparsity.csv")
+    assert list(table.columns) == ["method", "seed", "pattern", "sparsity", "calibrated", "accuracy", "loss"]
+    assert set(table["sparsity"]) == {0.0, 0.5, 0.9}
+    run = cb.runs.Store().find(cb.experiment.recipe("digits", "sgd", epochs=2))
+    train, test = cb.data.load("digits")
+    curve = cb.probes.sparsity_curve(run.load_model(), test, ["global@0.9"], calibration=train.sample(2000))
+    ours = table[(table["method"] == "sgd") & (table["sparsity"] == 0.9)]["accuracy"].tolist()
+    assert ours == curve[curve["sparsity"] == 0.9]["accuracy"].tolist()
+
+
+def test_no_path_of_this_machine_is_written_into_the_report(built, folders):
+    for path in built.folder.rglob("*"):
+        if path.suffix in {".ipynb", ".html", ".csv", ".json", ".svg"}:
+            text = path.read_text()
+            assert str(folders[0]) not in text, path
+            assert str(folders[1]) not in text, path
+
+
+def test_running_again_does_nothing_and_a_removed_output_is_made_again(built, folders, monkeypatch):
+    import papermill
+
+    executed = []
+    original = papermill.execute_notebook
+
+    def counted(path, *arguments, **options):
+        executed.append(Path(path).stem)
+        return original(path, *arguments, **options)
+
+    monkeypatch.setattr(papermill, "execute_notebook", counted)
+    monkeypatch.setattr("cram_bench.runs.fit", lambda *a, **k: pytest.fail("trained again"))
+    report.build("digits", "quick", 1, SMALL, reports=folders[0])
+    assert executed == []
+    (built.folder / "accuracy_vs_sparsity.ipynb").unlink()
+    report.build("digits", "quick", 1, SMALL, reports=folders[0])
+    assert executed == ["accuracy_vs_sparsity"]
+
+
+def test_a_failing_notebook_is_named_and_the_others_appear(built, folders, tmp_path):
+    notebooks = tmp_path / "notebooks"
+    shutil.copytree(report.notebooks_folder(), notebooks, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    broken = nbformat.read(notebooks / "loss_stability.ipynb", as_version=4)
+    broken.cells[2].source += "\nraise RuntimeError('no such luck')"
+    nbformat.write(broken, notebooks / "loss_stability.ipynb")
+    result = report.build("digits", "quick", 1, SMALL, reports=tmp_path, notebooks=notebooks)
+    assert list(result.failures) == ["loss_stability"]
+    assert "no such luck" in result.failures["loss_stability"]
+    index = (result.folder / "index.html").read_text()
+    assert "no such luck" in index
+    assert (result.folder / "figures" / "accuracy_vs_sparsity.svg").exists()
+    assert (result.folder / "loss_stability.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "error", "message"),
+    [
+        ({"epcohs": 3}, ValueError, "unknown parameter 'epcohs'; did you mean 'epochs'"),
+        ({"epochs": "3"}, TypeError, "epochs must be like its default 0, not '3'"),
+        ({"epochs": -3}, ValueError, "epochs must be at least 1, not -3"),
+        ({"methods": ["sdg"]}, ValueError, "unknown method 'sdg'; did you mean 'sgd'"),
+        ({"methods": []}, TypeError, "methods must be like its default"),
+        ({"sparsities": [0.5, "much"]}, TypeError, "sparsities must be like its default"),
+        ({"sparsities": [1.5]}, ValueError, "sparsity must be in \\[0, 1\\]"),
+        ({"patterns": ["globl"]}, ValueError, "unknown compressor 'globl@"),
+        ({"model": "resnet21"}, ValueError, "unknown model 'resnet21'; did you mean 'resnet"),
+        ({"seeds": 0}, ValueError, "at least one method and one seed"),
+        ({"calibration": True}, TypeError, "calibration must be like its default"),
+    ],
+)
+def test_wrong_parameters_are_refused_before_anything_trains(parameters, error, message, tmp_path, monkeypatch):
+    monkeypatch.setattr("cram_bench.runs.fit", lambda *a, **k: pytest.fail("trained"))
+    with pytest.raises(error, match=message):
+        report.build("digits", parameters=parameters, reports=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_profile_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="unknown profile 'fast'"):
+        report.build("digits", "fast", reports=tmp_path)
+
+
+def test_a_notebook_alone_refuses_what_papermill_only_warns_about(tmp_path):
+    import papermill
+
+    path = report.notebooks_folder() / "accuracy_vs_sparsity.ipynb"
+    with pytest.raises(papermill.PapermillExecutionError, match="did you mean 'epochs'"):
+        papermill.execute_notebook(
+            path, tmp_path / "out.ipynb", {"epcohs": 3}, progress_bar=False, kernel_name="python3"
+        )
+
+
+@pytest.mark.parametrize(
+    ("namespace", "error", "message"),
+    [
+        ({"epochs": True}, TypeError, "epochs must be int, not True"),
+        ({"epochs": 1.5}, TypeError, "epochs must be int, not 1.5"),
+        ({}, NameError, "'epochs' is missing"),
+    ],
+)
+def test_check_parameters(namespace, error, message):
+    with pytest.raises(error, match=message):
+        report.check_parameters(namespace, epochs=int)
+    report.check_parameters({"epochs": 1, "cb": cb, "_private": 0, "In": []}, epochs=int)
+    report.check_parameters({"rho": 1}, rho=float)
+
+
+def test_notebooks_are_committed_bare_and_hold_no_functions():
+    for path in sorted(report.notebooks_folder().glob("*.ipynb")):
+        cells = json.loads(path.read_text())["cells"]
+        code = [cell for cell in cells if cell["cell_type"] == "code"]
+        assert not any(cell["outputs"] or cell["execution_count"] for cell in code), path
+        source = "\n".join("".join(cell["source"]) for cell in code)
+        assert "def " not in source, path
+        assert "lambda" not in source, path
+        assert path.stem in report.NOTEBOOKS
