@@ -66,6 +66,10 @@ class TwoPass(Optimizer, abc.ABC):
     def defaults(self) -> dict[str, Any]:  # type: ignore[override]
         return self.base.defaults
 
+    def _moved(self, parameters: list[Tensor]) -> list[Tensor]:
+        """Return what `_move` may change, given the parameters that have gradients; it is put back after the step."""
+        return parameters
+
     @abc.abstractmethod
     def _move(self, groups: list[tuple[dict[str, Any], list[Tensor], list[Tensor]]]) -> None:
         """Move the weights in place, given (group, parameters, gradients at θ) for every group with gradients."""
@@ -94,7 +98,7 @@ class TwoPass(Optimizer, abc.ABC):
             first = {p: p.grad for p in parameters}
             for parameter in parameters:
                 parameter.grad = None  # the closure then cannot overwrite the first gradients
-            with self._restored(parameters, always=True):
+            with self._restored(self._moved(parameters), always=True):
                 self._move(
                     [
                         (group, moved, [cast(Tensor, first[p]) for p in moved])

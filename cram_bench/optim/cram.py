@@ -69,6 +69,10 @@ class CrAM(TwoPass):
         self.generator = torch.Generator().manual_seed(seed)
         self._masks: Masks | None = None
 
+    def _moved(self, parameters: list[Tensor]) -> list[Tensor]:
+        # Compression also zeroes weights that are frozen or got no gradient.
+        return list({id(tensor): tensor for tensor in (*parameters, *self.prunable.values())}.values())
+
     def _move(self, groups: list[tuple[dict[str, Any], list[Tensor], list[Tensor]]]) -> None:
         for group, parameters, gradients in groups:
             torch._foreach_add_(parameters, gradients, alpha=group["rho"])

@@ -46,6 +46,8 @@ class SAM(TwoPass):
         super().__init__(model, base, rho=rho, adaptive=adaptive)
 
     def _move(self, groups: list[tuple[dict[str, Any], list[Tensor], list[Tensor]]]) -> None:
+        if not groups:
+            return
         scaled = [
             torch._foreach_mul([p.abs() for p in parameters], gradients) if group["adaptive"] else gradients
             for group, parameters, gradients in groups

@@ -1,0 +1,23 @@
+import pytest
+import torch
+from torch import nn
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path, monkeypatch):
+    """Give every test a run store and a cache of its own; ``CRAM_BENCH_DATA`` stays, it is only read."""
+    monkeypatch.setenv("CRAM_BENCH_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def small_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 12), nn.BatchNorm1d(12), nn.Tanh(), nn.Linear(12, 4)).double()
+
+
+@pytest.fixture
+def small_batch() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(32, 8, generator=generator, dtype=torch.float64)
+    return x, torch.randint(4, (32,), generator=generator)

@@ -1,0 +1,214 @@
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import cram_bench as cb
+from cram_bench.compress import NM, Magnitude, Masks
+
+# Few distinct values, so that ties are the rule and not the exception; and some of any kind.
+scores = st.lists(st.sampled_from([0.0, 0.5, 0.5, 1.0, 2.0]) | st.floats(0, 2.0**90, width=32, allow_subnormal=False), min_size=1, max_size=60)
+
+
+@given(scores, st.data())
+def test_keep_largest_against_a_full_sort(values, data):
+    zeros = data.draw(st.integers(0, len(values)))
+    keep = cb.compress.keep_largest(torch.tensor(values), zeros)
+    by_value_then_position = sorted(range(len(values)), key=lambda i: (torch.tensor(values[i]).item(), i))
+    assert [i for i in range(len(values)) if not keep[i]] == sorted(by_value_then_position[:zeros])
+
+
+@pytest.mark.parametrize("zeros", [-1, 4])
+def test_keep_largest_refuses_impossible_counts(zeros):
+    with pytest.raises(ValueError, match=f"cannot drop {zeros} of 3"):
+        cb.compress.keep_largest(torch.ones(3), zeros)
+
+
+def test_nan_is_refused():
+    with pytest.raises(ValueError, match="NaN"):
+        cb.compress.keep_largest(torch.tensor([1.0, float("nan"), 0.5, 2.0]), 3)
+
+
+weights = st.lists(
+    st.lists(st.sampled_from([-1.0, 0.0, 0.5, 1.0, 3.0]), min_size=1, max_size=20), min_size=1, max_size=4
+).map(lambda rows: {str(index): torch.tensor(row) for index, row in enumerate(rows)})
+
+
+@given(weights, st.floats(0, 1))
+def test_exactly_the_asked_number_of_zeros(tensors, sparsity):
+    count = sum(tensor.numel() for tensor in tensors.values())
+    masks = Magnitude(sparsity).masks(tensors)
+    assert (masks.zeros, masks.count) == (round(sparsity * count), count)
+    uniform = Magnitude(sparsity, "uniform").masks(tensors)
+    for name, tensor in tensors.items():
+        assert int((~uniform[name]).sum()) == round(sparsity * tensor.numel())
+    # Nothing kept is smaller than something dropped.
+    kept = torch.cat([tensor[masks[name]] for name, tensor in tensors.items()]).abs()
+    dropped = torch.cat([tensor[~masks[name]] for name, tensor in tensors.items()]).abs()
+    assert not len(kept) or not len(dropped) or kept.min() >= dropped.max()
+
+
+@pytest.mark.parametrize("scope", ["global", "uniform"])
+@pytest.mark.parametrize(("sparsity", "zeros"), [(0.0, 0), (0.5, 6), (1.0, 12)])
+def test_all_equal_weights(scope, sparsity, zeros):
+    assert Magnitude(sparsity, scope).masks({"w": torch.full((3, 4), 0.1)}).zeros == zeros
+
+
+@pytest.mark.parametrize(("sparsity", "zeros"), [(0.0, 0), (0.4, 0), (0.6, 1), (1.0, 1)])
+def test_one_element_tensors(sparsity, zeros):
+    assert Magnitude(sparsity).masks({"w": torch.ones(1, 1)}).zeros == zeros
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (4, 8), (1, 2)])
+def test_n_of_m_groups_run_along_the_input_channels(n, m, layout):
+    weight = torch.randn(6, 8, 3, 3, generator=torch.Generator().manual_seed(0)).to(memory_format=layout)
+    mask = NM(n, m).masks({"w": weight})["w"]
+    for out in range(6):
+        for start in range(0, 8, m):
+            for y in range(3):
+                for x in range(3):
+                    group, kept = weight[out, start : start + m, y, x], mask[out, start : start + m, y, x]
+                    assert int(kept.sum()) == n
+                    assert set(group[kept].tolist()) == set(sorted(group.tolist(), key=abs)[-n:])
+
+
+def test_n_of_m_leaves_what_does_not_divide_dense_and_names_it():
+    tensors = {"first": torch.randn(4, 3, 3, 3), "linear": torch.randn(5, 8)}
+    assert NM(2, 4).dense(tensors) == ["first"]
+    masks = NM(2, 4).masks(tensors)
+    assert bool(masks["first"].all())
+    assert masks.zeros == 20
+
+
+@pytest.mark.parametrize("spec", ["global@0.9", "uniform@0.5", "2:4", "4:8", "global@1", "global@0"])
+def test_specifications_round_trip(spec):
+    assert str(cb.compress.parse(spec)) == spec
+    assert cb.compress.parse(spec) == cb.compress.parse(spec)
+
+
+@pytest.mark.parametrize("spec", ["", "global", "globl@0.5", "global@1.1", "global@nan", "0:4", "5:4", "global@0.5 "])
+def test_bad_specifications(spec):
+    with pytest.raises(ValueError, match="unknown compressor|in \\[0, 1\\]|keeps n of every m"):
+        cb.compress.parse(spec)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), float("inf")])
+def test_sparsity_out_of_range(value):
+    with pytest.raises(ValueError, match="sparsity must be in"):
+        Magnitude(value)
+
+
+def test_masks_hold_nothing_but_zero_and_one():
+    assert Masks({"w": torch.tensor([0.0, 1.0])})["w"].dtype is torch.bool
+    with pytest.raises(ValueError, match=r"mask 'w' holds 0.5"):
+        Masks({"w": torch.tensor([0.5, 1.0])})
+
+
+def test_masks_are_saved_loaded_and_applied(tmp_path, small_model):
+    masks = Magnitude(0.7).masks(cb.compress.prunable(small_model))
+    masks.save(tmp_path / "masks.safetensors")
+    loaded = Masks.load(tmp_path / "masks.safetensors")
+    assert list(tmp_path.iterdir()) == [tmp_path / "masks.safetensors"]
+    assert set(loaded) == set(masks)
+    assert all(torch.equal(loaded[name], masks[name]) for name in masks)
+    names = [name for name, _ in small_model.named_parameters()]
+    loaded.apply_(small_model)
+    assert cb.compress.sparsity(small_model) == masks.sparsity
+    assert [name for name, _ in small_model.named_parameters()] == names
+    assert Masks.of(cb.compress.prunable(small_model)).zeros == masks.zeros
+
+
+def test_masking_leaves_plain_zeros():
+    layer = nn.Linear(2, 1, bias=False)
+    layer.weight.data = torch.tensor([[-1.0, float("inf")]])
+    Masks({"weight": torch.tensor([[False, False]])}).apply_(layer)
+    assert layer.weight.tolist() == [[0.0, 0.0]]
+    assert not torch.signbit(layer.weight).any()
+
+
+@pytest.mark.parametrize("wrong", [{"nowhere": torch.ones(1)}, {"0.weight": torch.ones(2, 2)}])
+def test_masks_that_do_not_fit_change_nothing(wrong, small_model):
+    before = copy.deepcopy(small_model.state_dict())
+    with pytest.raises(ValueError, match="fits no parameter|has shape"):
+        Masks({"3.weight": torch.zeros(4, 12), **wrong}).apply_(small_model)
+    assert all(torch.equal(value, before[name]) for name, value in small_model.state_dict().items())
+
+
+def test_a_compressed_model_can_be_copied(small_model):
+    pruned = cb.compress.compressed(small_model, Magnitude(0.8))
+    assert cb.compress.sparsity(small_model) == 0
+    twin = copy.deepcopy(pruned)
+    assert cb.compress.sparsity(twin) == cb.compress.sparsity(pruned) == round(0.8 * 144) / 144
+    assert list(twin.state_dict()) == list(small_model.state_dict())
+
+
+def test_applied_restores_also_after_an_exception(small_model):
+    before = copy.deepcopy(small_model.state_dict())
+    with pytest.raises(RuntimeError, match="half-way"), cb.compress.applied(small_model, Magnitude(0.8)) as masks:
+        assert cb.compress.sparsity(small_model) == masks.sparsity
+        raise RuntimeError("half-way")
+    assert all(torch.equal(value, before[name]) for name, value in small_model.state_dict().items())
+
+
+class Opinionated(nn.Sequential):
+    def prunable(self):
+        return ["0.weight"]
+
+
+class Mistaken(nn.Sequential):
+    def prunable(self):
+        return ["7.weight"]
+
+
+def test_the_model_says_what_is_prunable():
+    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Embedding(3, 3), nn.Linear(4, 2)]
+    assert list(cb.compress.prunable(nn.Sequential(*layers))) == ["0.weight", "4.weight"]
+    assert list(cb.compress.prunable(Opinionated(*layers))) == ["0.weight"]
+    assert list(cb.compress.prunable(nn.Sequential(*layers), exclude=["0.*"])) == ["4.weight"]
+    assert list(cb.compress.prunable(nn.MultiheadAttention(4, 2))) == ["in_proj_weight", "out_proj.weight"]
+    with pytest.raises(ValueError, match="'7.weight', which is not a parameter"):
+        cb.compress.prunable(Mistaken(*layers))
+    with pytest.raises(ValueError, match="matches no parameter"):
+        cb.compress.prunable(nn.Sequential(*layers), exclude=["conv*"])
+    with pytest.raises(ValueError, match="no prunable weight"):
+        cb.compress.prunable(nn.BatchNorm2d(3))
+
+
+@pytest.mark.parametrize("sizes", [(30,), (7, 23), (1, 9, 20)])
+def test_batchnorm_tuning_is_the_pooled_mean_and_variance(sizes):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(30, 3, 5, 5, generator=generator, dtype=torch.float64) * 3 + 10
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.5)).double()
+    weights = copy.deepcopy(list(model.parameters()))
+    cb.compress.tune_batchnorm(model, [(part, None) for part in x.split(sizes)])
+    channel = x.transpose(0, 1).reshape(3, -1)
+    torch.testing.assert_close(model[0].running_mean, channel.mean(1), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(model[0].running_var, channel.var(1), rtol=1e-6, atol=1e-6)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), weights, strict=True))
+    assert all(module.training for module in model.modules())
+    assert int(model[0].num_batches_tracked) == 0
+
+
+def test_batchnorm_tuning_of_deeper_layers_sees_what_they_see(small_model, small_batch):
+    small_model.eval()
+    cb.compress.tune_batchnorm(small_model, [small_batch[0]])
+    hidden = small_model[0](small_batch[0])
+    torch.testing.assert_close(small_model[1].running_var, hidden.var(0).detach(), rtol=1e-6, atol=1e-6)
+    assert not small_model.training
+
+
+@pytest.mark.parametrize("batches", [[], [torch.zeros(1, 8, dtype=torch.float64)], [None]])
+def test_batchnorm_tuning_that_fails_changes_nothing(batches, small_model):
+    before = copy.deepcopy(small_model.state_dict())
+    with pytest.raises((ValueError, TypeError)):
+        cb.compress.tune_batchnorm(small_model, batches)
+    assert all(torch.equal(value, before[name]) for name, value in small_model.state_dict().items())
+    assert not small_model[1]._forward_pre_hooks
+
+
+def test_batchnorm_tuning_without_batchnorm_reads_nothing():
+    cb.compress.tune_batchnorm(nn.Linear(2, 2), iter([]))

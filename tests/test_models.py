@@ -1,0 +1,49 @@
+import pytest
+import torch
+
+import cram_bench as cb
+
+COUNTS = {"convnet": 24346, "resnet20": 269722, "resnet18": 11173962, "vgg16_bn": 14724042, "vit_tiny": 5362762}
+
+
+def test_every_listed_model_is_counted_here():
+    assert set(cb.models.names()) == set(COUNTS)
+
+
+@pytest.mark.parametrize(("name", "count"), COUNTS.items())
+def test_parameters_shapes_and_prunable_weights(name, count):
+    model = cb.models.create(name, num_classes=10, in_channels=3)
+    assert sum(p.numel() for p in model.parameters()) == count
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    weights = cb.models.prunable(model)
+    assert all(weight.ndim > 1 for weight in weights.values())
+    matrices = {n for n, p in model.named_parameters() if p.ndim > 1}
+    assert matrices - set(weights) == ({"token", "positions"} if name == "vit_tiny" else set())
+    grey = cb.models.create(name, num_classes=3, in_channels=1)
+    assert grey(torch.zeros(2, 1, 32, 32)).shape == (2, 3)
+
+
+@pytest.mark.parametrize(("name", "size"), [("convnet", 8), ("resnet20", 28), ("vit_tiny", 64)])
+def test_other_image_sizes(name, size):
+    model = cb.models.create(name, num_classes=4, in_channels=1, image_size=size)
+    assert model(torch.zeros(2, 1, size, size)).shape == (2, 4)
+
+
+def test_torchvisions_classifiers_by_name():
+    model = cb.models.create("torchvision:squeezenet1_1", num_classes=7)
+    assert model.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
+    with pytest.raises(ValueError, match="3 channels, and these have 1"):
+        cb.models.create("torchvision:squeezenet1_1", num_classes=7, in_channels=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("resnet21", "resnet20"), ("vgg16", "vgg16_bn"), ("torchvision:resnet81", "resnet18")]
+)
+def test_unknown_names_come_with_a_suggestion(name, hint):
+    with pytest.raises(ValueError, match=f"did you mean '{hint}'"):
+        cb.models.create(name, num_classes=10)
+
+
+def test_a_patch_that_does_not_fit():
+    with pytest.raises(ValueError, match="image_size must be divisible.*30 is not"):
+        cb.models.create("vit_tiny", 10, image_size=30)

@@ -1,0 +1,322 @@
+"""Every step rule against the formula written out by hand in float64."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import cram_bench as cb
+from cram_bench.compress import NM, Magnitude
+
+LR, MOMENTUM, DECAY, STEPS = 0.1, 0.9, 5e-4, 20
+
+
+def closure_of(model, optimizer, x, y):
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        return loss
+
+    return closure
+
+
+def sgd(model, lr=LR):
+    return torch.optim.SGD(model.parameters(), lr=lr, momentum=MOMENTUM, weight_decay=DECAY)
+
+
+def loss_at(values, x, y):
+    """The loss of `small_model` in training mode, from its six tensors, without any module."""
+    w1, b1, scale, shift, w2, b2 = values
+    hidden = x @ w1.T + b1
+    hidden = (hidden - hidden.mean(0)) / torch.sqrt(hidden.var(0, correction=0) + 1e-5) * scale + shift
+    logits = torch.tanh(hidden) @ w2.T + b2
+    return (logits.logsumexp(1) - logits[torch.arange(len(y)), y]).mean()
+
+
+def gradient_at(values, x, y):
+    leaves = [value.detach().clone().requires_grad_() for value in values]
+    return torch.autograd.grad(loss_at(leaves, x, y), leaves)
+
+
+def largest_kept(values, sparsity):
+    """Global magnitude masks over the two matrices by a full sort."""
+    flat = torch.cat([values[0].flatten(), values[4].flatten()]).abs()
+    drop = set(flat.argsort()[: round(sparsity * len(flat))].tolist())
+    keep = torch.tensor([index not in drop for index in range(len(flat))], dtype=torch.float64)
+    first, second = keep[: values[0].numel()], keep[values[0].numel() :]
+    masks = [torch.ones_like(value) for value in values]
+    masks[0], masks[4] = first.view_as(values[0]), second.view_as(values[4])
+    return masks
+
+
+def two_of_four(values):
+    masks = [torch.ones_like(value) for value in values]
+    for index in (0, 4):
+        for row in range(len(values[index])):
+            for start in range(0, values[index].shape[1], 4):
+                group = values[index][row, start : start + 4].abs()
+                for lowest in group.argsort()[:2].tolist():
+                    masks[index][row, start + lowest] = 0
+    return masks
+
+
+def hand_sam(values, x, y, draw, rho=0.05, adaptive=False):
+    g = gradient_at(values, x, y)
+    scaled = [v.abs() * gi for v, gi in zip(values, g, strict=True)] if adaptive else g
+    norm = math.sqrt(sum(float((s * s).sum()) for s in scaled))
+    step = [v * v * gi if adaptive else gi for v, gi in zip(values, g, strict=True)]
+    return gradient_at([v + rho * s / norm for v, s in zip(values, step, strict=True)], x, y)
+
+
+def hand_cram(values, x, y, draw, sparsities=(0.5,), rho=0.2, plus=True, sparse=True, pattern=None):
+    g = gradient_at(values, x, y)
+    moved = [v + rho * gi for v, gi in zip(values, g, strict=True)]
+    sparsity = sparsities[int(torch.randint(len(sparsities), (), generator=draw))]
+    masks = pattern(moved) if pattern else largest_kept(moved, sparsity)
+    second = gradient_at([v * m for v, m in zip(moved, masks, strict=True)], x, y)
+    if sparse:
+        second = [m * s for m, s in zip(masks, second, strict=True)]
+    return [s + gi for s, gi in zip(second, g, strict=True)] if plus else second
+
+
+LEVELS = (0.3, 0.5, 0.7, 0.9)
+RULES = {
+    "sam": (lambda m, b: cb.optim.SAM(m, b, rho=0.05), hand_sam, {}),
+    "asam": (lambda m, b: cb.optim.SAM(m, b, rho=0.5, adaptive=True), hand_sam, {"rho": 0.5, "adaptive": True}),
+    "cram": (lambda m, b: cb.optim.CrAM(m, b, Magnitude(0.5), plus=False), hand_cram, {"plus": False}),
+    "cram+": (lambda m, b: cb.optim.CrAM(m, b, [Magnitude(0.5)]), hand_cram, {}),
+    "cram+-multi": (
+        lambda m, b: cb.optim.CrAM(m, b, [Magnitude(s) for s in LEVELS], rho=0.15, seed=7),
+        hand_cram,
+        {"sparsities": LEVELS, "rho": 0.15},
+    ),
+    "cram+ dense gradients": (
+        lambda m, b: cb.optim.CrAM(m, b, [Magnitude(0.5)], sparse_gradients=False),
+        hand_cram,
+        {"sparse": False},
+    ),
+    "cram+ 2:4": (lambda m, b: cb.optim.CrAM(m, b, [NM(2, 4)]), hand_cram, {"pattern": two_of_four}),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_twenty_steps_equal_the_formula(rule, small_model, small_batch):
+    build, by_hand, settings = RULES[rule]
+    values = [p.detach().clone() for p in small_model.parameters()]
+    velocity = [torch.zeros_like(v) for v in values]
+    draw = torch.Generator().manual_seed(7 if "multi" in rule else 0)
+    optimizer = build(small_model, sgd(small_model))
+    closure = closure_of(small_model, optimizer, *small_batch)
+    for _ in range(STEPS):
+        expected = loss_at(values, *small_batch).item()
+        assert optimizer.step(closure).item() == pytest.approx(expected, abs=1e-10)  # the loss at the true weights
+        gradient = by_hand(values, *small_batch, draw, **settings)
+        for index, g in enumerate(gradient):
+            velocity[index] = MOMENTUM * velocity[index] + g + DECAY * values[index]
+            values[index] = values[index] - LR * velocity[index]
+    for ours, theirs in zip(small_model.parameters(), values, strict=True):
+        torch.testing.assert_close(ours.detach(), theirs, rtol=0, atol=1e-10)
+
+
+def test_any_base_optimizer(small_model, small_batch):
+    """AdamW fed with the hand-made gradient goes the same way."""
+    reference = copy.deepcopy(small_model)
+    adam = torch.optim.AdamW(reference.parameters(), lr=1e-2)
+    optimizer = cb.optim.CrAM(small_model, torch.optim.AdamW(small_model.parameters(), lr=1e-2), [Magnitude(0.5)])
+    draw = torch.Generator()
+    for _ in range(5):
+        optimizer.step(closure_of(small_model, optimizer, *small_batch))
+        gradient = hand_cram([p.detach() for p in reference.parameters()], *small_batch, draw)
+        for parameter, g in zip(reference.parameters(), gradient, strict=True):
+            parameter.grad = g
+        adam.step()
+    for ours, theirs in zip(small_model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_batchnorm_statistics_are_those_of_one_plain_pass(rule, small_model, small_batch):
+    reference = copy.deepcopy(small_model)
+    reference(small_batch[0])
+    optimizer = RULES[rule][0](small_model, sgd(small_model))
+    optimizer.step(closure_of(small_model, optimizer, *small_batch))
+    for ours, theirs in zip(small_model.buffers(), reference.buffers(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("rule", ["sam", "cram+-multi"])
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_closure_that_raises_leaves_everything_as_it_was(rule, call, small_model, small_batch):
+    optimizer = RULES[rule][0](small_model, sgd(small_model))
+    closure = closure_of(small_model, optimizer, *small_batch)
+    before = copy.deepcopy(small_model.state_dict())
+    calls = iter(range(1, 10))
+
+    def breaking():
+        loss = closure()
+        if next(calls) == call:
+            raise RuntimeError("out of memory")
+        return loss
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        optimizer.step(breaking)
+    assert all(torch.equal(value, before[name]) for name, value in small_model.state_dict().items())
+    assert all(p.requires_grad for p in small_model.parameters())
+    assert all(m.training for m in small_model.modules())
+    assert math.isfinite(optimizer.step(closure).detach())  # and training goes on
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_resume_is_bit_for_bit(rule, small_model, small_batch):
+    build = RULES[rule][0]
+    straight, interrupted = copy.deepcopy(small_model), copy.deepcopy(small_model)
+    optimizer = build(straight, sgd(straight))
+    for _ in range(6):
+        optimizer.step(closure_of(straight, optimizer, *small_batch))
+
+    optimizer = build(interrupted, sgd(interrupted))
+    for _ in range(3):
+        optimizer.step(closure_of(interrupted, optimizer, *small_batch))
+    saved = copy.deepcopy((interrupted.state_dict(), optimizer.state_dict()))
+    resumed = copy.deepcopy(small_model)
+    resumed.load_state_dict(saved[0])
+    optimizer = build(resumed, sgd(resumed))
+    optimizer.load_state_dict(saved[1])
+    for _ in range(3):
+        optimizer.step(closure_of(resumed, optimizer, *small_batch))
+    for name, value in straight.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_a_state_dict_holds_little_more_than_the_bases(small_model, small_batch):
+    """Neither masks nor copies of weights end up in a checkpoint."""
+    base = sgd(small_model)
+    optimizer = cb.optim.CrAM(small_model, base, [Magnitude(0.5)])
+    optimizer.step(closure_of(small_model, optimizer, *small_batch))
+    assert optimizer.state_dict().keys() - base.state_dict().keys() == {"cram"}
+    assert list(optimizer.state_dict()["cram"]) == ["generator"]
+    assert optimizer.state is base.state
+    with pytest.raises(ValueError, match="not saved by CrAM"):
+        optimizer.load_state_dict(base.state_dict())
+
+
+@pytest.mark.filterwarnings("error")
+def test_schedulers_act_on_the_wrapper(small_model, small_batch):
+    base = sgd(small_model)
+    optimizer = cb.optim.SAM(small_model, base)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=4)
+    for _ in range(2):
+        optimizer.step(closure_of(small_model, optimizer, *small_batch))
+        scheduler.step()
+    assert base.param_groups[0]["lr"] == pytest.approx(LR / 2)
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # gives the base new group objects
+    scheduler.step()
+    assert base.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"] < LR / 2
+
+
+def test_groups_keep_their_own_settings(small_model, small_batch):
+    """rho 0 in one group: its weights do not move in the ascent, and so it equals a hand step with that."""
+    first, second = list(small_model.parameters())[:4], list(small_model.parameters())[4:]
+    groups = [{"params": first, "rho": 0.0}, {"params": second, "lr": 0.05}]
+    optimizer = cb.optim.CrAM(small_model, torch.optim.SGD(groups, lr=LR), [Magnitude(0.5)], rho=0.3)
+    values = [p.detach().clone() for p in small_model.parameters()]
+    g = gradient_at(values, *small_batch)
+    rhos = [0.0] * 4 + [0.3] * 2
+    moved = [v + r * gi for v, r, gi in zip(values, rhos, g, strict=True)]
+    masks = largest_kept(moved, 0.5)
+    s = gradient_at([v * m for v, m in zip(moved, masks, strict=True)], *small_batch)
+    optimizer.step(closure_of(small_model, optimizer, *small_batch))
+    for index, parameter in enumerate(small_model.parameters()):
+        expected = values[index] - (LR if index < 4 else 0.05) * (g[index] + masks[index] * s[index])
+        torch.testing.assert_close(parameter.detach(), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("rule", ["sam", "cram+"])
+def test_accumulation_inside_the_closure_equals_the_joined_batch(rule, small_batch):
+    torch.manual_seed(0)
+    joined = nn.Sequential(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 4)).double()  # BatchNorm sees each batch alone
+    split = copy.deepcopy(joined)
+    x, y = small_batch
+    one = RULES[rule][0](joined, sgd(joined))
+    one.step(closure_of(joined, one, x, y))
+    two = RULES[rule][0](split, sgd(split))
+
+    def closure():
+        two.zero_grad()
+        total = 0.0
+        for part in (slice(0, 8), slice(8, 32)):
+            loss = F.cross_entropy(split(x[part]), y[part], reduction="sum") / len(y)
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    two.step(closure)
+    for ours, theirs in zip(split.parameters(), joined.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("rule", ["sam", "asam", "cram", "cram+-multi", "cram+ 2:4"])
+def test_frozen_and_unused_weights_are_left_alone(rule, small_batch):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.frozen, self.unused = nn.Linear(8, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+            self.frozen.requires_grad_(False)
+
+        def forward(self, x):
+            return self.frozen(self.used(x))
+
+    torch.manual_seed(0)
+    model = Model().double()
+    before = copy.deepcopy(model.state_dict())
+    optimizer = RULES[rule][0](model, sgd(model))
+    optimizer.step(closure_of(model, optimizer, *small_batch))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]) != name.startswith("used"), name
+
+
+def test_a_model_without_any_gradient_is_left_alone(small_model, small_batch):
+    small_model.requires_grad_(False)
+    before = copy.deepcopy([p.clone() for p in small_model.parameters()])
+    for optimizer in (cb.optim.SAM(small_model, sgd(small_model)), cb.optim.CrAM(small_model, sgd(small_model), Magnitude(0.5))):
+        optimizer.step(lambda: F.cross_entropy(small_model(small_batch[0]), small_batch[1]))
+    assert all(torch.equal(p, q) for p, q in zip(small_model.parameters(), before, strict=True))
+
+
+def test_set_to_none_does_not_matter(small_model, small_batch):
+    """A closure that zeroes gradients in place must not wipe the first pass's."""
+    other = copy.deepcopy(small_model)
+    optimizer = cb.optim.CrAM(small_model, sgd(small_model), Magnitude(0.5))
+    optimizer.step(closure_of(small_model, optimizer, *small_batch))
+    zeroing = cb.optim.CrAM(other, sgd(other), Magnitude(0.5))
+
+    def closure():
+        zeroing.zero_grad(set_to_none=False)
+        loss = F.cross_entropy(other(small_batch[0]), small_batch[1])
+        loss.backward()
+        return loss
+
+    zeroing.step(closure)
+    assert all(torch.equal(p, q) for p, q in zip(small_model.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda m: cb.optim.SAM(m, sgd(m), rho=-1), ValueError, "rho.*not -1"),
+        (lambda m: cb.optim.SAM(m, sgd(m), rho=math.nan), ValueError, "rho.*not nan"),
+        (lambda m: cb.optim.CrAM(m, sgd(m), Magnitude(0.5), rho=math.inf), ValueError, "rho.*not inf"),
+        (lambda m: cb.optim.CrAM(m, sgd(m), []), ValueError, "at least one compressor"),
+        (lambda m: cb.optim.CrAM(m, sgd(m), [0.5]), TypeError, "not 0.5"),
+        (lambda m: cb.optim.SAM(m, sgd(nn.Linear(2, 2))), ValueError, "not in the model"),
+        (lambda m: cb.optim.CrAM(m, sgd(m), Magnitude(0.5), exclude=["conv.*"]), ValueError, "'conv.\\*' matches no"),
+        (lambda m: cb.optim.SAM(m, sgd(m)).step(), TypeError, "needs a closure"),
+    ],
+)
+def test_bad_input(build, error, message, small_model):
+    with pytest.raises(error, match=message):
+        build(small_model)
