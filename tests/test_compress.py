@@ -10,7 +10,11 @@ import cram_bench as cb
 from cram_bench.compress import NM, Magnitude, Masks
 
 # Few distinct values, so that ties are the rule and not the exception; and some of any kind.
-scores = st.lists(st.sampled_from([0.0, 0.5, 0.5, 1.0, 2.0]) | st.floats(0, 2.0**90, width=32, allow_subnormal=False), min_size=1, max_size=60)
+scores = st.lists(
+    st.sampled_from([0.0, 0.5, 0.5, 1.0, 2.0]) | st.floats(0, 2.0**90, width=32, allow_subnormal=False),
+    min_size=1,
+    max_size=60,
+)
 
 
 @given(scores, st.data())

@@ -219,7 +219,7 @@ def test_schedulers_act_on_the_wrapper(small_model, small_batch):
 
 
 def test_groups_keep_their_own_settings(small_model, small_batch):
-    """rho 0 in one group: its weights do not move in the ascent, and so it equals a hand step with that."""
+    """Rho 0 in one group: its weights do not move in the ascent, and so it equals a hand step with that."""
     first, second = list(small_model.parameters())[:4], list(small_model.parameters())[4:]
     groups = [{"params": first, "rho": 0.0}, {"params": second, "lr": 0.05}]
     optimizer = cb.optim.CrAM(small_model, torch.optim.SGD(groups, lr=LR), [Magnitude(0.5)], rho=0.3)
@@ -282,7 +282,10 @@ def test_frozen_and_unused_weights_are_left_alone(rule, small_batch):
 def test_a_model_without_any_gradient_is_left_alone(small_model, small_batch):
     small_model.requires_grad_(False)
     before = copy.deepcopy([p.clone() for p in small_model.parameters()])
-    for optimizer in (cb.optim.SAM(small_model, sgd(small_model)), cb.optim.CrAM(small_model, sgd(small_model), Magnitude(0.5))):
+    for optimizer in (
+        cb.optim.SAM(small_model, sgd(small_model)),
+        cb.optim.CrAM(small_model, sgd(small_model), Magnitude(0.5)),
+    ):
         optimizer.step(lambda: F.cross_entropy(small_model(small_batch[0]), small_batch[1]))
     assert all(torch.equal(p, q) for p, q in zip(small_model.parameters(), before, strict=True))
 

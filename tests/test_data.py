@@ -1,0 +1,302 @@
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+import cram_bench as cb
+from cram_bench import data
+from cram_bench.data import DataError
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """An image folder of coloured 32×32 PNGs, two classes, six and three images each."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 6), ("test", 3)):
+        for name in ("cat", "dog"):
+            (tmp_path / "pets" / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "pets" / split / name / f"{index}.png")
+    return tmp_path / "pets"
+
+
+def test_digits():
+    train, test = cb.data.load("digits")
+    assert (len(train), len(test), train.channels, train.image_size, train.num_classes) == (1297, 500, 1, 8, 10)
+    assert train.images.dtype is torch.uint8
+    assert int(train.images.max()) == 255
+    both = torch.cat([train.images, test.images]).flatten(1)
+    assert len(both) == 1797  # scikit-learn's count: nothing lost, nothing twice
+
+
+def test_an_image_folder(folder):
+    train, test = cb.data.load(folder)
+    assert (train.name, train.classes, len(train), len(test)) == ("pets", ("cat", "dog"), 12, 6)
+    assert train.labels.tolist() == [0] * 6 + [1] * 6
+    direct = np.asarray(Image.open(folder / "train" / "dog" / "3.png")).transpose(2, 0, 1)
+    assert torch.equal(train.images[9], torch.from_numpy(direct.copy()))
+    assert torch.equal(test.mean, train.mean)
+
+
+def test_grey_images_have_one_channel_and_mixed_ones_three(folder, tmp_path):
+    for path in folder.rglob("*.png"):
+        Image.open(path).convert("L").save(path)
+    assert cb.data.load(folder)[0].channels == 1
+    Image.new("RGB", (32, 32), (9, 8, 7)).save(folder / "test" / "cat" / "0.png")
+    train, test = cb.data.load(folder)
+    assert (train.channels, test.images[0, :, 0, 0].tolist()) == (3, [9, 8, 7])
+
+
+def break_size(folder):
+    Image.new("RGB", (30, 32)).save(folder / "train" / "dog" / "2.png")
+
+
+def break_file(folder):
+    (folder / "test" / "cat" / "1.png").write_bytes(b"\x89PNG\r\n but no more")
+
+
+def truncate_file(folder):
+    path = folder / "test" / "cat" / "1.png"
+    path.write_bytes(path.read_bytes()[:500])
+
+
+def empty_class(folder):
+    for path in (folder / "test" / "dog").iterdir():
+        path.unlink()
+
+
+def no_train(folder):
+    (folder / "train").rename(folder / "training")
+
+
+def extra_class(folder):
+    (folder / "test" / "emu").mkdir()
+
+
+def one_class(folder):
+    import shutil
+
+    shutil.rmtree(folder / "train" / "dog")
+    shutil.rmtree(folder / "test" / "dog")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (break_size, r"train/dog/2.png is 30×32 pixels, 3 channels, and the first image is 32×32 pixels"),
+        (break_file, r"test/cat/1.png is not readable as an image"),
+        (truncate_file, r"test/cat/1.png is not readable as an image"),
+        (empty_class, r"test/dog holds no PNG or JPEG image"),
+        (no_train, r"pets has no folder train/"),
+        (extra_class, r"test/emu is a class without training images"),
+        (one_class, r"holds 1 class folders; at least 2"),
+    ],
+)
+def test_a_malformed_folder_is_one_clear_line(damage, message, folder):
+    damage(folder)
+    with pytest.raises(DataError, match=message) as caught:
+        cb.data.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def cache_file() -> Path:
+    (path,) = (data.cache_root() / "decoded").iterdir()
+    return path
+
+
+def test_the_cache_is_used(folder, monkeypatch):
+    train, _ = cb.data.load(folder)
+    assert cache_file().suffix == ".safetensors"  # and no part file is left
+    monkeypatch.setattr(data, "_decode", lambda *arguments: pytest.fail("decoded again"))
+    again, _ = cb.data.load(folder)
+    assert torch.equal(train.images, again.images)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "flipped"])
+def test_a_damaged_cache_is_noticed_and_rebuilt(damage, folder):
+    train, _ = cb.data.load(folder)
+    path = cache_file()
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes({"truncated": content[: len(content) // 2], "emptied": b"", "flipped": bytes(content)}[damage])
+    with pytest.warns(UserWarning, match="damaged and is rebuilt"):
+        again, _ = cb.data.load(folder)
+    assert torch.equal(train.images, again.images)
+    cb.data.load(folder)  # no warning: pytest would show one, and the next line fails on it
+    assert len(list(path.parent.iterdir())) == 1
+
+
+def test_a_changed_file_is_read_again(folder):
+    cb.data.load(folder)
+    path = folder / "train" / "cat" / "0.png"
+    Image.new("RGB", (32, 32), (1, 2, 3)).save(path)
+    assert cb.data.load(folder)[0].images[0, :, 0, 0].tolist() == [1, 2, 3]
+
+
+def test_a_cache_that_cannot_be_written_only_warns(folder, monkeypatch):
+    monkeypatch.setattr(
+        "safetensors.torch.save_file", lambda *a: (_ for _ in ()).throw(OSError("No space left on device"))
+    )
+    with pytest.warns(UserWarning, match="could not be cached.*No space left"):
+        assert len(cb.data.load(folder)[0]) == 12
+
+
+def write_parquet(folder: Path, split: str, labels: list[int], column: str = "img", label: str = "label") -> None:
+    rows = []
+    for index in range(len(labels)):
+        buffer = io.BytesIO()
+        Image.new("RGB", (32, 32), (index, 0, 255)).save(buffer, "PNG")
+        rows.append({"bytes": buffer.getvalue(), "path": None})
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({column: rows, label: labels}), folder / f"{split}-00000-of-00001.parquet")
+
+
+def test_parquet_in_the_hubs_layout(tmp_path):
+    write_parquet(tmp_path / "cifar10", "train", [3, 0, 9])
+    write_parquet(tmp_path / "cifar10", "test", [1])
+    train, test = cb.data.load("cifar10", root=tmp_path)
+    assert train.labels.tolist() == [3, 0, 9]
+    assert test.labels.tolist() == [1]
+    assert train.images[2, :, 5, 5].tolist() == [2, 0, 255]
+    write_parquet(tmp_path / "cifar100", "train", [99], label="fine_label")
+    write_parquet(tmp_path / "cifar100", "test", [1], column="image", label="fine_label")
+    assert cb.data.load("cifar100", root=tmp_path)[0].labels.tolist() == [99]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: write_parquet(f, "test", [1, 10]), "cifar10 test has the label 10; labels run from 0 to 9"),
+        (lambda f: write_parquet(f, "test", [-1]), "cifar10 test has the label -1"),
+        (lambda f: write_parquet(f, "test", [1], column="picture"), "has columns .*; expected img.bytes"),
+        (lambda f: (f / "test-00000-of-00001.parquet").write_bytes(b"PAR1 no"), "is not readable as Parquet"),
+    ],
+)
+def test_malformed_parquet_is_one_clear_line_and_is_not_cached(damage, message, tmp_path):
+    write_parquet(tmp_path / "cifar10", "train", [3, 0])
+    write_parquet(tmp_path / "cifar10", "test", [1])
+    damage(tmp_path / "cifar10")
+    with pytest.raises(DataError, match=message) as caught:
+        cb.data.load("cifar10", root=tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not (data.cache_root() / "decoded").exists()
+
+
+def test_a_missing_set_says_how_to_get_it(tmp_path, monkeypatch):
+    class Offline:
+        def __init__(self, *arguments, **options):
+            raise OSError("Name or service not known")
+
+    monkeypatch.setattr("torchvision.datasets.MNIST", Offline)
+    with pytest.raises(
+        DataError, match=r"mnist is not in .*\(Name or service not known\): put train-\*.parquet"
+    ) as caught:
+        cb.data.load("mnist", root=tmp_path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match="unknown data set 'mnits'.*mnist"):
+        cb.data.load("mnits", root=tmp_path)
+
+
+def test_torchvisions_files_serve_too(tmp_path, monkeypatch):
+    class Small:
+        def __init__(self, root, train, download):
+            self.data = torch.arange(2 * 28 * 28, dtype=torch.int64).remainder(256).to(torch.uint8).view(2, 28, 28)
+            self.targets = torch.tensor([1, 7])
+
+    monkeypatch.setattr("torchvision.datasets.MNIST", Small)
+    train, _ = cb.data.load("mnist", root=tmp_path)
+    assert (train.images.shape, train.labels.tolist(), train.flip) == ((2, 1, 28, 28), [1, 7], False)
+
+
+def test_normalised_training_images_have_mean_zero_and_variance_one(folder):
+    train, test = cb.data.load(folder)
+    x = train.normalise(train.images).double()
+    torch.testing.assert_close(x.mean((0, 2, 3)), torch.zeros(3, dtype=torch.float64), atol=1e-5, rtol=0)
+    torch.testing.assert_close(x.var((0, 2, 3), correction=0), torch.ones(3, dtype=torch.float64), atol=1e-5, rtol=0)
+    pixel = (test.images[0, 1, 4, 5] / 255 - train.mean[1]) / train.std[1]
+    assert test.normalise(test.images)[0, 1, 4, 5] == pytest.approx(float(pixel), abs=1e-6)
+
+
+def test_batches_give_every_image_once():
+    train, _ = cb.data.load("digits")
+    numbered = data.replace(train, labels=torch.arange(len(train)))
+    for options in ({"seed": None}, {"seed": 3}, {"seed": 3, "augment": True}):
+        seen = torch.cat([labels for _, labels in numbered.batches(128, **options)])
+        assert sorted(seen.tolist()) == list(range(len(train)))
+        assert (seen.tolist() == sorted(seen.tolist())) == (options["seed"] is None)
+    assert [len(labels) for _, labels in numbered.batches(500)] == [500, 500, 297]
+    assert [len(labels) for _, labels in numbered.batches(500, drop_last=True)] == [500, 500]
+    first, again = (next(train.batches(64, seed=5, augment=True))[0] for _ in range(2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, next(train.batches(64, seed=6, augment=True))[0])
+
+
+def test_augmentation_against_a_slow_reference():
+    images = torch.randint(1, 256, (50, 3, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    ours = cb.data.augmented(images, torch.Generator().manual_seed(4))
+    draw = torch.Generator().manual_seed(4)
+    top, left = torch.randint(5, (2, 50), generator=draw)
+    mirror = torch.rand(50, generator=draw) < 0.5
+    for index in range(50):
+        padded = torch.zeros(3, 20, 20, dtype=torch.uint8)
+        padded[:, 2:18, 2:18] = images[index]
+        crop = padded[:, top[index] : top[index] + 16, left[index] : left[index] + 16]
+        assert torch.equal(ours[index], crop.flip(-1) if mirror[index] else crop)
+    assert mirror.any()
+    assert not mirror.all()
+
+
+def test_parts_of_a_data_set():
+    train, _ = cb.data.load("digits")
+    assert len(train.sample(100)) == 100
+    assert torch.equal(train.sample(100, seed=1).images, train.sample(100, seed=1).images)
+    assert train.sample(10**6) is train
+    numbered = data.replace(train, labels=torch.arange(len(train)))
+    rest, held = numbered.split(200)
+    assert sorted(rest.labels.tolist() + held.labels.tolist()) == list(range(len(train)))
+    assert len(held) == 200
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda d: next(d.batches(0)), "batch_size must be at least 1, not 0"),
+        (lambda d: next(d.batches(10**6, drop_last=True)), "larger than the data, 1297 images"),
+        (lambda d: next(d.batches(8, augment=True)), "needs a seed"),
+        (lambda d: d.sample(0), "at least one image, not 0"),
+        (lambda d: d.split(1297), "cannot hold out 1297 of 1297"),
+    ],
+)
+def test_bad_requests(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(cb.data.load("digits")[0])
+
+
+REAL = Path(os.environ.get("CRAM_BENCH_DATA", "")) / "cifar10"
+
+
+@pytest.mark.skipif(not list(REAL.glob("train-*.parquet")), reason="no CIFAR-10 in CRAM_BENCH_DATA")
+def test_a_slice_of_real_cifar10(tmp_path):
+    (tmp_path / "cifar10").mkdir()
+    tables = {}
+    for split in ("train", "test"):
+        shard = sorted(REAL.glob(f"{split}-*.parquet"))[0]
+        tables[split] = pq.ParquetFile(shard).read_row_group(0).slice(0, 100)
+        pq.write_table(tables[split], tmp_path / "cifar10" / f"{split}-00000-of-00001.parquet")
+    train, test = cb.data.load("cifar10", root=tmp_path)
+    for dataset, table in ((train, tables["train"]), (test, tables["test"])):
+        assert dataset.images.shape == (100, 3, 32, 32)
+        assert dataset.labels.tolist() == table["label"].to_pylist()
+        for index in (0, 50, 99):
+            image = Image.open(io.BytesIO(table["img"][index]["bytes"].as_py()))
+            assert np.array_equal(dataset.images[index].permute(1, 2, 0).numpy(), np.asarray(image))
+    inputs, labels = next(train.batches(64, seed=0, augment=True, channels_last=True))
+    assert cb.models.create("resnet20", 10)(inputs).shape == (64, 10)
+    assert labels.min() >= 0

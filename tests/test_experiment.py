@@ -1,0 +1,117 @@
+import math
+
+import pytest
+
+from cram_bench.experiment import METHODS, PROFILES, Experiment, grid, profile_changes, recipe
+
+
+def test_the_id_is_a_hash_of_what_differs_from_the_defaults():
+    assert Experiment().id == Experiment(lr=0.1, epochs=20).id == Experiment.of({}).id
+    assert Experiment().changed() == {}
+    ids = {Experiment().id, Experiment(lr=0.2).id, Experiment(seed=1).id, Experiment(model="resnet20").id}
+    assert len(ids) == 4
+    # Written down, so that no refactoring moves the results of others: a default may not change, a field may be added.
+    assert Experiment(lr=0.2).id == "3b3a21228000"
+    assert recipe("cifar10", "cram+-multi").id == "648fa533dc0c"
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dataset", ["digits", "cifar10"])
+def test_settings_round_trip(dataset, method):
+    import json
+
+    experiment = recipe(dataset, method, seed=3)
+    again = Experiment.of(json.loads(json.dumps(experiment.settings())))
+    assert again == experiment
+    assert again.id == experiment.id
+
+
+def test_the_authors_constants():
+    cram = recipe("cifar10", "cram+-multi")
+    assert cram.compressors == tuple(f"global@0.{tenths}" for tenths in range(3, 10))
+    assert (cram.rho, cram.lr, cram.weight_decay, cram.batch_size, cram.momentum) == (0.2, 0.1, 5e-4, 128, 0.9)
+    assert recipe("cifar10", "cram+-multi", epochs=200).warmup_epochs == 5
+    assert recipe("cifar10", "sam").rho == 0.05
+    assert recipe("cifar10").model == "resnet20"
+
+
+def test_an_image_folder_is_named_by_its_absolute_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert recipe("pictures").dataset == str(tmp_path / "pictures")
+
+
+def test_grid():
+    listed = grid("digits", ["sgd", "sam"], 2, epochs=3)
+    assert [(e.method, e.seed, e.epochs) for e in listed] == [
+        ("sgd", 0, 3),
+        ("sgd", 1, 3),
+        ("sam", 0, 3),
+        ("sam", 1, 3),
+    ]
+    assert [e.seed for e in grid("digits", ["sgd"], [5, 7])] == [5, 7]
+    assert grid("digits", ["sgd"], 1, model="", epochs=0) == [recipe("digits", "sgd")]
+
+
+def test_profiles():
+    for profile in PROFILES:
+        for dataset in ("digits", "cifar10"):
+            recipe(dataset, **profile_changes(dataset, profile))
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"epochs": 0}, ValueError, "epochs must be at least 1, not 0"),
+        ({"epochs": -5}, ValueError, "epochs must be at least 1, not -5"),
+        ({"epochs": 2.0}, TypeError, "epochs must be of type int, not 2.0"),
+        ({"epochs": "ten"}, TypeError, "epochs must be of type int, not 'ten'"),
+        ({"epochs": True}, TypeError, "epochs must be of type int, not True"),
+        ({"seed": -1}, ValueError, "seed must be from 0"),
+        ({"seed": 2**31}, ValueError, "seed must be from 0"),
+        ({"seed": None}, TypeError, "seed must be of type int, not None"),
+        ({"batch_size": 1}, ValueError, "batch_size must be at least 2"),
+        ({"lr": 0.0}, ValueError, "lr must be positive, not 0.0"),
+        ({"lr": -0.1}, ValueError, "lr must be positive, not -0.1"),
+        ({"lr": math.nan}, ValueError, "lr must be positive, not nan"),
+        ({"lr": math.inf}, ValueError, "lr must be positive, not inf"),
+        ({"lr": "0.1"}, TypeError, "lr must be of type float, not '0.1'"),
+        ({"momentum": 1.0}, ValueError, r"momentum must be in \[0, 1\), not 1.0"),
+        ({"momentum": -0.1}, ValueError, "momentum must be in"),
+        ({"weight_decay": -1e-4}, ValueError, "weight_decay must be not negative, not -0.0001"),
+        ({"warmup_epochs": 21.0}, ValueError, "warmup_epochs must be from 0 to the number of epochs, not 21.0"),
+        ({"augment": 1}, TypeError, "augment must be of type bool, not 1"),
+        ({"precision": "float16"}, ValueError, "precision must be float32 or bfloat16, not 'float16'"),
+        ({"rho": -0.2}, ValueError, "rho must be not negative, not -0.2"),
+        ({"rho": math.nan}, ValueError, "rho must be not negative, not nan"),
+        ({"holdout": -1}, ValueError, "holdout must be not negative"),
+        ({"model": "resnet21"}, ValueError, "unknown model 'resnet21'; did you mean 'resnet20'"),
+        ({"method": "sdg"}, ValueError, "unknown method 'sdg'; did you mean 'sgd'"),
+        ({"method": "cram"}, ValueError, "method 'cram' needs compressors"),
+        ({"compressors": ["global@0.5"]}, ValueError, "method 'sgd' takes no compressors"),
+        ({"method": "cram", "compressors": ["globl@0.5"]}, ValueError, "unknown compressor 'globl@0.5'"),
+        ({"method": "cram", "compressors": ["global@1.5"]}, ValueError, r"sparsity must be in \[0, 1\]"),
+        ({"method": "cram", "compressors": "global@0.5"}, TypeError, "compressors must be a list of strings"),
+        ({"method": "cram", "compressors": [0.5]}, TypeError, "compressors must be a list of strings"),
+        ({"learning_rate": 0.1}, ValueError, "unknown setting 'learning_rate'"),
+        ({"epcohs": 1}, ValueError, "unknown setting 'epcohs'; did you mean 'epochs'"),
+    ],
+)
+def test_wrong_settings_are_one_clear_line(settings, error, message):
+    with pytest.raises(error, match=message) as caught:
+        Experiment.of(settings)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: recipe("digits", "adam"), "unknown method 'adam'"),
+        (lambda: recipe("digits", "sgd", compressors=("2:4",)), "method 'sgd' takes no compressors"),
+        (lambda: grid("digits", [], 3), "at least one method and one seed"),
+        (lambda: grid("digits", ["sgd"], 0), "at least one method and one seed"),
+        (lambda: profile_changes("digits", "fast"), "unknown profile 'fast'"),
+    ],
+)
+def test_wrong_recipes(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

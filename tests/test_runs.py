@@ -1,0 +1,177 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import cram_bench as cb
+from cram_bench import runs
+from cram_bench.experiment import recipe
+from cram_bench.runs import Run, RunError, Store, ensure, ensure_all
+from cram_bench.train import DivergedError
+
+
+def tiny(method="sgd", **changes):
+    return recipe("digits", method, **({"epochs": 3} | changes))
+
+
+def test_a_finished_run(tmp_path):
+    run = ensure(tiny("cram+-multi"))
+    store = Store()
+    assert run.path == store.root / run.experiment.id
+    files = {path.name for path in run.path.iterdir()}
+    assert files == {"settings.json", "history.csv", "model.safetensors", "environment.json"}
+    assert json.loads((run.path / "settings.json").read_text())["rho"] == 0.2
+    assert run.history["epoch"].tolist() == [1, 2, 3]
+    environment = run.environment
+    assert environment["versions"]["torch"] == torch.__version__
+    assert {"commit", "device", "threads", "compile", "command", "seconds", "started", "finished"} <= environment.keys()
+    assert not list((store.root / ".training").iterdir())
+    train, test = cb.data.load("digits")
+    accuracy = cb.train.evaluate(run.load_model(), test)["accuracy"]
+    assert accuracy == pytest.approx(run.history["test_accuracy"].iloc[-1])
+    assert Run.open(run.path) == store.open(run.id[:5]) == store.find(run.experiment) == run
+
+
+def test_the_same_experiment_is_never_trained_twice(monkeypatch):
+    first = ensure(tiny())
+    monkeypatch.setattr(runs, "fit", lambda *a, **k: pytest.fail("trained again"))
+    assert ensure(tiny()) == first
+
+
+@pytest.mark.parametrize("method", ["sgd", "sam", "cram+-multi"])
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_resume_equals_uninterrupted_training(method, epoch, tmp_path, monkeypatch):
+    straight = ensure(tiny(method), Store(tmp_path / "straight"))
+    store = Store(tmp_path / "interrupted")
+    on_epoch = runs.Checkpoint.on_epoch
+
+    def interrupted(self, fit):
+        on_epoch(self, fit)
+        if fit.epoch == epoch:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.Checkpoint, "on_epoch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ensure(tiny(method), store)
+    assert store.find(tiny(method)) is None
+    assert store.table()["state"].tolist() == ["interrupted"]
+    resumed = ensure(tiny(method), store)
+    assert (resumed.path / "model.safetensors").read_bytes() == (straight.path / "model.safetensors").read_bytes()
+    drop = ["seconds"]
+    pd.testing.assert_frame_equal(resumed.history.drop(columns=drop), straight.history.drop(columns=drop))
+
+
+def test_a_damaged_checkpoint_is_noticed(tmp_path):
+    straight = ensure(tiny(), Store(tmp_path / "straight"))
+    store = Store(tmp_path / "damaged")
+    work = store.root / ".training" / tiny().id
+    work.mkdir(parents=True)
+    (work / "checkpoint.pt").write_bytes(b"half a checkpoint")
+    with pytest.warns(UserWarning, match="checkpoint.pt is damaged, training starts anew"):
+        run = ensure(tiny(), store)
+    assert (run.path / "model.safetensors").read_bytes() == (straight.path / "model.safetensors").read_bytes()
+
+
+def test_damaged_weights_are_noticed():
+    run = ensure(tiny(epochs=1))
+    content = bytearray((run.path / "model.safetensors").read_bytes())
+    content[-3] ^= 4
+    (run.path / "model.safetensors").write_bytes(bytes(content))
+    with pytest.raises(RunError, match="model.safetensors is damaged: its checksum does not match"):
+        run.load_model()
+
+
+def test_a_folder_with_other_settings_is_refused():
+    run = ensure(tiny(epochs=1))
+    settings = json.loads((run.path / "settings.json").read_text())
+    (run.path / "settings.json").write_text(json.dumps(settings | {"lr": 0.3}))
+    with pytest.raises(RunError, match="holds other settings than its name says"):
+        ensure(tiny(epochs=1))
+    (run.path / "settings.json").write_text(json.dumps(settings | {"epcohs": 1}))
+    with pytest.raises(RunError, match="unknown setting 'epcohs'"):
+        Run.open(run.path)
+    (run.path / "settings.json").write_text("{")
+    with pytest.raises(RunError, match="cannot be used"):
+        Run.open(run.path)
+
+
+def test_two_processes_that_ask_for_one_run_do_not_collide(tmp_path):
+    code = "import cram_bench as cb; print(cb.runs.ensure(cb.experiment.recipe('digits', epochs=4)).path)"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CRAM_BENCH_RUNS": str(tmp_path / "shared")}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    results = [process.communicate(timeout=240) for process in both]
+    assert [process.returncode for process in both] == [0, 0], results
+    folders = {out.splitlines()[-1] for out, _ in results}
+    assert len(folders) == 1
+    trained = [err for _, err in results if "epoch 4/4" in err]
+    assert len(trained) == 1  # the other waited, or came late, and found it
+    assert len(load_file(Path(folders.pop()) / "model.safetensors"))
+
+
+def test_a_failed_run_is_kept_and_not_dropped(monkeypatch):
+    listed = ensure_all([tiny(lr=1e30), tiny()])
+    assert [run.failure is None for run in listed] == [False, True]
+    assert "the training loss is" in listed[0].failure
+    assert sorted(Store().table()["state"]) == ["failed", "finished"]
+    monkeypatch.setattr(runs, "fit", lambda *a, **k: pytest.fail("tried again"))
+    with pytest.raises(DivergedError, match="failed before"):
+        ensure(tiny(lr=1e30))
+    summary = runs.summary(listed)
+    assert summary["state"].iloc[0].startswith("failed: ")
+    table = cb.probes.over_runs(listed, cb.probes.sam_sharpness, cb.data.load("digits")[0].sample(50))
+    assert table["seed"].tolist() == [0, 0]
+    assert table["sharpness"].isna().tolist() == [True, False]
+
+
+def test_runs_beside_a_report_are_read(tmp_path, monkeypatch):
+    run = ensure(tiny(epochs=1), Store(tmp_path / "committed"))
+    monkeypatch.setattr(runs, "fit", lambda *a, **k: pytest.fail("trained again"))
+    store = Store(tmp_path / "own", also=[tmp_path / "committed", tmp_path / "nowhere"])
+    assert ensure(tiny(epochs=1), store) == run
+    assert store.runs() == [run]
+    assert not (tmp_path / "own" / run.id).exists()
+
+
+def test_validation_images_stand_in_for_the_test_set(monkeypatch):
+    _, test = cb.data.load("digits")
+    run = ensure(tiny(epochs=1, holdout=200))
+    assert run.environment["data"] == {"num_classes": 10, "channels": 1, "image_size": 8, "train": 1097, "test": 200}
+    _, held = run.experiment.load_data()
+    rows = {image.numpy().tobytes() for image in test.images}
+    assert sum(image.numpy().tobytes() in rows for image in held.images) < 5  # a few digits are drawn alike
+
+
+@pytest.mark.parametrize("name", ["zz", "nowhere"])
+def test_a_run_that_is_not_there(name):
+    ensure(tiny(epochs=1))
+    ensure(tiny(epochs=1, seed=1))
+    with pytest.raises(RunError, match="finished runs in .* are called"):
+        Store().open(name)
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    with pytest.raises(RunError, match="is not a finished run"):
+        Run.open(tmp_path)
+
+
+def test_a_batch_larger_than_the_data():
+    with pytest.raises(ValueError, match="batch_size 4096 is larger than the training data, 1297 images"):
+        ensure(tiny(batch_size=4096))
+
+
+def test_threads_are_put_back():
+    before = torch.get_num_threads()
+    ensure(tiny(epochs=1), threads=1)
+    assert torch.get_num_threads() == before
