@@ -16,12 +16,10 @@ def table(report: Path) -> str:
     head = list(summary.columns)
     rows = [head, ["---"] + ["--:"] * (len(head) - 1), *summary.to_numpy().tolist()]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    seconds = runs.groupby("method", sort=False)["seconds"].apply(lambda column: column.astype(float).mean() / 60)
-    times = ", ".join(f"{method} {minutes:.0f} min" for method, minutes in seconds.items())
     facts = {name: ", ".join(dict.fromkeys(runs[name])) for name in ("epochs", "seed", "device", "commit")}
     note = (
-        f"ResNet-20 on CIFAR-10, {facts['epochs']} epochs, seed {facts['seed']}, bfloat16; "
-        f"{facts['device']}; training commit {facts['commit']}; a training took {times}."
+        f"ResNet-20 on CIFAR-10, {facts['epochs']} epochs, seed {facts['seed']}, bfloat16, on {facts['device']}; "
+        f"trained at commit {facts['commit']}."
     )
     return "\n".join([*lines, "", note])
 
