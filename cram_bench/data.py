@@ -27,6 +27,7 @@ from torch import Tensor
 
 TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
 _CLASSES = {"cifar10": 10, "cifar100": 100, "mnist": 10, "fashion_mnist": 10}
+_TRAINING = {"digits": 1297, "cifar10": 50_000, "cifar100": 50_000, "mnist": 60_000, "fashion_mnist": 60_000}
 _MIRRORED = {"cifar10", "cifar100", "fashion_mnist"}  # a flipped image keeps its label: not so for digits
 _SUFFIXES = {".png", ".jpg", ".jpeg"}
 _FORMAT = 1  # of the cache; raise it when its content changes
@@ -195,6 +196,13 @@ def cache_root() -> Path:
 def is_folder(name: str) -> bool:
     """Tell whether `name` means an image folder rather than a named data set."""
     return name not in {"digits", *TORCHVISION}
+
+
+def training_size(name: str) -> int:
+    """Return how many training images a data set has, without decoding any; 0 for a folder that is not there."""
+    if not is_folder(name):
+        return _TRAINING[name]
+    return sum(path.suffix.lower() in _SUFFIXES for path in Path(name).expanduser().glob("train/*/*"))
 
 
 def load(name: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> tuple[Dataset, Dataset]:

@@ -231,7 +231,7 @@ def recipe(dataset: str, method: str = "sgd", **changes: Any) -> Experiment:
         settings |= {"model": "convnet", "epochs": 20, "augment": True}
     else:
         # 10 epochs as a default that two cores can bear; the paper trains 200.
-        settings |= {"model": "resnet20", "epochs": 10, "precision": "bfloat16"}
+        settings |= {"model": "resnet20", "epochs": 10, "precision": "bfloat16", "batch_size": _batch_size(dataset)}
     settings["warmup_epochs"] = changes.get("epochs", settings["epochs"]) / 40  # the paper's 5 of 200
     if not METHODS[method].compresses and "compressors" in changes:
         raise ValueError(f"method {method!r} takes no compressors")
@@ -246,7 +246,16 @@ def profile_changes(dataset: str, profile: str) -> dict[str, Any]:
     """
     if profile not in PROFILES:
         raise ValueError(unknown("profile", profile, list(PROFILES)))
-    return dict(PROFILES[profile]["digits" if dataset == "digits" else "images"])
+    changes = dict(PROFILES[profile]["digits" if dataset == "digits" else "images"])
+    if images := data.is_folder(dataset) and data.training_size(dataset):
+        changes["epochs"] = max(changes["epochs"], min(60, 10_000 // images))  # few images need more passes
+    return changes
+
+
+def _batch_size(dataset: str) -> int:
+    """128 as in the paper, or for a small image folder the power of two that leaves eight steps an epoch."""
+    images = data.training_size(dataset)
+    return 128 if images == 0 else max(2, min(128, 2 ** int(math.log2(max(2, images / 8)))))
 
 
 def grid(

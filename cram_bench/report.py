@@ -13,6 +13,7 @@ import io
 import json
 import os
 import shutil
+import sys
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -252,6 +253,7 @@ def _execute(path: Path, parameters: dict[str, Any], folder: Path, trained: Sequ
     done.unlink(missing_ok=True)
     part = target.with_name(f".{target.name}.part.ipynb")
     error = None
+    print(f"executing {path.name}", file=sys.stderr, flush=True)  # noqa: T201
     try:
         papermill.execute_notebook(
             path,

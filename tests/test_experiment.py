@@ -40,6 +40,16 @@ def test_an_image_folder_is_named_by_its_absolute_path(tmp_path, monkeypatch):
     assert recipe("pictures").dataset == str(tmp_path / "pictures")
 
 
+@pytest.mark.parametrize(("images", "batch_size", "epochs"), [(0, 128, 2), (3, 2, 60), (100, 8, 60), (2000, 128, 5)])
+def test_a_small_folder_gets_small_batches_and_more_epochs(images, batch_size, epochs, tmp_path):
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    for index in range(images):
+        (tmp_path / "train" / "cat" / f"{index}.png").touch()
+    changes = profile_changes(str(tmp_path), "quick")
+    assert changes["epochs"] == epochs
+    assert recipe(str(tmp_path), **changes).batch_size == batch_size
+
+
 def test_grid():
     listed = grid("digits", ["sgd", "sam"], 2, epochs=3)
     assert [(e.method, e.seed, e.epochs) for e in listed] == [
