@@ -11,12 +11,13 @@ data set of torchvision is one line in `TORCHVISION`; anything else fits the ima
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import io
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,23 @@ class Dataset:
             yield inputs, self.labels[index]
 
 
+Batches = Dataset | Iterable[Any]
+"""A `Dataset`, or anything that yields (inputs, labels) every time it is iterated, such as a `DataLoader`."""
+
+
+def batches_of(data: Batches, batch_size: int = 500) -> Iterable[tuple[Tensor, Tensor]]:
+    """Yield (inputs, labels) of any kind of data in a fixed order.
+
+    Raises:
+        TypeError: `data` is an iterator, which could be read only once.
+    """
+    if isinstance(data, Dataset):
+        return data.batches(batch_size, channels_last=True)
+    if isinstance(data, Iterator):
+        raise TypeError("the data are read more than once: give a list or a DataLoader, not an iterator")
+    return data
+
+
 def augmented(images: Tensor, generator: torch.Generator, flip: bool = True) -> Tensor:
     """Crop every image at random after padding by an eighth of its side (4 pixels of 32), and mirror half of them.
 
@@ -232,8 +250,10 @@ def load(name: str | os.PathLike[str], root: str | os.PathLike[str] | None = Non
         return _through_torchvision(name, data_root(root))
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        known = ", ".join(["digits", *TORCHVISION])
-        raise DataError(f"unknown data set {name!r}: it is neither a folder nor one of {known}")
+        known = ["digits", *TORCHVISION]
+        close = difflib.get_close_matches(folder.name, known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise DataError(f"unknown data set {name!r}: it is neither a folder nor one of {', '.join(known)}{hint}")
     return _from_folder(folder)
 
 

@@ -194,10 +194,10 @@ def build(
         ":", "-"
     )
     folder = Path(reports).absolute() / (name or title + ("-quick" if profile == "quick" else ""))
-    folder.mkdir(parents=True, exist_ok=True)
     store = runs.Store(also=[folder / "runs"])
     given |= {"dataset": wanted[0].dataset, "output": str(folder), "store": str(store.root)}
     trained = runs.ensure_all(wanted, store, **how)
+    folder.mkdir(parents=True, exist_ok=True)
 
     failures = {}
     for path in paths:

@@ -21,7 +21,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from cram_bench._preserve import preserved
-from cram_bench.data import Dataset
+from cram_bench.data import Batches, Dataset, batches_of
+
+Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(inputs, labels) → (mean loss, logits)."""
 
 
 class DivergedError(RuntimeError):
@@ -122,42 +125,14 @@ def fit(
         callback.on_start(state)
     try:
         while state.epoch < epochs:
-            model.train()
             start, lr = time.perf_counter(), optimizer.param_groups[0]["lr"]
-            loss_sum, correct = torch.zeros(2, device=train.labels.device).unbind()
-            seen = 0
             with _seeded(epoch_seed := seed * 1_000_003 + state.epoch):
-                batches = train.batches(
-                    min(batch_size, len(train)), seed=epoch_seed, augment=augment, drop_last=True, channels_last=True
-                )
-                for step, (inputs, labels) in enumerate(batches):
-                    outputs: list[Tensor] = []  # of the first call, the one at the true weights
-
-                    def closure(
-                        inputs: Tensor = inputs, labels: Tensor = labels, outputs: list[Tensor] = outputs
-                    ) -> Tensor:
-                        optimizer.zero_grad()
-                        loss, logits = objective(inputs, labels)
-                        loss.backward()
-                        outputs.append(logits.detach())
-                        return loss.detach()
-
-                    loss_sum += optimizer.step(closure) * len(labels)  # type: ignore[arg-type]  # a tensor, as LBFGS takes
-                    correct += (outputs[0].argmax(1) == labels).sum()
-                    seen += len(labels)
-                    state.scheduler.step()
-                    for callback in callbacks:
-                        callback.on_step(state, step, loss_sum, correct, seen)
-            row = {
-                "epoch": state.epoch + 1,
-                "lr": lr,
-                "train_loss": float(loss_sum) / seen,
-                "train_accuracy": float(correct) / seen,
-            }
-            if not math.isfinite(row["train_loss"]):
-                raise DivergedError(
-                    f"the training loss is {row['train_loss']} in epoch {state.epoch + 1}; try a lower learning rate or rho"
-                )
+                size = min(batch_size, len(train))
+                batches = train.batches(size, seed=epoch_seed, augment=augment, drop_last=True, channels_last=True)
+                loss, accuracy = _epoch(state, objective, batches, callbacks)
+            row = {"epoch": state.epoch + 1, "lr": lr, "train_loss": loss, "train_accuracy": accuracy}
+            if not math.isfinite(loss):
+                raise DivergedError(f"the training loss is {loss} in epoch {state.epoch + 1}; try a lower lr or rho")
             if test is not None:
                 row |= {f"test_{name}": value for name, value in evaluate(model, test).items()}
             state.history.append(row | {"seconds": time.perf_counter() - start})
@@ -168,6 +143,39 @@ def fit(
         for callback in callbacks:
             callback.on_end(state)
     return state.history
+
+
+def _epoch(
+    state: Fit, objective: Objective, batches: Iterator[tuple[Tensor, Tensor]], callbacks: Sequence[Callback]
+) -> tuple[float, float]:
+    """Take a step per batch; return the mean loss and the accuracy at the weights before each step."""
+    state.model.train()
+    loss_sum = correct = torch.zeros(())
+    seen = 0
+    for step, (inputs, labels) in enumerate(batches):
+        loss, logits = _step(state.optimizer, objective, inputs, labels)
+        loss_sum = loss_sum.to(loss.device) + loss * len(labels)  # stays on the device: reading it would wait
+        correct = correct.to(loss.device) + (logits.argmax(1) == labels).sum()
+        seen += len(labels)
+        state.scheduler.step()
+        for callback in callbacks:
+            callback.on_step(state, step, loss_sum, correct, seen)
+    return float(loss_sum) / seen, float(correct) / seen
+
+
+def _step(optimizer: Optimizer, objective: Objective, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Let the optimizer step; return loss and logits of its first evaluation, the one at the true weights."""
+    evaluations = []
+
+    def closure() -> Any:
+        optimizer.zero_grad()
+        loss, logits = objective(inputs, labels)
+        loss.backward()
+        evaluations.append((loss.detach(), logits.detach()))
+        return loss.detach()
+
+    optimizer.step(closure)
+    return evaluations[0]
 
 
 def cosine(total: int, warmup: int = 0) -> Callable[[int], float]:
@@ -190,26 +198,36 @@ def cosine(total: int, warmup: int = 0) -> Callable[[int], float]:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, data: Dataset, batch_size: int = 500) -> dict[str, float]:
-    """Return the mean cross-entropy in nats and the accuracy in [0, 1], in float32, in eval mode; modes are restored."""
+def evaluate(model: nn.Module, data: Batches, batch_size: int = 500) -> dict[str, float]:
+    """Return the mean cross-entropy in nats and the accuracy in [0, 1], in float32, in eval mode; modes are restored.
+
+    Args:
+        model: any classifier.
+        data: a `Dataset`, or anything that yields (inputs, labels).
+        batch_size: where `data` is a `Dataset`.
+
+    Raises:
+        ValueError: the data are empty.
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    loss, correct = 0.0, 0
+    loss, correct, count = 0.0, 0, 0
     try:
-        for inputs, labels in data.batches(batch_size, channels_last=True):
+        for inputs, labels in batches_of(data, batch_size):
             logits = model(inputs).float()
             loss += float(F.cross_entropy(logits, labels, reduction="sum"))
             correct += int((logits.argmax(1) == labels).sum())
+            count += len(labels)
     finally:
         for module, mode in modes:
             module.training = mode
-    return {"loss": loss / len(data), "accuracy": correct / len(data)}
+    if not count:
+        raise ValueError("the data to evaluate on are empty")
+    return {"loss": loss / count, "accuracy": correct / count}
 
 
-def _objective(
-    model: nn.Module, train: Dataset, batch_size: int, precision: str, compile: bool
-) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Build (inputs, labels) → (loss, logits), compiled if asked and possible."""
+def _objective(model: nn.Module, train: Dataset, batch_size: int, precision: str, compile: bool) -> Objective:
+    """Build the cross-entropy of the model in the asked precision, compiled if asked and possible."""
     if precision not in ("float32", "bfloat16"):
         raise ValueError(f"precision must be float32 or bfloat16, not {precision!r}")
     kind = train.labels.device.type

@@ -200,7 +200,7 @@ def test_a_missing_set_says_how_to_get_it(tmp_path, monkeypatch):
     ) as caught:
         cb.data.load("mnist", root=tmp_path)
     assert "\n" not in str(caught.value)
-    with pytest.raises(DataError, match="unknown data set 'mnits'.*mnist"):
+    with pytest.raises(DataError, match="unknown data set 'mnits'.*did you mean 'mnist'"):
         cb.data.load("mnits", root=tmp_path)
 
 

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from cram_bench.compress import Compressor, applied, parse
-from cram_bench.probes.common import Batches, accuracy_and_loss, probing
+from cram_bench.data import Batches
+from cram_bench.probes.common import probing
+from cram_bench.train import evaluate
 
 
 def random_direction(model: nn.Module, seed: int) -> dict[str, Tensor]:
@@ -65,8 +67,8 @@ def loss_on_grid(
                     for step, direction in zip(point, directions, strict=True):
                         if name in direction:
                             parameter.add_(direction[name], alpha=step)
-            accuracy, loss = accuracy_and_loss(model, data)
-            rows.append((*point, loss, accuracy))
+            result = evaluate(model, data)
+            rows.append((*point, result["loss"], result["accuracy"]))
     axes = [chr(ord("a") + index) for index in range(len(directions))]
     return pd.DataFrame(rows, columns=[*axes, "loss", "accuracy"])
 

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from cram_bench.compress import Compressor, apply_, parse
-from cram_bench.probes.common import Batches, accuracy_and_loss, loss_and_gradient, probing
+from cram_bench.data import Batches
+from cram_bench.probes.common import loss_and_gradient, probing
 from cram_bench.probes.sparsity import reported
+from cram_bench.train import evaluate
 
 
 def sam_sharpness(model: nn.Module, data: Batches, rho: float | Sequence[float] = 0.05) -> pd.DataFrame:
@@ -35,7 +37,7 @@ def sam_sharpness(model: nn.Module, data: Batches, rho: float | Sequence[float] 
             for radius in radii:
                 for name, g in gradient.items():
                     parameters[name].copy_(start[name]).add_(g * (radius / norm.clamp_min(1e-12)))
-                rows.append((radius, loss, accuracy_and_loss(model, data)[1] - loss))
+                rows.append((radius, loss, evaluate(model, data)["loss"] - loss))
     return pd.DataFrame(rows, columns=["rho", "loss", "sharpness"])
 
 
@@ -72,6 +74,6 @@ def cram_gap(
                         if name in gradient:
                             parameter.add_(gradient[name], alpha=radius)
                 masks = apply_(model, compressor)
-                gaps.append(accuracy_and_loss(model, data)[1] - loss)
+                gaps.append(evaluate(model, data)["loss"] - loss)
             rows.append((compressor.pattern, reported(compressor, masks), rho, loss, *gaps))
     return pd.DataFrame(rows, columns=["pattern", "sparsity", "rho", "loss", "gap", "pruning_gap"])

@@ -9,7 +9,9 @@ from torch import nn
 
 from cram_bench._preserve import preserved
 from cram_bench.compress import Compressor, Magnitude, Masks, apply_, parse, tune_batchnorm
-from cram_bench.probes.common import Batches, accuracy_and_loss, batches, probing
+from cram_bench.data import Batches, batches_of
+from cram_bench.probes.common import probing
+from cram_bench.train import evaluate
 
 LEVELS = (0.5, 0.7, 0.8, 0.9, 0.95)
 
@@ -54,9 +56,10 @@ def sparsity_curve(
                 masks = apply_(model, compressor, exclude)
                 for calibrated in (False, True) if calibration is not None else (False,):
                     if calibrated and calibration is not None:
-                        tune_batchnorm(model, batches(calibration, batch_size))
-                    accuracy, loss = accuracy_and_loss(model, data, batch_size)
-                    rows.append((compressor.pattern, reported(compressor, masks), calibrated, accuracy, loss))
+                        tune_batchnorm(model, batches_of(calibration, batch_size))
+                    result = evaluate(model, data, batch_size)
+                    where = (compressor.pattern, reported(compressor, masks), calibrated)
+                    rows.append((*where, result["accuracy"], result["loss"]))
     return pd.DataFrame(rows, columns=["pattern", "sparsity", "calibrated", "accuracy", "loss"])
 
 
