@@ -88,15 +88,32 @@ def test_n_of_m_leaves_what_does_not_divide_dense_and_names_it():
     assert masks.zeros == 20
 
 
-@pytest.mark.parametrize("spec", ["global@0.9", "uniform@0.5", "2:4", "4:8", "global@1", "global@0"])
+@pytest.mark.parametrize(
+    "spec", ["global@0.9", "uniform@0.5", "2:4", "4:8", "global@1", "global@0", "int8", "uniform@0.9+int4", "2:4+int8"]
+)
 def test_specifications_round_trip(spec):
     assert str(cb.compress.parse(spec)) == spec
     assert cb.compress.parse(spec) == cb.compress.parse(spec)
 
 
-@pytest.mark.parametrize("spec", ["", "global", "globl@0.5", "global@1.1", "global@nan", "0:4", "5:4", "global@0.5 "])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "",
+        "global",
+        "globl@0.5",
+        "global@1.1",
+        "global@nan",
+        "0:4",
+        "5:4",
+        "global@0.5 ",
+        "int1",
+        "int8+2:4",
+        "int8+int4",
+    ],
+)
 def test_bad_specifications(spec):
-    with pytest.raises(ValueError, match="unknown compressor|in \\[0, 1\\]|keeps n of every m"):
+    with pytest.raises(ValueError, match="unknown compressor|in \\[0, 1\\]|keeps n of every m|bits must be"):
         cb.compress.parse(spec)
 
 
@@ -180,6 +197,26 @@ def test_the_model_says_what_is_prunable():
         cb.compress.prunable(nn.Sequential(*layers), exclude=["conv*"])
     with pytest.raises(ValueError, match="no prunable weight"):
         cb.compress.prunable(nn.BatchNorm2d(3))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("spec", ["int{}", "global@0.7+int{}", "2:4+int{}"])
+def test_quantization_against_a_search_over_all_levels(bits, spec):
+    weight = torch.randn(5, 8, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weight[4] = 0
+    model = nn.Sequential(nn.Conv2d(8, 5, 3, bias=False).double())
+    model[0].weight.data = weight.clone()
+    compressor = cb.compress.parse(spec.format(bits))
+    masks = cb.compress.apply_(model, compressor)
+    pruned = weight * masks["0.weight"]
+    top = 2 ** (bits - 1) - 1
+    for channel in range(5):
+        peak = pruned[channel].abs().max()
+        levels = torch.arange(-top, top + 1, dtype=torch.float64) * peak / top
+        nearest = levels[(pruned[channel].flatten()[:, None] - levels).abs().argmin(1)]
+        torch.testing.assert_close(model[0].weight[channel].flatten().detach(), nearest, rtol=0, atol=1e-12)
+    assert not model[0].weight[~masks["0.weight"]].any()
+    assert masks.zeros == (0 if spec.startswith("int") else compressor.prune.masks({"0.weight": weight}).zeros)
 
 
 @pytest.mark.parametrize("sizes", [(30,), (7, 23), (1, 9, 20)])

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import cram_bench as cb
-from cram_bench.compress import NM, Magnitude
+from cram_bench.compress import NM, Magnitude, PruneThenQuantize, Quantize
 
 LR, MOMENTUM, DECAY, STEPS = 0.1, 0.9, 5e-4, 20
 
@@ -64,6 +64,16 @@ def two_of_four(values):
     return masks
 
 
+def eight_bits(value):
+    """Symmetric rounding to 127 steps a row, entry by entry."""
+    result = value.clone()
+    for row in range(len(value)):
+        step = max(abs(entry) for entry in value[row].tolist()) / 127
+        for column, entry in enumerate(value[row].tolist()):
+            result[row, column] = round(entry / step) * step
+    return result
+
+
 def hand_sam(values, x, y, draw, rho=0.05, adaptive=False):
     g = gradient_at(values, x, y)
     scaled = [v.abs() * gi for v, gi in zip(values, g, strict=True)] if adaptive else g
@@ -72,12 +82,15 @@ def hand_sam(values, x, y, draw, rho=0.05, adaptive=False):
     return gradient_at([v + rho * s / norm for v, s in zip(values, step, strict=True)], x, y)
 
 
-def hand_cram(values, x, y, draw, sparsities=(0.5,), rho=0.2, plus=True, sparse=True, pattern=None):
+def hand_cram(values, x, y, draw, sparsities=(0.5,), rho=0.2, plus=True, sparse=True, pattern=None, bits=False):
     g = gradient_at(values, x, y)
     moved = [v + rho * gi for v, gi in zip(values, g, strict=True)]
     sparsity = sparsities[int(torch.randint(len(sparsities), (), generator=draw))]
     masks = pattern(moved) if pattern else largest_kept(moved, sparsity)
-    second = gradient_at([v * m for v, m in zip(moved, masks, strict=True)], x, y)
+    compressed = [v * m for v, m in zip(moved, masks, strict=True)]
+    if bits:
+        compressed[0], compressed[4] = eight_bits(compressed[0]), eight_bits(compressed[4])
+    second = gradient_at(compressed, x, y)
     if sparse:
         second = [m * s for m, s in zip(masks, second, strict=True)]
     return [s + gi for s, gi in zip(second, g, strict=True)] if plus else second
@@ -98,6 +111,12 @@ RULES = {
         lambda m, b: cb.optim.CrAM(m, b, [Magnitude(0.5)], sparse_gradients=False),
         hand_cram,
         {"sparse": False},
+    ),
+    "cram+ int8": (lambda m, b: cb.optim.CrAM(m, b, Quantize(8)), hand_cram, {"sparsities": (0.0,), "bits": True}),
+    "cram+ pruned int8": (
+        lambda m, b: cb.optim.CrAM(m, b, PruneThenQuantize(Magnitude(0.5), Quantize(8))),
+        hand_cram,
+        {"bits": True},
     ),
     "cram+ 2:4": (lambda m, b: cb.optim.CrAM(m, b, [NM(2, 4)]), hand_cram, {"pattern": two_of_four}),
 }

@@ -22,6 +22,7 @@ from cram_bench.compress.batchnorm import tune_batchnorm
 from cram_bench.compress.magnitude import Magnitude
 from cram_bench.compress.masks import Masks
 from cram_bench.compress.n_of_m import NM
+from cram_bench.compress.quantize import PruneThenQuantize, Quantize, quantized
 from cram_bench.compress.select import keep_largest, keep_n_of_m, zeros_for
 from cram_bench.compress.weights import prunable
 
@@ -30,6 +31,8 @@ __all__ = [
     "Compressor",
     "Magnitude",
     "Masks",
+    "PruneThenQuantize",
+    "Quantize",
     "applied",
     "apply_",
     "compressed",
@@ -38,6 +41,7 @@ __all__ = [
     "keep_n_of_m",
     "parse",
     "prunable",
+    "quantized",
     "sparsity",
     "tune_batchnorm",
     "zeros_for",
@@ -45,7 +49,7 @@ __all__ = [
 
 
 def parse(spec: str) -> Compressor:
-    """Read a compressor's specification: ``global@0.9``, ``uniform@0.5``, ``2:4``.
+    """Read a compressor's specification: ``global@0.9``, ``uniform@0.5``, ``2:4``, ``int8``, ``global@0.9+int8``.
 
     Raises:
         ValueError: it is none of these.
@@ -59,7 +63,13 @@ def parse(spec: str) -> Compressor:
         return NM(int(match[1]), int(match[2]))
     if match := re.fullmatch(r"(global|uniform)@(\d*\.?\d+)", spec):
         return Magnitude(float(match[2]), "uniform" if match[1] == "uniform" else "global")
-    raise ValueError(f"unknown compressor {spec!r}: write global@0.9, uniform@0.9 or 2:4")
+    if match := re.fullmatch(r"int(\d+)", spec):
+        return Quantize(int(match[1]))
+    if "+" in spec:
+        prune, quantize = (parse(part) for part in spec.split("+", 1))
+        if isinstance(quantize, Quantize) and not isinstance(prune, Quantize):
+            return PruneThenQuantize(prune, quantize)
+    raise ValueError(f"unknown compressor {spec!r}: write global@0.9, uniform@0.9, 2:4, int8 or global@0.9+int8")
 
 
 def grid(patterns: Sequence[str], sparsities: Sequence[float]) -> list[Compressor]:
@@ -80,9 +90,7 @@ def apply_(model: nn.Module, compressor: Compressor, exclude: Iterable[str] = ()
     >>> apply_(model, Magnitude(0.75)).zeros
     3
     """
-    masks = compressor.masks(prunable(model, exclude))
-    masks.apply_(model)
-    return masks
+    return compressor.apply_(prunable(model, exclude))
 
 
 def compressed(model: nn.Module, compressor: Compressor, exclude: Iterable[str] = ()) -> nn.Module:

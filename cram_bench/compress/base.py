@@ -5,16 +5,18 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from cram_bench.compress.masks import Masks
 
 
 class Compressor(abc.ABC):
-    """A compression operator C: weights → the masks of those that stay.
+    """A compression operator C: which weights stay, and with which values.
 
     Subclasses are frozen dataclasses, so that they compare, hash and print by value. ``str(compressor)`` is a
-    short specification that `cram_bench.compress.parse` reads back.
+    short specification that `cram_bench.compress.parse` reads back. A pruner defines `masks`; an operator that
+    also changes the values of the weights that stay defines `apply_` too.
 
     Attributes:
         sparsity: the asked fraction of zeros among the prunable weights, in [0, 1].
@@ -25,8 +27,15 @@ class Compressor(abc.ABC):
     @property
     @abc.abstractmethod
     def pattern(self) -> str:
-        """Name of the sparsity pattern in tables, such as ``global``, ``uniform`` or ``2:4``."""
+        """Name of the pattern in tables, such as ``global``, ``uniform``, ``2:4`` or ``int8``."""
 
     @abc.abstractmethod
     def masks(self, weights: Mapping[str, Tensor]) -> Masks:
         """Choose which of `weights` (name → tensor) stay. Pure: the weights are only read."""
+
+    @torch.no_grad()
+    def apply_(self, weights: Mapping[str, Tensor]) -> Masks:
+        """Replace `weights` by C(weights) in place, and return the masks of those that stayed."""
+        masks = self.masks(weights)
+        masks.zero_(weights)
+        return masks

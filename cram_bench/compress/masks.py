@@ -72,7 +72,12 @@ class Masks(Mapping[str, Tensor]):
             if parameters[name].shape != mask.shape:
                 shapes = f"{tuple(mask.shape)}, the parameter {tuple(parameters[name].shape)}"
                 raise ValueError(f"mask {name!r} has shape {shapes}")
-        targets = [parameters[name] for name in self]
+        self.zero_(parameters)
+
+    @torch.no_grad()
+    def zero_(self, weights: Mapping[str, Tensor]) -> None:
+        """Zero the masked entries of named tensors in place; `weights` may hold more names than the masks."""
+        targets = [weights[name] for name in self]
         # Select, not multiply: -1 * 0 is -0.0, and inf * 0 is NaN.
         masked = [torch.where(mask.to(t.device), t, 0.0) for t, mask in zip(targets, self.values(), strict=True)]
         copy_into(targets, masked)

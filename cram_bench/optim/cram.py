@@ -77,8 +77,7 @@ class CrAM(TwoPass):
         for group, parameters, gradients in groups:
             torch._foreach_add_(parameters, gradients, alpha=group["rho"])
         draw = int(torch.randint(len(self.compressors), (), generator=self.generator))
-        self._masks = self.compressors[draw].masks(self.prunable)
-        self._masks.apply_(self.model)
+        self._masks = self.compressors[draw].apply_(self.prunable)
 
     def _combine(self, first: dict[Tensor, Tensor | None]) -> None:
         if self.sparse_gradients and self._masks is not None:

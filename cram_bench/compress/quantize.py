@@ -1,0 +1,101 @@
+"""Quantization of weights, alone or after pruning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cram_bench.compress.base import Compressor
+from cram_bench.compress.masks import Masks
+
+
+def quantized(weight: Tensor, bits: int) -> Tensor:
+    """Round to the nearest of 2^bits − 1 levels, symmetric about zero, a scale per output channel.
+
+    s_i = max_j |w_ij| / (2^(bits−1) − 1) and Q(w)_ij = s_i · round(w_ij / s_i), halves to even. The result has the
+    dtype of the weight ("fake" quantization): it holds the values that an integer kernel would use. Zeros stay
+    zeros, and a channel of zeros stays as it is.
+
+    Args:
+        weight: shape (out, …); the first dimension is the channel.
+        bits: 2 to 16.
+
+    >>> quantized(torch.tensor([[0.1, -0.7, 0.36], [0.0, 0.0, 0.0]]), bits=4)  # scale 0.1
+    tensor([[ 0.1000, -0.7000,  0.4000],
+            [ 0.0000,  0.0000,  0.0000]])
+    """
+    top = 2 ** (bits - 1) - 1
+    scale = weight.detach().abs().flatten(1).amax(1) / top
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale)).view(-1, *[1] * (weight.ndim - 1))
+    return (weight.detach() / scale).round_().mul_(scale)
+
+
+@dataclass(frozen=True)
+class Quantize(Compressor):
+    """Round every prunable weight to `bits` bits, symmetric and per output channel (`quantized`).
+
+    As a compressor of CrAM the gradient at the rounded weights is applied to θ unchanged, which is the
+    straight-through estimator. No weight counts as zeroed: the masks are all true.
+
+    Raises:
+        ValueError: `bits` is not an integer from 2 to 16.
+    """
+
+    bits: int = 8
+    sparsity = 0.0
+
+    def __post_init__(self) -> None:
+        if type(self.bits) is not int or not 2 <= self.bits <= 16:
+            raise ValueError(f"bits must be an integer from 2 to 16, not {self.bits!r}")
+
+    @property
+    def pattern(self) -> str:
+        return f"int{self.bits}"
+
+    def __str__(self) -> str:
+        return self.pattern
+
+    def masks(self, weights: Mapping[str, Tensor]) -> Masks:
+        return Masks({name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()})
+
+    @torch.no_grad()
+    def apply_(self, weights: Mapping[str, Tensor]) -> Masks:
+        for weight in weights.values():
+            weight.copy_(quantized(weight, self.bits))
+        return self.masks(weights)
+
+
+@dataclass(frozen=True)
+class PruneThenQuantize(Compressor):
+    """Prune with one operator, then quantize what stays: C = Q ∘ P. Zeros stay exact zeros.
+
+    >>> from cram_bench.compress import NM
+    >>> str(PruneThenQuantize(NM(2, 4), Quantize(8)))
+    '2:4+int8'
+    """
+
+    prune: Compressor
+    quantize: Quantize
+
+    @property
+    def sparsity(self) -> float:  # type: ignore[override]
+        return self.prune.sparsity
+
+    @property
+    def pattern(self) -> str:
+        return f"{self.prune.pattern}+{self.quantize.pattern}"
+
+    def __str__(self) -> str:
+        return f"{self.prune}+{self.quantize}"
+
+    def masks(self, weights: Mapping[str, Tensor]) -> Masks:
+        return self.prune.masks(weights)
+
+    @torch.no_grad()
+    def apply_(self, weights: Mapping[str, Tensor]) -> Masks:
+        masks = self.prune.apply_(weights)
+        self.quantize.apply_(weights)
+        return masks
