@@ -171,7 +171,9 @@ def _probe(arguments: argparse.Namespace) -> int:
     sample = train.sample(arguments.sample)
     levels = [f"global@{level:g}" for level in probes.LEVELS]
     tables = {
-        "sparsity_curve": probes.sparsity_curve(model, test, [*levels, "2:4"], train.sample(arguments.calibration)),
+        "sparsity_curve": probes.sparsity_curve(
+            model, test, [*levels, "2:4"], train.calibration(arguments.calibration, run.experiment.augment)
+        ),
         "cram_gap": probes.cram_gap(model, sample, levels),
         "sam_sharpness": probes.sam_sharpness(model, sample, [0.05, 0.1, 0.2]),
         "loss_in_ball": probes.loss_in_ball(model, sample),

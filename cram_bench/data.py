@@ -101,6 +101,18 @@ class Dataset:
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self.take(order[:count].sort().values)
 
+    def calibration(
+        self, count: int = 2000, augment: bool = True, seed: int = 0, batch_size: int = 500
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return batches for BatchNorm tuning: `count` random images, augmented as in training.
+
+        Augmented, because BatchNorm's statistics were those of augmented images while the weights were trained: on
+        a dense network such batches give back the statistics of the training, and plain images others.
+        """
+        sample = self.sample(count, seed)
+        size = min(batch_size, len(sample))
+        return list(sample.batches(size, seed=seed, augment=augment, drop_last=True, channels_last=True))
+
     def split(self, count: int, seed: int = 0) -> tuple[Dataset, Dataset]:
         """Split off `count` random images: (the rest, those). For validation; the test set is for the final word."""
         if not 0 < count < len(self):
@@ -278,6 +290,7 @@ def _parquet_files(folder: Path) -> dict[str, list[Path]] | None:
 
 
 def _read_parquet(paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     images: list[np.ndarray] = []
@@ -289,10 +302,15 @@ def _read_parquet(paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
             raise DataError(f"{path} is not readable as Parquet: {_first_line(error)}") from error
         column = next((c for c in ("img", "image") if c in table.column_names), None)
         label = next((c for c in ("label", "fine_label") if c in table.column_names), None)
-        if column is None or label is None:
+        typed = column is not None and label is not None
+        if typed:
+            kind = table.schema.field(column).type
+            typed = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+            typed = typed and pa.types.is_integer(table.schema.field(label).type) and not table.column(label).null_count
+        if not typed:
             raise DataError(f"{path} has columns {table.column_names}; expected img.bytes (PNG) and label")
         for row, item in enumerate(table.column(column).to_pylist()):
-            images.append(_decode(item["bytes"], f"{path}, row {row}"))
+            images.append(_decode((item or {}).get("bytes") or b"", f"{path}, row {row}"))
         labels.append(table.column(label).to_numpy())
     return _stack(images, [str(paths[0])]), torch.from_numpy(np.concatenate(labels).astype(np.int64))
 
@@ -363,7 +381,7 @@ def _any_colour(paths: Sequence[Path]) -> bool:
             with Image.open(path) as image:
                 if image.mode not in {"1", "L", "I", "I;16", "F"}:
                     return True
-        except (UnidentifiedImageError, OSError) as error:
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
             raise DataError(f"{path} is not readable as an image: {_first_line(error)}") from error
     return False
 
@@ -376,7 +394,7 @@ def _decode(data: bytes, where: str, colour: bool | None = None) -> np.ndarray:
         with Image.open(io.BytesIO(data)) as image:
             grey = image.mode in {"1", "L", "I", "I;16", "F"} if colour is None else not colour
             array = np.asarray(image.convert("L" if grey else "RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{where} is not readable as an image: {_first_line(error)}") from error
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
@@ -474,7 +492,8 @@ class _Cache:
                 f"decoded images could not be cached in {self.path.parent}: {_first_line(error)}", stacklevel=4
             )
         finally:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink()
 
 
 def _cached(
@@ -499,7 +518,7 @@ def _cached(
 def _digest(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        digest.update(f"{name}{tuple(tensors[name].shape)}".encode())
+        digest.update(f"{name}{tensors[name].dtype}{tuple(tensors[name].shape)}".encode())
         digest.update(tensors[name].contiguous().numpy().data)
     return digest.hexdigest()
 

@@ -232,7 +232,9 @@ def recipe(dataset: str, method: str = "sgd", **changes: Any) -> Experiment:
     else:
         # 10 epochs as a default that two cores can bear; the paper trains 200.
         settings |= {"model": "resnet20", "epochs": 10, "precision": "bfloat16", "batch_size": _batch_size(dataset)}
-    settings["warmup_epochs"] = changes.get("epochs", settings["epochs"]) / 40  # the paper's 5 of 200
+    settings["warmup_epochs"] = (
+        _typed("epochs", changes.get("epochs", settings["epochs"]), int) / 40
+    )  # the paper's 5 of 200
     if not METHODS[method].compresses and "compressors" in changes:
         raise ValueError(f"method {method!r} takes no compressors")
     return Experiment.of(settings | changes)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import io
 import json
 import os
 import platform
@@ -96,10 +97,13 @@ class Run:
             RunError: the weights do not match their checksum or the network.
         """
         file = self.path / "model.safetensors"
-        environment = self.environment
-        if _sha256(file) != environment["sha256"][file.name]:
+        try:
+            environment = self.environment
+            digest, shape = environment["sha256"][file.name], environment["data"]
+        except (OSError, ValueError, KeyError) as error:
+            raise RunError(f"environment.json in {self.path} cannot be used: {error!r}") from error
+        if _sha256(file) != digest:
             raise RunError(f"{file} is damaged: its checksum does not match; delete {self.path} to train it again")
-        shape = environment["data"]
         with torch.random.fork_rng():
             model = models.create(self.experiment.model, shape["num_classes"], shape["channels"], shape["image_size"])
         model.load_state_dict(load_file(file))
@@ -357,15 +361,21 @@ class Checkpoint(Callback):
         if not self.path.exists():
             return
         try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many types for a damaged file
-            warnings.warn(f"{self.path} is damaged, training starts anew: {str(error).splitlines()[0]}", stacklevel=2)
+            data = self.path.read_bytes()
+            content, digest = data[:-32], data[-32:]
+            if hashlib.sha256(content).digest() != digest:
+                raise ValueError("its checksum does not match")
+        except (OSError, ValueError) as error:
+            warnings.warn(f"{self.path} is damaged, training starts anew: {error}", stacklevel=2)
             return
-        fit.load_state_dict(state)
+        fit.load_state_dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
 
     def on_epoch(self, fit: Fit) -> None:
-        part = self.path.with_suffix(".part")
-        torch.save(fit.state_dict(), part)
+        part, file = self.path.with_suffix(".part"), io.BytesIO()
+        torch.save(
+            fit.state_dict(), file
+        )  # a checkpoint is the file of torch and its SHA-256, which torch does not check
+        part.write_bytes(file.getvalue() + hashlib.sha256(file.getvalue()).digest())
         os.replace(part, self.path)
 
 

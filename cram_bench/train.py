@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from cram_bench._preserve import preserved
+from cram_bench.compress.select import NaNError
 from cram_bench.data import Batches, Dataset, batches_of
 
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -129,7 +130,12 @@ def fit(
             with _seeded(epoch_seed := seed * 1_000_003 + state.epoch):
                 size = min(batch_size, len(train))
                 batches = train.batches(size, seed=epoch_seed, augment=augment, drop_last=True, channels_last=True)
-                loss, accuracy = _epoch(state, objective, batches, callbacks)
+                try:
+                    loss, accuracy = _epoch(state, objective, batches, callbacks)
+                except NaNError:  # CrAM ranks the weights before the loss of the epoch is read
+                    raise DivergedError(
+                        f"the weights are NaN in epoch {state.epoch + 1}; try a lower lr or rho"
+                    ) from None
             row = {"epoch": state.epoch + 1, "lr": lr, "train_loss": loss, "train_accuracy": accuracy}
             if not math.isfinite(loss):
                 raise DivergedError(f"the training loss is {loss} in epoch {state.epoch + 1}; try a lower lr or rho")
@@ -249,7 +255,8 @@ def _objective(model: nn.Module, train: Dataset, batch_size: int, precision: str
             compiled(inputs, labels)[0].backward()
     except Exception as error:  # whatever the compiler meets: none installed, an unsupported operator …
         warnings.warn(
-            f"torch.compile does not work here, training goes on without it: {str(error).splitlines()[0]}", stacklevel=3
+            f"torch.compile does not work here, training goes on without it: {(str(error) or type(error).__name__).splitlines()[0]}",
+            stacklevel=3,
         )
         return objective
     return compiled

@@ -1,5 +1,6 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -253,3 +254,57 @@ def test_batchnorm_tuning_that_fails_changes_nothing(batches, small_model):
 
 def test_batchnorm_tuning_without_batchnorm_reads_nothing():
     cb.compress.tune_batchnorm(nn.Linear(2, 2), iter([]))
+
+
+@given(st.floats(0, 1), st.sampled_from(["global", "uniform"]))
+def test_any_sparsity_reads_back_from_its_specification(sparsity, scope):
+    assert cb.compress.parse(str(Magnitude(sparsity, scope))) == Magnitude(sparsity, scope)
+
+
+def test_a_grid_takes_numpys_floats():
+    assert cb.compress.grid(["global"], np.linspace(0.25, 0.75, 3)) == [Magnitude(s) for s in (0.25, 0.5, 0.75)]
+
+
+def test_tuning_of_a_float64_model_is_float64():
+    batches = [
+        3 + 2 * torch.randn(n, 3, generator=torch.Generator().manual_seed(n), dtype=torch.float64) for n in (7, 2, 30)
+    ]
+    model, joined = nn.BatchNorm1d(3).double(), torch.cat(batches)
+    cb.compress.tune_batchnorm(model, batches)
+    torch.testing.assert_close(model.running_mean, joined.sum(0) / 39, rtol=1e-12, atol=0)
+    squares = (joined - joined.sum(0) / 39).square().sum(0)
+    torch.testing.assert_close(model.running_var, squares / 38, rtol=1e-12, atol=0)
+
+
+def test_tuning_normalises_a_later_layers_input_by_its_batch():
+    generator = torch.Generator().manual_seed(1)
+    batches = [3 + 2 * torch.randn(n, 3, generator=generator) for n in (7, 2, 30)]
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3))
+    cb.compress.tune_batchnorm(model, batches)
+    inner = torch.cat([(b - b.mean(0)) / (b.var(0, correction=0) + model[0].eps).sqrt() for b in batches]).double()
+    torch.testing.assert_close(model[1].running_mean.double(), inner.mean(0), rtol=0, atol=1e-6)
+    torch.testing.assert_close(model[1].running_var.double(), inner.var(0), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_applied_puts_gradients_and_flags_back(fails, small_model, small_batch):
+    small_model[0].bias.requires_grad_(False)
+    small_model(small_batch[0]).sum().backward()
+    gradient = small_model[3].weight.grad.clone()
+
+    def block():
+        with cb.compress.applied(small_model, Magnitude(0.9)):
+            small_model[0].bias.requires_grad_(True)
+            small_model[3].weight.grad = None
+            small_model(small_batch[0]).sum().backward()
+            if fails:
+                raise RuntimeError("inside")
+
+    if fails:
+        with pytest.raises(RuntimeError, match="inside"):
+            block()
+    else:
+        block()
+    assert not small_model[0].bias.requires_grad
+    assert small_model[0].bias.grad is None
+    assert torch.equal(small_model[3].weight.grad, gradient)

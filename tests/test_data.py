@@ -264,6 +264,20 @@ def test_parts_of_a_data_set():
     assert len(held) == 200
 
 
+def test_calibration_on_augmented_images_gives_back_the_statistics_of_training():
+    """Momentum 0.1 makes training's own estimate noisy; plain images would be off by far more than that."""
+    train, _ = cb.data.load("digits")
+    model = cb.models.create("convnet", 10, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    cb.train.fit(model, optimizer, train, epochs=10, batch_size=128)
+    trained = model.norms[0].running_var.clone()
+    distances = []
+    for augment in (True, False):
+        cb.compress.tune_batchnorm(model, train.calibration(augment=augment))
+        distances.append(float((model.norms[0].running_var / trained).log().abs().max()))
+    assert distances[0] < 0.5 * distances[1]
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -300,3 +314,66 @@ def test_a_slice_of_real_cifar10(tmp_path):
     inputs, labels = next(train.batches(64, seed=0, augment=True, channels_last=True))
     assert cb.models.create("resnet20", 10)(inputs).shape == (64, 10)
     assert labels.min() >= 0
+
+
+@pytest.mark.parametrize(("old", "new"), [(b'"I64"', b'"F64"'), (b'"U8"', b'"I8"')])
+def test_a_flipped_type_in_the_cache_is_noticed(old, new, folder, tmp_path):
+    first = cb.data.load(folder)[0]
+    (cache,) = (tmp_path / "cache").rglob("*.safetensors")
+    cache.write_bytes(cache.read_bytes().replace(old, new, 1))
+    with pytest.warns(UserWarning, match="damaged and is rebuilt"):
+        again = cb.data.load(folder)[0]
+    assert (again.images.dtype, again.labels.dtype) == (torch.uint8, torch.int64)
+    assert torch.equal(again.images, first.images)
+
+
+def test_a_home_that_is_a_file_only_warns(folder, tmp_path, monkeypatch):
+    (tmp_path / "null").touch()  # as a service's HOME=/dev/null
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "null"))
+    with pytest.warns(UserWarning, match="could not be cached"):
+        assert len(cb.data.load(folder)[0]) == 12
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_flipped_bit_in_a_png_header_is_one_clear_line(folder):
+    file = folder / "train" / "cat" / "0.png"
+    whole = file.read_bytes()
+    for bit in range(8 * 8, 8 * 33):  # the first chunk, after the signature
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(bytes(damaged))
+        try:
+            cb.data.load(folder)
+        except cb.data.DataError as error:
+            assert "0.png" in str(error)  # noqa: PT017  # some flips leave a readable image
+
+
+@pytest.mark.parametrize("kind", ["bytes without a struct", "a missing image", "labels in words"])
+def test_parquet_with_the_right_names_and_wrong_content(kind, tmp_path):
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(file, "PNG")
+    image = [{"bytes": file.getvalue(), "path": "x"}] * 2
+    columns = {
+        "bytes without a struct": {"img": [file.getvalue()] * 2, "label": [0, 1]},
+        "a missing image": {"img": [image[0], None], "label": [0, 1]},
+        "labels in words": {"img": image, "label": ["cat", "dog"]},
+    }[kind]
+    (tmp_path / "cifar10").mkdir()
+    for split in ("train", "test"):
+        pq.write_table(pa.table(columns), tmp_path / "cifar10" / f"{split}-0.parquet")
+    with pytest.raises(cb.data.DataError, match=r"train-0\.parquet"):
+        cb.data.load("cifar10", tmp_path)
+
+
+def test_a_file_of_the_same_size_and_another_time_is_read_again(tmp_path):
+    for split in ("train", "test"):
+        for name in "ab":
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.fromarray(np.full((8, 8), 100, np.uint8)).save(tmp_path / split / name / "0.png")
+    cb.data.load(tmp_path)
+    file = tmp_path / "train" / "a" / "0.png"
+    size = file.stat().st_size
+    Image.fromarray(np.full((8, 8), 101, np.uint8)).save(file)
+    assert file.stat().st_size == size  # or this would test nothing
+    os.utime(file, ns=(1, 1))
+    assert cb.data.load(tmp_path)[0].images[0].eq(101).all()

@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+import cram_bench as cb
 from cram_bench.experiment import METHODS, PROFILES, Experiment, grid, profile_changes, recipe
 
 
@@ -125,3 +126,27 @@ def test_wrong_settings_are_one_clear_line(settings, error, message):
 def test_wrong_recipes(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("value", ["ten", None, 2.5])
+def test_a_recipe_names_the_setting_that_is_wrong(value):
+    with pytest.raises(TypeError, match=r"^epochs must be of type int"):
+        cb.experiment.recipe("digits", epochs=value)
+
+
+def test_the_settings_reach_the_optimizer():
+    changes = {"lr": 0.3, "momentum": 0.8, "weight_decay": 0.01, "rho": 0.7, "seed": 5}
+    for method in cb.experiment.METHODS:
+        wanted = cb.experiment.recipe("digits", method, **changes)
+        optimizer = wanted.build_optimizer(cb.models.create("convnet", 10, 1))
+        group = optimizer.param_groups[0]
+        assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.3, 0.8, 0.01)
+        if method != "sgd":
+            assert group["rho"] == 0.7
+        if wanted.compressors:
+            assert [str(c) for c in optimizer.compressors] == list(wanted.compressors)
+            assert optimizer.plus == ("+" in method)
+            assert optimizer.generator.initial_seed() == 5
+            dense = cb.experiment.with_changes(wanted, sparse_gradients=False)
+            assert optimizer.sparse_gradients
+            assert not dense.build_optimizer(cb.models.create("convnet", 10, 1)).sparse_gradients

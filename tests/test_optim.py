@@ -342,3 +342,56 @@ def test_set_to_none_does_not_matter(small_model, small_batch):
 def test_bad_input(build, error, message, small_model):
     with pytest.raises(error, match=message):
         build(small_model)
+
+
+@pytest.mark.parametrize("method", ["sam", "cram"])
+def test_a_group_added_later_has_the_settings(method):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    base = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    optimizer = cb.optim.SAM(model, base) if method == "sam" else cb.optim.CrAM(model, base, Magnitude(0.5))
+    optimizer.add_param_group({"params": list(model[1].parameters())})
+    before = model[1].weight.detach().clone()
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(torch.ones(2, 4)).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert optimizer.param_groups[1]["rho"] == optimizer.param_groups[0]["rho"]
+    assert not torch.equal(before, model[1].weight)
+
+
+def test_a_foreign_group_is_refused_later_too():
+    model = nn.Linear(4, 4)
+    optimizer = cb.optim.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(ValueError, match="not in the model"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("rho", [-1.0, float("nan")])
+def test_the_radius_of_a_group_is_checked(rho):
+    model = nn.Linear(4, 4)
+    with pytest.raises(ValueError, match="rho"):
+        cb.optim.SAM(model, torch.optim.SGD([{"params": model.parameters(), "rho": rho}], lr=0.1))
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_an_interrupt_in_the_closure_leaves_everything_as_it_was(call, small_model, small_batch):
+    optimizer = cb.optim.SAM(small_model, torch.optim.SGD(small_model.parameters(), lr=0.1))
+    before = {name: value.clone() for name, value in small_model.state_dict().items()}
+    calls = []
+
+    def closure():
+        calls.append(1)
+        loss = small_model(small_batch[0]).square().mean()
+        if len(calls) == call:
+            raise KeyboardInterrupt  # not an Exception
+        loss.backward()
+        return loss
+
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step(closure)
+    assert all(torch.equal(value, before[name]) for name, value in small_model.state_dict().items())

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import subprocess
@@ -175,3 +176,70 @@ def test_threads_are_put_back():
     before = torch.get_num_threads()
     ensure(tiny(epochs=1), threads=1)
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("method", ["sgd", "sam", "cram", "cram+", "cram+-multi"])
+def test_every_method_that_diverges_is_a_failed_run(method):
+    wanted = cb.experiment.recipe("digits", method, epochs=2, lr=1e9)
+    (run,) = cb.runs.ensure_all([wanted], progress=False)
+    assert "in epoch 1; try a lower lr" in run.failure
+    assert list(cb.runs.Store().table().state) == ["failed"]
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    wanted, store = cb.experiment.recipe("digits", "sgd", epochs=2), cb.runs.Store()
+    write = cb.runs.Checkpoint.on_epoch
+
+    def stop(self, fit):
+        write(self, fit)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cb.runs.Checkpoint, "on_epoch", stop)
+        with pytest.raises(KeyboardInterrupt):
+            cb.runs.ensure(wanted, progress=False)
+    return wanted, store.root / ".training" / wanted.id / "checkpoint.pt"
+
+
+def packed(value):
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+def flipped(data, share):
+    position = int(len(data) * share)
+    return data[:position] + bytes([data[position] ^ 0x40]) + data[position + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda data: b"",
+        lambda data: flipped(data, 0.2),
+        lambda data: flipped(data, 0.5),
+        lambda data: flipped(data, 0.8),
+        lambda data: packed({"a": 1}),
+        lambda data: packed([1]),
+    ],
+    ids=["truncated", "emptied", "flipped early", "flipped midway", "flipped late", "another dict", "a list"],
+)
+def test_any_damaged_checkpoint_is_noticed(damage, interrupted, tmp_path):
+    wanted, checkpoint = interrupted
+    checkpoint.write_bytes(damage(checkpoint.read_bytes()))
+    with pytest.warns(UserWarning, match="damaged, training starts anew"):
+        run = cb.runs.ensure(wanted, progress=False)
+    straight = cb.runs.ensure(wanted, cb.runs.Store(tmp_path / "other"), progress=False).load_model().state_dict()
+    assert all(torch.equal(value, straight[name]) for name, value in run.load_model().state_dict().items())
+
+
+@pytest.mark.parametrize("content", [None, "{", "{}"])
+def test_a_damaged_environment_is_a_run_error(content):
+    run = cb.runs.ensure(cb.experiment.recipe("digits", epochs=1), progress=False)
+    (run.path / "environment.json").unlink()
+    if content is not None:
+        (run.path / "environment.json").write_text(content)
+    with pytest.raises(cb.runs.RunError, match=run.id):
+        run.load_model()

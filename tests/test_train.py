@@ -167,3 +167,37 @@ def test_progress_on_a_terminal_is_a_bar(digits):
     assert "SGD" in terminal.getvalue()
     assert "8/8" in terminal.getvalue()
     assert "loss" in terminal.getvalue()
+
+
+def test_a_compiler_that_fails_without_a_word(digits, monkeypatch):
+    def broken(function, **options):
+        def call(*arguments):
+            raise NotImplementedError
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    train = digits[0].take(range(64))
+    model = cb.models.create("convnet", 10, 1)
+    with pytest.warns(UserWarning, match=r"torch.compile does not work here.*NotImplementedError"):
+        cb.train.fit(model, torch.optim.SGD(model.parameters(), lr=0.1), train, epochs=1, batch_size=32, compile=True)
+
+
+class Watch(cb.train.Callback):
+    """Notes the modes and the running correct answers of every step."""
+
+    def __init__(self):
+        self.modes, self.orders = [], {}
+
+    def on_step(self, fit, step, loss, correct, seen):
+        self.modes.append(fit.model.training)
+        self.orders.setdefault(fit.epoch, []).append(float(loss))
+
+
+def test_training_is_in_training_mode_and_every_epoch_has_its_own_order():
+    train = cb.data.load("digits")[0].take(range(256))
+    model, watch = cb.models.create("convnet", 10, 1).eval(), Watch()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)  # the weights stay: only the order tells epochs apart
+    cb.train.fit(model, optimizer, train, epochs=2, batch_size=64, augment=False, callbacks=[watch])
+    assert all(watch.modes)
+    assert watch.orders[0] != watch.orders[1]

@@ -61,7 +61,7 @@ def parse(spec: str) -> Compressor:
     """
     if match := re.fullmatch(r"(\d+):(\d+)", spec):
         return NM(int(match[1]), int(match[2]))
-    if match := re.fullmatch(r"(global|uniform)@(\d*\.?\d+)", spec):
+    if match := re.fullmatch(r"(global|uniform)@(\d*\.?\d+(?:e-?\d+)?)", spec):
         return Magnitude(float(match[2]), "uniform" if match[1] == "uniform" else "global")
     if match := re.fullmatch(r"int(\d+)", spec):
         return Quantize(int(match[1]))
@@ -78,7 +78,7 @@ def grid(patterns: Sequence[str], sparsities: Sequence[float]) -> list[Compresso
     >>> [str(c) for c in grid(["global", "2:4"], [0.5, 0.9])]
     ['global@0.5', 'global@0.9', '2:4']
     """
-    specs = [[p] if ":" in p else [f"{p}@{sparsity!r}" for sparsity in sparsities] for p in patterns]
+    specs = [[p] if ":" in p else [f"{p}@{float(sparsity)!r}" for sparsity in sparsities] for p in patterns]
     return [parse(spec) for listed in specs for spec in listed]
 
 

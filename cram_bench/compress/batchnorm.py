@@ -20,7 +20,7 @@ class _Moments:
 
     def add(self, x: Tensor) -> None:
         dims = [0, *range(2, x.ndim)]
-        var, mean = torch.var_mean(x.detach().float(), dims, correction=0)
+        var, mean = torch.var_mean(x.detach().to(torch.promote_types(x.dtype, torch.float32)), dims, correction=0)
         var, mean = var.double(), mean.double()
         count = x.numel() // x.shape[1]
         total = self.count + count

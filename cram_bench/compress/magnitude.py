@@ -45,7 +45,7 @@ class Magnitude(Compressor):
         return self.scope
 
     def __str__(self) -> str:
-        return f"{self.scope}@{self.sparsity:g}"
+        return f"{self.scope}@{float(self.sparsity)!r}".removesuffix(".0")
 
     @torch.no_grad()
     def masks(self, weights: Mapping[str, Tensor]) -> Masks:

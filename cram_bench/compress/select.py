@@ -10,6 +10,10 @@ import torch
 from torch import Tensor
 
 
+class NaNError(ValueError):
+    """Weights that are NaN cannot be ranked."""
+
+
 def zeros_for(sparsity: float, count: int) -> int:
     """Return how many of `count` weights are zero at `sparsity`: the nearest integer, halves to even.
 
@@ -54,7 +58,7 @@ def keep_largest(scores: Tensor, zeros: int) -> Tensor:
     if short:  # tied at the threshold, or NaN
         tied = (scores == threshold).nonzero().flatten()
         if short > tied.numel() or bool(scores.isnan().any()):
-            raise ValueError("cannot rank weights that are NaN")
+            raise NaNError("cannot rank weights that are NaN")
         keep[tied[tied.numel() - short :]] = True
     return keep
 

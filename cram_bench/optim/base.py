@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -42,16 +43,13 @@ class TwoPass(Optimizer, abc.ABC):
 
     base: Optimizer
     model: nn.Module
+    settings: dict[str, float | bool]
 
     def __init__(self, model: nn.Module, base: Optimizer, **settings: float | bool) -> None:
-        owned = {id(parameter) for parameter in model.parameters()}
-        if any(id(parameter) not in owned for group in base.param_groups for parameter in group["params"]):
-            raise ValueError("the base optimizer holds a parameter that is not in the model")
         # Not Optimizer.__init__, which would build groups and state anew; __setstate__ only prepares the hooks.
-        super().__setstate__({"base": base, "model": model})
+        super().__setstate__({"base": base, "model": model, "settings": settings})
         for group in base.param_groups:
-            for name, value in settings.items():
-                group.setdefault(name, value)
+            self._adopt(group)
 
     # Shared with the base optimizer. Properties, because loading a state dict gives the base new objects.
     @property
@@ -132,6 +130,19 @@ class TwoPass(Optimizer, abc.ABC):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group to the base optimizer, which fills in its defaults."""
         self.base.add_param_group(param_group)
+        try:
+            self._adopt(self.param_groups[-1])
+        except ValueError:
+            del self.param_groups[-1]
+            raise
+
+    def _adopt(self, group: dict[str, Any]) -> None:
+        owned = {id(parameter) for parameter in self.model.parameters()}
+        if any(id(parameter) not in owned for parameter in group["params"]):
+            raise ValueError("the base optimizer holds a parameter that is not in the model")
+        for name, value in self.settings.items():
+            group.setdefault(name, value)
+        check_rho(group["rho"])
 
     def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
         """Return the base optimizer's state; subclasses add what they need to resume."""
@@ -143,3 +154,9 @@ class TwoPass(Optimizer, abc.ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.base!r})"
+
+
+def check_rho(rho: float) -> None:
+    """Refuse a radius that is negative or not finite."""
+    if not (isinstance(rho, (int, float)) and math.isfinite(rho) and rho >= 0):
+        raise ValueError(f"rho, the ascent radius, must be a finite number >= 0, not {rho!r}")

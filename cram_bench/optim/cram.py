@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cram_bench.compress import Compressor, Masks, prunable
-from cram_bench.optim.base import TwoPass
-from cram_bench.optim.sam import check_rho
+from cram_bench.optim.base import TwoPass, check_rho
 
 
 class CrAM(TwoPass):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cram_bench.optim.base import TwoPass
+from cram_bench.optim.base import TwoPass, check_rho
 
 _TINY = 1e-12  # keeps a zero gradient from dividing by zero; far below any norm that matters
 
@@ -62,9 +61,3 @@ class SAM(TwoPass):
 
     def _combine(self, first: dict[Tensor, Tensor | None]) -> None:
         """The base optimizer uses the second gradient as it is."""
-
-
-def check_rho(rho: float) -> None:
-    """Refuse a radius that is negative or not finite."""
-    if not (isinstance(rho, (int, float)) and math.isfinite(rho) and rho >= 0):
-        raise ValueError(f"rho, the ascent radius, must be a finite number >= 0, not {rho!r}")

@@ -9,7 +9,7 @@ from torch import nn
 
 from cram_bench._preserve import preserved
 from cram_bench.compress import Compressor, Magnitude, Masks, apply_, parse, tune_batchnorm
-from cram_bench.data import Batches, batches_of
+from cram_bench.data import Batches, Dataset, batches_of
 from cram_bench.probes.common import probing
 from cram_bench.train import evaluate
 
@@ -32,9 +32,10 @@ def sparsity_curve(
         model: any torch classifier.
         data: what to evaluate on.
         compressors: operators, or their specifications such as ``global@0.9`` or ``2:4``.
-        calibration: training data for BatchNorm tuning (`cram_bench.compress.tune_batchnorm`); None leaves it out.
+        calibration: training data for BatchNorm tuning (`cram_bench.compress.tune_batchnorm`). Of a `Dataset`,
+            `Dataset.calibration` takes 2,000 images, augmented; batches are used as they are; None leaves tuning out.
         exclude: shell patterns over parameter names that stay dense.
-        batch_size: of evaluation and tuning, where `data` and `calibration` are data sets.
+        batch_size: of evaluation, where `data` is a `Dataset`.
 
     Returns:
         A row per compressor and calibration, with columns
@@ -49,6 +50,8 @@ def sparsity_curve(
         ValueError: a specification cannot be read, or the data are empty.
     """
     chosen = [parse(c) if isinstance(c, str) else c for c in compressors]
+    if isinstance(calibration, Dataset):
+        calibration = calibration.calibration()
     rows = []
     with probing(model):
         for compressor in (Magnitude(0.0), *chosen):
@@ -56,7 +59,7 @@ def sparsity_curve(
                 masks = apply_(model, compressor, exclude)
                 for calibrated in (False, True) if calibration is not None else (False,):
                     if calibrated and calibration is not None:
-                        tune_batchnorm(model, batches_of(calibration, batch_size))
+                        tune_batchnorm(model, batches_of(calibration))
                     result = evaluate(model, data, batch_size)
                     where = (compressor.pattern, reported(compressor, masks), calibrated)
                     rows.append((*where, result["accuracy"], result["loss"]))
