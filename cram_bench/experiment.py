@@ -290,7 +290,7 @@ def with_changes(experiment: Experiment, **changes: Any) -> Experiment:
 
 def _typed(name: str, value: Any, kind: Any) -> Any:
     """Return `value` as the field's type, or refuse it by name. Integers serve as floats, lists as tuples."""
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and type(value) is int and abs(value) < 2**1000:  # beyond, it is no float
         return float(value)
     if kind is str and isinstance(value, os.PathLike):
         return os.fspath(value)

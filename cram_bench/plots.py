@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator, PercentFormatter
 
+from cram_bench.compress import parse
 from cram_bench.experiment import METHODS
 
 # Okabe and Ito's palette: distinguishable with colour-blind vision, of different lightness.
@@ -78,16 +79,10 @@ def accuracy_vs_sparsity(table: pd.DataFrame, pattern: str = "global", chance: f
         axes = figure.subplots(1, max(1, len(panels)), sharey=True, squeeze=False)[0]
         for axis, flag in zip(axes, panels, strict=False):
             part = shown[shown["calibrated"] == flag]
-            levels = sorted(part["sparsity"].unique())
-            # Equal steps between levels: the interesting ones crowd near 1 on a linear axis.
-            place = {level: index for index, level in enumerate(levels)}
-            for method in _methods(part):
-                of_method = part[part["method"] == method]
-                _line(axis, of_method.assign(x=of_method["sparsity"].map(place)), "x", "accuracy", method)
+            _lines(axis, _at_even_steps(axis, part), "step", "accuracy", band="std")
             if chance is not None:
                 axis.axhline(chance, color="#888888", linestyle=":", linewidth=1.2)
                 axis.annotate("guessing", (0, chance), (0, 3), textcoords="offset points", color="#666666", fontsize=8)
-            axis.set_xticks(range(len(levels)), ["dense" if s == 0 else f"{100 * s:g}" for s in levels])
             axis.set_xlabel(f"sparsity, % of prunable weights that are zero ({pattern} magnitude)")
             axis.set_title(titles[flag])
             axis.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
@@ -106,8 +101,7 @@ def loss_in_ball(table: pd.DataFrame) -> Figure:
     with style():
         figure = Figure(figsize=(5.6, 3.8))
         axis = figure.subplots()
-        for method in _methods(table):
-            _line(axis, table[table["method"] == method], "a", "loss", method, band="range")
+        _lines(axis, table, "a", "loss")
         axis.set_yscale("log")
         axis.set_xlabel("distance from the trained weights, in filter norms")
         axis.set_ylabel("training loss, nats (log scale)")
@@ -127,12 +121,10 @@ def loss_along_compression(table: pd.DataFrame) -> Figure:
         figure = Figure(figsize=(3.6 * len(compressors) + 0.8, 3.8))
         axes = figure.subplots(1, len(compressors), sharey=True, squeeze=False)[0]
         for axis, compressor in zip(axes, compressors, strict=True):
-            part = table[table["compressor"] == compressor]
-            for method in _methods(part):
-                _line(axis, part[part["method"] == method], "t", "loss", method, band="range")
+            _lines(axis, table[table["compressor"] == compressor], "t", "loss")
             axis.set_yscale("log")
-            axis.set_title(f"to {compressor.partition('@')[0]} {100 * float(compressor.partition('@')[2] or 0):g} %"
-                           if "@" in compressor else f"to {compressor}")  # fmt: skip
+            target = parse(compressor)
+            axis.set_title(f"to {target.pattern}, {100 * target.sparsity:g} % zeros")
             axis.set_xlabel("t:  0 dense,  1 pruned")
         axes[0].set_ylabel("training loss, nats (log scale)")
         _legend(figure, axes[0], table, "lowest to highest")
@@ -148,14 +140,9 @@ def gaps(table: pd.DataFrame) -> Figure:
     with style():
         figure = Figure(figsize=(5.6, 3.8))
         axis = figure.subplots()
-        levels = sorted(table["sparsity"].dropna().unique())
-        place = {level: index for index, level in enumerate(levels)}
-        for method in _methods(table):
-            of_method = table[table["method"] == method]
-            _line(axis, of_method.assign(x=of_method["sparsity"].map(place)), "x", "gap", method, band="range")
+        _lines(axis, _at_even_steps(axis, table), "step", "gap")
         axis.set_yscale("symlog", linthresh=0.01)
         axis.axhline(0, color="#888888", linewidth=0.8)
-        axis.set_xticks(range(len(levels)), [f"{100 * s:g}" for s in levels])
         axis.set_xlabel("sparsity, % of prunable weights that are zero")
         axis.set_ylabel("L(C(θ + ρg)) − L(θ), nats\n(linear to 0.01, then log)")
         axis.set_title(f"CrAM gap at ρ = {table['rho'].dropna().iloc[0]:g}")
@@ -172,8 +159,7 @@ def sharpness(table: pd.DataFrame) -> Figure:
     with style():
         figure = Figure(figsize=(5.6, 3.8))
         axis = figure.subplots()
-        for method in _methods(table):
-            _line(axis, table[table["method"] == method], "rho", "sharpness", method, band="range")
+        _lines(axis, table, "rho", "sharpness")
         axis.set_xscale("log")
         axis.set_yscale("log")
         radii = sorted(table["rho"].dropna().unique())
@@ -192,7 +178,7 @@ def loss_planes(table: pd.DataFrame) -> Figure:
     Args:
         table: columns method, a, b, loss; one seed.
     """
-    methods = _methods(table)
+    methods = _methods(table.dropna(subset=["loss"]))
     low, high = np.log10(table["loss"].min()), np.log10(table["loss"].max())
     levels = np.linspace(low, max(high, low + 0.1), 13)
     with style(), mpl.rc_context({"axes.grid": False}):
@@ -224,7 +210,20 @@ def _methods(table: pd.DataFrame) -> list[str]:
     return known + [method for method in present if method not in known]
 
 
-def _line(axis: Axes, table: pd.DataFrame, x: str, y: str, method: str, band: str = "std") -> None:
+def _at_even_steps(axis: Axes, table: pd.DataFrame) -> pd.DataFrame:
+    """Give every sparsity a place at equal steps: the interesting ones crowd near 1 on a linear axis."""
+    levels = sorted(table["sparsity"].dropna().unique())
+    axis.set_xticks(range(len(levels)), ["dense" if s == 0 else f"{100 * s:g}" for s in levels])
+    return table.assign(step=table["sparsity"].map({level: index for index, level in enumerate(levels)}))
+
+
+def _lines(axis: Axes, table: pd.DataFrame, x: str, y: str, band: str = "range") -> None:
+    """Draw a line per method: the mean, and a band of ± one standard deviation (std) or from lowest to highest (range)."""
+    for method in _methods(table):
+        _line(axis, table[table["method"] == method], x, y, method, band)
+
+
+def _line(axis: Axes, table: pd.DataFrame, x: str, y: str, method: str, band: str) -> None:
     label, colour, marker = look(method)
     grouped = table.dropna(subset=[x, y]).groupby(x)[y]
     mean, deviation, count = grouped.mean(), grouped.std(ddof=1), grouped.count()

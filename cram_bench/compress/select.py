@@ -40,7 +40,7 @@ def keep_largest(scores: Tensor, zeros: int) -> Tensor:
         the earliest positions are dropped.
 
     Raises:
-        ValueError: `zeros` is outside [0, n], or a score is NaN.
+        ValueError: `zeros` is outside [0, n], or scores have to be ranked and one is NaN.
 
     >>> keep_largest(torch.tensor([3.0, 1.0, 1.0, 2.0, 1.0]), zeros=2).tolist()
     [True, False, False, True, True]
