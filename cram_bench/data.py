@@ -235,6 +235,15 @@ def training_size(name: str) -> int:
     return sum(path.suffix.lower() in _SUFFIXES for path in Path(name).expanduser().glob("train/*/*"))
 
 
+def fingerprint(name: str) -> str | None:
+    """Hash names, sizes and times of an image folder's files, to notice when they change; None for anything else."""
+    if not is_folder(name) or not (folder := Path(name).expanduser()).is_dir():
+        return None
+    files = sorted(path for split in ("train", "test") for path in folder.glob(f"{split}/*/*"))
+    stats = [(path.relative_to(folder).as_posix(), (s := path.stat()).st_size, s.st_mtime_ns) for path in files]
+    return hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16]
+
+
 def load(name: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> tuple[Dataset, Dataset]:
     """Load the training and the test images of a data set.
 

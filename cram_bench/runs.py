@@ -34,7 +34,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from cram_bench import models
-from cram_bench.data import Dataset
+from cram_bench.data import Dataset, fingerprint
 from cram_bench.experiment import METHODS, Experiment
 from cram_bench.progress import Progress
 from cram_bench.train import Callback, DivergedError, Fit, fit
@@ -263,17 +263,26 @@ def ensure(
     Raises:
         DivergedError: the training's loss is not finite, now or when it was tried before.
         DataError: the data set is missing or malformed.
-        RunError: the store holds something else under this name.
+        RunError: the store holds something else under this name, or the images of a folder have changed since.
     """
     store = store or Store()
     if run := store.find(experiment):
-        return run
+        return _same_data(run)
     with store.lock(experiment):
         if run := store.find(experiment):  # another process finished it while this one waited
-            return run
+            return _same_data(run)
         if reason := store.failure(experiment):
             raise DivergedError(f"{describe(experiment)} failed before: {reason}")
         return _train(experiment, store, device, compile, threads, progress)
+
+
+def _same_data(run: Run) -> Run:
+    """Return the run, unless it was trained on other images than its folder holds now."""
+    now, then = fingerprint(run.experiment.dataset), run.environment["data"].get("fingerprint")
+    if now and then and now != then:
+        where = f"the images in {run.experiment.dataset} have changed since {run.path} was trained"
+        raise RunError(f"{where}; move that run away to train again")
+    return run
 
 
 def ensure_all(experiments: Sequence[Experiment], store: Store | None = None, **options: Any) -> list[Run]:
@@ -339,7 +348,7 @@ def _train(
         "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(sum(row["seconds"] for row in history), 1),
-        "data": _shape(train, test),
+        "data": _shape(train, test) | {"fingerprint": fingerprint(experiment.dataset)},
         "sha256": {name: _sha256(work / name) for name in _FILES},
     }
     _write_text(work / "environment.json", json.dumps(description, indent=2))

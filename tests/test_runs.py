@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import cram_bench as cb
@@ -148,10 +149,24 @@ def test_runs_beside_a_report_are_read(tmp_path, monkeypatch):
 def test_validation_images_stand_in_for_the_test_set(monkeypatch):
     _, test = cb.data.load("digits")
     run = ensure(tiny(epochs=1, holdout=200))
-    assert run.environment["data"] == {"num_classes": 10, "channels": 1, "image_size": 8, "train": 1097, "test": 200}
+    assert (run.environment["data"]["train"], run.environment["data"]["test"]) == (1097, 200)
     _, held = run.experiment.load_data()
     rows = {image.numpy().tobytes() for image in test.images}
     assert sum(image.numpy().tobytes() in rows for image in held.images) < 5  # a few digits are drawn alike
+
+
+def test_a_run_is_not_reused_when_the_images_of_its_folder_have_changed(tmp_path):
+    for split in ("train", "test"):
+        for label, shade in (("day", 200), ("night", 20)):
+            (tmp_path / "sky" / split / label).mkdir(parents=True)
+            for index in range(4):
+                Image.new("L", (8, 8), shade + index).save(tmp_path / "sky" / split / label / f"{index}.png")
+    wanted = recipe(str(tmp_path / "sky"), model="convnet", epochs=1)
+    run = ensure(wanted)
+    assert ensure(wanted) == run
+    Image.new("L", (8, 8), 99).save(tmp_path / "sky" / "train" / "day" / "more.png")
+    with pytest.raises(RunError, match="the images in .*sky have changed since"):
+        ensure(wanted)
 
 
 @pytest.mark.parametrize("name", ["zz", "nowhere"])
