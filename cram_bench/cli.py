@@ -6,6 +6,7 @@ Nothing heavy is imported before a command is known, so that ``--help`` answers 
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -101,12 +102,24 @@ def _values(pairs: list[list[str]]) -> dict[str, Any]:
     """Read NAME VALUE pairs, the values as YAML; a name given twice is refused."""
     import yaml
 
+    # Numbers as in YAML 1.2: PyYAML's 1.1 takes 1e-3 for a string and 2:4 for the sexagesimal 124.
+    class numbers(yaml.SafeLoader):
+        yaml_implicit_resolvers = {  # noqa: RUF012
+            first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float"))]
+            for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
+    signs = list("-+.0123456789")
+    numbers.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9]\d*)$"), signs)
+    fraction = re.compile(r"[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$")
+    numbers.add_implicit_resolver("tag:yaml.org,2002:float", fraction, signs)
+
     values: dict[str, Any] = {}
     for name, text in pairs:
         if name in values:
             raise ValueError(f"{name} is given twice")
         try:
-            values[name] = yaml.safe_load(text)
+            values[name] = yaml.load(text, numbers)
         except yaml.YAMLError as error:
             raise ValueError(f"the value of {name}, {text!r}, is not YAML") from error
     return values
@@ -115,7 +128,10 @@ def _values(pairs: list[list[str]]) -> dict[str, Any]:
 def _train(arguments: argparse.Namespace) -> int:
     from cram_bench import experiment, runs
 
-    changes = _values(arguments.settings) | {"seed": arguments.seed}
+    changes = _values(arguments.settings)
+    if own := sorted({"dataset", "method", "epochs", "seed"} & changes.keys()):
+        raise ValueError(f"{own[0]} is given as --{own[0]}, not with -s")
+    changes["seed"] = arguments.seed
     if arguments.epochs is not None:
         changes["epochs"] = arguments.epochs
     wanted = experiment.recipe(arguments.dataset, arguments.method, **changes)

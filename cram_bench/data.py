@@ -15,10 +15,11 @@ import difflib
 import hashlib
 import io
 import json
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,13 +105,13 @@ class Dataset:
     def calibration(
         self, count: int = 2000, augment: bool = True, seed: int = 0, batch_size: int = 500
     ) -> list[tuple[Tensor, Tensor]]:
-        """Return batches for BatchNorm tuning: `count` random images, augmented as in training.
+        """Return batches for BatchNorm tuning: about `count` random images in equal batches, augmented as in training.
 
         Augmented, because BatchNorm's statistics were those of augmented images while the weights were trained: on
         a dense network such batches give back the statistics of the training, and plain images others.
         """
         sample = self.sample(count, seed)
-        size = min(batch_size, len(sample))
+        size = len(sample) // math.ceil(len(sample) / batch_size)  # equal batches leave out the fewest
         return list(sample.batches(size, seed=seed, augment=augment, drop_last=True, channels_last=True))
 
     def split(self, count: int, seed: int = 0) -> tuple[Dataset, Dataset]:
@@ -400,9 +401,16 @@ def _decode(data: bytes, where: str, colour: bool | None = None) -> np.ndarray:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data)) as file:
+            image: Image.Image = file
             grey = image.mode in {"1", "L", "I", "I;16", "F"} if colour is None else not colour
+            if image.mode.startswith("I;16"):
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))  # convert would clip
+            elif image.mode in {"I", "F"}:
+                raise DataError(f"{where} has pixels of mode {image.mode}; allowed are 8 or 16 bits a channel")
             array = np.asarray(image.convert("L" if grey else "RGB"))
+    except DataError:
+        raise
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{where} is not readable as an image: {_first_line(error)}") from error
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
@@ -464,7 +472,6 @@ def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
 @dataclass
 class _Cache:
     path: Path
-    key: str = field(default="")
 
     def read(self) -> dict[str, tuple[Tensor, Tensor]] | None:
         from safetensors import safe_open

@@ -49,15 +49,32 @@ def check_parameters(namespace: Mapping[str, Any], **types_by_name: Any) -> None
     Traceback (most recent call last):
     NameError: unknown parameter 'epcohs'; did you mean 'epochs'? (allowed: epochs)
     """
-    shell = {"In", "Out", "exit", "quit", "open", "get_ipython"}
+    given = _assigned_literals(namespace["In"]) if namespace.get("In") else set(namespace)
     for name, value in namespace.items():
         if name in types_by_name:
             if not _is_a(value, kind := types_by_name[name]):
                 raise TypeError(f"parameter {name} must be {_name_of(kind)}, not {value!r}")
-        elif not name.startswith("_") and name not in shell and not isinstance(value, types.ModuleType):
+        elif name in given and not name.startswith("_") and not isinstance(value, types.ModuleType):
             raise NameError(unknown("parameter", name, list(types_by_name)))
     if missing := [name for name in types_by_name if name not in namespace]:
         raise NameError(f"parameter {missing[0]!r} is missing")
+
+
+def _assigned_literals(cells: Sequence[str]) -> set[str]:
+    """Name what was assigned in cells that assign literals and do nothing else: parameters, and what papermill injects.
+
+    Other names in a running notebook are its own results; they are there when its cells are run again.
+    """
+    names = set()
+    for source in cells:
+        try:
+            statements = ast.parse(source).body
+            for statement in statements:
+                ast.literal_eval(statement.value)  # type: ignore[attr-defined]
+            names |= {target.id for statement in statements for target in statement.targets}  # type: ignore[attr-defined]
+        except (SyntaxError, AttributeError, ValueError):
+            continue
+    return names
 
 
 def _is_a(value: Any, kind: Any) -> bool:
@@ -167,6 +184,8 @@ def build(
         ValueError: a name is unknown or a value not allowed; nothing has been trained then.
         TypeError: a parameter has another type than its default in the notebook.
     """
+    if reserved := sorted({"dataset", "seeds", "store", "output"} & (parameters or {}).keys()):
+        raise ValueError(f"{reserved[0]} is no free parameter: use --dataset, --seeds, --reports or CRAM_BENCH_RUNS")
     folder_of_notebooks = Path(notebooks) if notebooks else notebooks_folder()
     paths = [folder_of_notebooks / f"{stem}.ipynb" for stem in NOTEBOOKS]
     defaults = {path: default_parameters(path) for path in paths}
@@ -190,9 +209,7 @@ def build(
     if "sparsities" in given or "patterns" in given:
         compress.grid(given.get("patterns", ["global"]), given.get("sparsities", [0.5]))
 
-    title = f"{Path(dataset).expanduser().resolve().name if os.sep in dataset else dataset}-{wanted[0].model}".replace(
-        ":", "-"
-    )
+    title = f"{Path(wanted[0].dataset).name}-{wanted[0].model}".replace(":", "-")
     folder = Path(reports).absolute() / (name or title + ("-quick" if profile == "quick" else ""))
     store = runs.Store(also=[folder / "runs"])
     given |= {"dataset": wanted[0].dataset, "output": str(folder), "store": str(store.root)}
@@ -228,6 +245,20 @@ def default_parameters(notebook: Path) -> dict[str, Any]:
     return found
 
 
+def outputs(notebook: Path) -> list[str]:
+    """List the files, relative to the report, that a notebook's calls of ``out.figure`` and ``out.table`` write."""
+    cells = json.loads(notebook.read_text())["cells"]
+    source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    suffixes = {"figure": ("figures/{}.svg", "figures/{}.png"), "table": ("tables/{}.csv",)}
+    return [
+        file.format(call.args[1].value)
+        for call in ast.walk(ast.parse(source))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in suffixes
+        if len(call.args) > 1 and isinstance(call.args[1], ast.Constant)
+        for file in suffixes[call.func.attr]
+    ]
+
+
 def _like(value: Any, default: Any) -> bool:
     if isinstance(default, list):
         return (
@@ -243,14 +274,11 @@ def _execute(path: Path, parameters: dict[str, Any], folder: Path, trained: Sequ
     key = _key(path, parameters, trained)
     done = folder / ".done" / f"{path.stem}.json"
     target = folder / path.name
-    if (
-        done.exists()
-        and json.loads(done.read_text())["key"] == key
-        and target.exists()
-        and target.with_suffix(".html").exists()
-    ):
+    made = [target, target.with_suffix(".html"), *(folder / name for name in outputs(path))]
+    if done.exists() and done.read_text().strip() == key and all(file.exists() for file in made):
         return None
-    done.unlink(missing_ok=True)
+    for file in (done, *made):  # nothing old may stand beside what comes now
+        file.unlink(missing_ok=True)
     part = target.with_name(f".{target.name}.part.ipynb")
     error = None
     print(f"executing {path.name}", file=sys.stderr, flush=True)  # noqa: T201
@@ -266,12 +294,16 @@ def _execute(path: Path, parameters: dict[str, Any], folder: Path, trained: Sequ
         )
     except papermill.PapermillExecutionError as failure:
         error = f"cell {failure.exec_count}: {failure.ename}: {failure.evalue}".splitlines()[0]
+    except Exception as failure:  # the kernel died or did not start; the other notebooks go on
+        error = f"{type(failure).__name__}: {failure}".splitlines()[0]
+        if not part.exists():
+            shutil.copy(path, part)
     _without_machine_paths(part, folder)
     os.replace(part, target)
     _export(target)
     if error is None:
         done.parent.mkdir(exist_ok=True)
-        done.write_text(json.dumps({"key": key, "finished": datetime.now(UTC).isoformat(timespec="seconds")}) + "\n")
+        done.write_text(key + "\n")
     return error
 
 
@@ -313,11 +345,12 @@ def _export(notebook: Path) -> None:
 def _copy_runs(finished: Sequence[runs.Run], folder: Path) -> None:
     for run in finished:
         target = folder / run.id
-        if run.path.resolve() != target.resolve() and not target.exists():
+        if run.path.resolve() != target.resolve():
             folder.mkdir(parents=True, exist_ok=True)
             part = folder / f".{run.id}.part"
             shutil.rmtree(part, ignore_errors=True)
             shutil.copytree(run.path, part)
+            shutil.rmtree(target, ignore_errors=True)
             os.replace(part, target)
 
 
@@ -339,8 +372,8 @@ def _index(folder: Path, trained: Sequence[runs.Run], failures: Mapping[str, str
     if summary.exists():
         parts.append(pd.read_csv(summary, dtype=str).fillna("").to_html(index=False, border=0))
         parts.append(
-            "<p>Test accuracy in per cent after one-shot global magnitude pruning of the share of prunable weights at "
-            "the head of the column, and BatchNorm tuning; the dense model is untuned. "
+            "<p>Test accuracy in per cent after one-shot pruning of the share of prunable weights at the head of the "
+            "column, by the pattern that the figure names, and BatchNorm tuning; the dense model is untuned. "
             "± is one standard deviation over seeds.</p>"
         )
     devices = ", ".join(sorted({run.environment["device"] for run in finished}))

@@ -272,7 +272,8 @@ def ensure(
         if run := store.find(experiment):  # another process finished it while this one waited
             return _same_data(run)
         if reason := store.failure(experiment):
-            raise DivergedError(f"{describe(experiment)} failed before: {reason}")
+            again = f"delete {store.root / '.training' / experiment.id} to try again"
+            raise DivergedError(f"{describe(experiment)} failed before: {reason}; {again}")
         return _train(experiment, store, device, compile, threads, progress)
 
 
@@ -300,6 +301,7 @@ def ensure_all(experiments: Sequence[Experiment], store: Store | None = None, **
 def _train(
     experiment: Experiment, store: Store, device: str | None, compile: bool | None, threads: int | None, progress: bool
 ) -> Run:
+    images = fingerprint(experiment.dataset)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     train, test = (part.to(device) for part in experiment.load_data())
     if experiment.batch_size > len(train):
@@ -310,6 +312,11 @@ def _train(
         threads = 1
     work = store.root / ".training" / experiment.id
     work.mkdir(parents=True, exist_ok=True)
+    note = work / "data.json"
+    if note.exists() and json.loads(note.read_text()) != images:
+        (work / "checkpoint.pt").unlink(missing_ok=True)
+        warnings.warn(f"the images in {experiment.dataset} have changed, training starts anew", stacklevel=3)
+    _write_text(note, json.dumps(images))
     _write_text(work / "settings.json", json.dumps(experiment.settings(), indent=2))
     model = experiment.build_model(train).to(device)
     optimizer = experiment.build_optimizer(model)
@@ -348,11 +355,12 @@ def _train(
         "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(sum(row["seconds"] for row in history), 1),
-        "data": _shape(train, test) | {"fingerprint": fingerprint(experiment.dataset)},
+        "data": _shape(train, test) | {"fingerprint": images},
         "sha256": {name: _sha256(work / name) for name in _FILES},
     }
     _write_text(work / "environment.json", json.dumps(description, indent=2))
-    (work / "checkpoint.pt").unlink(missing_ok=True)
+    for name in ("checkpoint.pt", "data.json"):
+        (work / name).unlink(missing_ok=True)
     final = store.root / experiment.id
     if final.exists():  # without weights, or find() would have taken it
         shutil.rmtree(final)

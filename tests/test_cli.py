@@ -49,6 +49,8 @@ def test_train_prints_the_folder_last_and_finds_it_again(capsys, tmp_path):
         (["train", "-s", "lr", "fast"], "lr must be of type float, not 'fast'"),
         (["train", "-s", "lr", "[1"], "'[1', is not YAML"),
         (["train", "-s", "lr", "1", "-s", "lr", "2"], "lr is given twice"),
+        (["train", "-s", "seed", "3"], "seed is given as --seed, not with -s"),
+        (["report", "-p", "output", "x"], "output is no free parameter"),
         (["train", "-s", "learning_rate", "1"], "unknown setting 'learning_rate'"),
         (["train", "-s", "batch_size", "100000", "--epochs", "1"], "larger than the training data"),
         (["probe", "nowhere"], "0 finished runs"),
@@ -60,6 +62,23 @@ def test_bad_input_is_one_line(capsys, arguments, message):
     assert (status, out) == (1, [])
     assert len(err.splitlines()) == 1
     assert message in err
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 1e-3),
+        ("0.9", 0.9),
+        ("-2", -2),
+        ("[2:4, 4:8]", ["2:4", "4:8"]),
+        ("true", True),
+        ("[.5]", [0.5]),
+        ("x", "x"),
+    ],
+)
+def test_values_are_read_as_one_expects(text, value):
+    read = cli._values([["name", text]])["name"]
+    assert (read, type(read)) == (value, type(value))
 
 
 def test_help_loads_nothing_heavy():

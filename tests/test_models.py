@@ -32,6 +32,8 @@ def test_other_image_sizes(name, size):
 def test_torchvisions_classifiers_by_name():
     model = cb.models.create("torchvision:squeezenet1_1", num_classes=7)
     assert model.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
+    for name in ("googlenet", "inception_v3"):  # tuples in training, by default
+        assert cb.models.create(f"torchvision:{name}", num_classes=7)(torch.zeros(2, 3, 96, 96)).shape == (2, 7)
     with pytest.raises(ValueError, match="3 channels, and these have 1"):
         cb.models.create("torchvision:squeezenet1_1", num_classes=7, in_channels=1)
 

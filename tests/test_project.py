@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -20,6 +21,14 @@ def test_environment_yml_agrees_with_pyproject():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     listed = {item for item in environment["dependencies"] if isinstance(item, str)} - {"pip"}
     assert listed == wanted | {f"python{project['requires-python']}"}
+    assert {"pip": ["-e ."]} in environment["dependencies"]
+
+
+def test_the_runs_beside_a_committed_report_are_not_ignored():
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a checkout")
+    path = "reports/cifar10-resnet20/runs/0/model.safetensors"
+    assert subprocess.run(["git", "-C", str(ROOT), "check-ignore", "-q", path], check=False).returncode == 1
 
 
 def test_the_readmes_table_is_the_committed_reports():

@@ -87,7 +87,7 @@ def test_running_again_does_nothing_and_a_removed_output_is_made_again(built, fo
     monkeypatch.setattr("cram_bench.runs.fit", lambda *a, **k: pytest.fail("trained again"))
     report.build("digits", "quick", 1, SMALL, reports=folders[0])
     assert executed == []
-    (built.folder / "accuracy_vs_sparsity.ipynb").unlink()
+    (built.folder / "figures" / "accuracy_vs_sparsity.svg").unlink()
     report.build("digits", "quick", 1, SMALL, reports=folders[0])
     assert executed == ["accuracy_vs_sparsity"]
 
@@ -105,6 +105,17 @@ def test_a_failing_notebook_is_named_and_the_others_appear(built, folders, tmp_p
     assert "no such luck" in index
     assert (result.folder / "figures" / "accuracy_vs_sparsity.svg").exists()
     assert (result.folder / "loss_stability.html").exists()
+
+
+def test_a_notebook_whose_kernel_dies_is_named_too(built, tmp_path):
+    notebooks = tmp_path / "notebooks"
+    shutil.copytree(report.notebooks_folder(), notebooks, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    broken = nbformat.read(notebooks / "accuracy_vs_sparsity.ipynb", as_version=4)
+    broken.cells[2].source = "import os\nos._exit(1)"
+    nbformat.write(broken, notebooks / "accuracy_vs_sparsity.ipynb")
+    result = report.build("digits", "quick", 1, SMALL, reports=tmp_path, notebooks=notebooks)
+    assert list(result.failures) == ["accuracy_vs_sparsity"]
+    assert (result.folder / "figures" / "cram_gap.svg").exists()
 
 
 @pytest.mark.parametrize(
@@ -158,6 +169,23 @@ def test_check_parameters(namespace, error, message):
         report.check_parameters(namespace, epochs=int)
     report.check_parameters({"epochs": 1, "cb": cb, "_private": 0, "In": []}, epochs=int)
     report.check_parameters({"rho": 1}, rho=float)
+
+
+def test_a_notebook_can_be_run_again_in_the_same_kernel():
+    """Its own results are global names by then, and no parameters."""
+    cells = ["epochs = 3\nrates = [0.1]", "import x\nout = x.Output(epochs)", "# Parameters\nepcohs = 5"]
+    namespace = {"epochs": 3, "rates": [0.1], "out": object(), "In": ["", *cells[:2]]}
+    report.check_parameters(namespace, epochs=int, rates=list[float])
+    with pytest.raises(NameError, match="'epcohs'; did you mean 'epochs'"):
+        report.check_parameters(namespace | {"epcohs": 5, "In": cells}, epochs=int, rates=list[float])
+
+
+def test_the_outputs_of_a_notebook_are_known_beforehand(built):
+    listed = {name for stem in report.NOTEBOOKS for name in report.outputs(built.folder / f"{stem}.ipynb")}
+    found = {
+        f"{path.parent.name}/{path.name}" for part in ("figures", "tables") for path in (built.folder / part).iterdir()
+    }
+    assert listed == found
 
 
 def test_notebooks_are_committed_bare_and_hold_no_functions():

@@ -31,7 +31,7 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
 
 
 def names() -> list[str]:
-    """List the names that `create` knows, besides ``torchvision:NAME``."""
+    """Return the names that `create` knows, besides ``torchvision:NAME``."""
     return list(BUILDERS)
 
 
@@ -69,7 +69,9 @@ def _torchvision(name: str, num_classes: int, in_channels: int) -> nn.Module:
         raise ValueError(unknown("torchvision classifier", name, known))
     if in_channels != 3:
         raise ValueError(f"torchvision:{name} takes images with 3 channels, and these have {in_channels}")
-    return torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+    # These two return a tuple in training unless told otherwise, and warn about their initialisation.
+    extra = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **extra)
 
 
 def unknown(kind: str, name: str, known: list[str]) -> str:

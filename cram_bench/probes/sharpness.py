@@ -44,7 +44,10 @@ def sam_sharpness(model: nn.Module, data: Batches, rho: float | Sequence[float] 
 def cram_gap(
     model: nn.Module, data: Batches, compressors: Sequence[Compressor | str], rho: float = 0.2
 ) -> pd.DataFrame:
-    """Measure what CrAM minimises: the gap L(C_k(θ + ρ g)) − L(θ) (arXiv 2207.14200, eq. 2 and algorithm 1).
+    """Measure the CrAM gap L(C_k(θ + ρ g)) − L(θ).
+
+    Its first term is what CrAM minimises (arXiv 2207.14200, eq. 2 and algorithm 1); taking L(θ) off makes models of
+    different loss comparable.
 
     The ascent ρ g is not normalised and moves every parameter, as in training; with ρ = 0 the gap is the price of
     one-shot pruning.

@@ -54,7 +54,7 @@ def sparsity_curve(
         calibration = calibration.calibration()
     rows = []
     with probing(model):
-        for compressor in (Magnitude(0.0), *chosen):
+        for compressor in (Magnitude(0.0), *(c for c in chosen if c != Magnitude(0.0))):
             with preserved(model):
                 masks = apply_(model, compressor, exclude)
                 for calibrated in (False, True) if calibration is not None else (False,):
