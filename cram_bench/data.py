@@ -32,7 +32,7 @@ _CLASSES = {"cifar10": 10, "cifar100": 100, "mnist": 10, "fashion_mnist": 10}
 _TRAINING = {"digits": 1297, "cifar10": 50_000, "cifar100": 50_000, "mnist": 60_000, "fashion_mnist": 60_000}
 _MIRRORED = {"cifar10", "cifar100", "fashion_mnist"}  # a flipped image keeps its label: not so for digits
 _SUFFIXES = {".png", ".jpg", ".jpeg"}
-_FORMAT = 1  # of the cache; raise it when its content changes
+_FORMAT = 2  # of the cache; raise it when its content changes
 
 
 class DataError(ValueError):

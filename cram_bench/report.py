@@ -298,7 +298,7 @@ def _execute(path: Path, parameters: dict[str, Any], folder: Path, trained: Sequ
         error = f"{type(failure).__name__}: {failure}".splitlines()[0]
         if not part.exists():
             shutil.copy(path, part)
-    _without_machine_paths(part, folder)
+    _without_machine_paths(part)
     os.replace(part, target)
     _export(target)
     if error is None:
@@ -318,9 +318,13 @@ def _key(path: Path, parameters: dict[str, Any], trained: Sequence[runs.Run]) ->
     return digest.hexdigest()
 
 
-def _without_machine_paths(notebook: Path, folder: Path) -> None:
-    """Cut what differs between machines for no reason: the report's absolute folder, papermill's own record."""
-    content = json.loads(notebook.read_text())
+def _without_machine_paths(notebook: Path) -> None:
+    """Cut what differs between machines for no reason: absolute folders, and papermill's own record."""
+    text = notebook.read_text()
+    for path, short in ((Path(__file__).resolve().parent.parent, "."), (Path.home(), "~")):
+        if len(path.parts) > 1:
+            text = text.replace(f"{path}/", f"{short}/")
+    content = json.loads(text)
     content["metadata"].pop("papermill", None)
     for cell in content["cells"]:
         cell["metadata"].pop("papermill", None)
