@@ -49,7 +49,7 @@ def check_parameters(namespace: Mapping[str, Any], **types_by_name: Any) -> None
     Traceback (most recent call last):
     NameError: unknown parameter 'epcohs'; did you mean 'epochs'? (allowed: epochs)
     """
-    given = _assigned_literals(namespace["In"]) if namespace.get("In") else set(namespace)
+    given = _assigned_literals(namespace["In"]) if "In" in namespace else set(namespace)
     for name, value in namespace.items():
         if name in types_by_name:
             if not _is_a(value, kind := types_by_name[name]):

@@ -130,7 +130,7 @@ def test_a_notebook_whose_kernel_dies_is_named_too(built, tmp_path):
         ({"sparsities": [1.5]}, ValueError, "sparsity must be in \\[0, 1\\]"),
         ({"patterns": ["globl"]}, ValueError, "unknown compressor 'globl@"),
         ({"model": "resnet21"}, ValueError, "unknown model 'resnet21'; did you mean 'resnet"),
-        ({"seeds": 0}, ValueError, "at least one method and one seed"),
+        ({"seeds": 2}, ValueError, "seeds is no free parameter: use --dataset, --seeds"),
         ({"calibration": True}, TypeError, "calibration must be like its default"),
     ],
 )
