@@ -23,6 +23,17 @@ def clones(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 @contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Run a block, then put every module's ``training`` flag back, also when the block raises."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
 def preserved(model: nn.Module) -> Iterator[nn.Module]:
     """Run a block, then put the model back bit for bit, also when the block raises.
 
@@ -42,9 +53,9 @@ def preserved(model: nn.Module) -> Iterator[nn.Module]:
     gradients = [parameter.grad for parameter in parameters]
     gradient_values = [None if gradient is None else gradient.clone() for gradient in gradients]
     flags = [parameter.requires_grad for parameter in parameters]
-    modes = [(module, module.training) for module in model.modules()]
     try:
-        yield model
+        with modes_kept(model):
+            yield model
     finally:
         copy_into([*parameters, *buffers], values)
         for parameter, gradient, value, flag in zip(parameters, gradients, gradient_values, flags, strict=True):
@@ -53,5 +64,3 @@ def preserved(model: nn.Module) -> Iterator[nn.Module]:
                     gradient.copy_(value)
             parameter.grad = gradient
             parameter.requires_grad_(flag)
-        for module, mode in modes:
-            module.training = mode

@@ -27,10 +27,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
-_CLASSES = {"cifar10": 10, "cifar100": 100, "mnist": 10, "fashion_mnist": 10}
-_TRAINING = {"digits": 1297, "cifar10": 50_000, "cifar100": 50_000, "mnist": 60_000, "fashion_mnist": 60_000}
-_MIRRORED = {"cifar10", "cifar100", "fashion_mnist"}  # a flipped image keeps its label: not so for digits
+
+@dataclass(frozen=True)
+class Source:
+    """A named data set: its class in torchvision, its numbers of classes and of training images."""
+
+    torchvision: str
+    classes: int
+    training: int
+    flip: bool = True
+    """Whether a mirrored image keeps its label: not so for written digits."""
+
+
+TORCHVISION = {
+    "cifar10": Source("CIFAR10", 10, 50_000),
+    "cifar100": Source("CIFAR100", 100, 50_000),
+    "mnist": Source("MNIST", 10, 60_000, flip=False),
+    "fashion_mnist": Source("FashionMNIST", 10, 60_000),
+}
 _SUFFIXES = {".png", ".jpg", ".jpeg"}
 _FORMAT = 2  # of the cache; raise it when its content changes
 
@@ -232,7 +246,7 @@ def is_folder(name: str) -> bool:
 def training_size(name: str) -> int:
     """Return how many training images a data set has, without decoding any; 0 for a folder that is not there."""
     if not is_folder(name):
-        return _TRAINING[name]
+        return 1297 if name == "digits" else TORCHVISION[name].training
     return sum(path.suffix.lower() in _SUFFIXES for path in Path(name).expanduser().glob("train/*/*"))
 
 
@@ -328,14 +342,16 @@ def _read_parquet(paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
 def _through_torchvision(name: str, root: Path) -> tuple[Dataset, Dataset]:
     import torchvision.datasets
 
-    dataset = getattr(torchvision.datasets, TORCHVISION[name])
+    dataset = getattr(torchvision.datasets, TORCHVISION[name].torchvision)
     folder = root / "torchvision"
     how = f"put train-*.parquet and test-*.parquet into {root / name}, or set CRAM_BENCH_DATA to the folder that has {name}/"
     try:
         splits = {split: dataset(folder, train=split == "train", download=True) for split in ("train", "test")}
     except Exception as error:  # torchvision raises whatever its download meets
         with contextlib.suppress(OSError):
-            (folder / TORCHVISION[name] / "raw").rmdir()  # what it made and left empty; a folder with content stays
+            (
+                folder / TORCHVISION[name].torchvision / "raw"
+            ).rmdir()  # what it made and left empty; a folder with content stays
         with contextlib.suppress(OSError):
             folder.rmdir()
         raise DataError(f"{name} is not in {root} and could not be downloaded ({_first_line(error)}): {how}") from None
@@ -344,7 +360,7 @@ def _through_torchvision(name: str, root: Path) -> tuple[Dataset, Dataset]:
         images = torch.as_tensor(np.asarray(source.data))
         images = images.permute(0, 3, 1, 2) if images.ndim == 4 else images.unsqueeze(1)
         arrays[split] = (images.contiguous(), torch.as_tensor(source.targets, dtype=torch.int64))
-    return _build(name, arrays, _named(name)["classes"], flip=name in _MIRRORED)
+    return _build(name, arrays, **_named(name))
 
 
 def _from_folder(folder: Path) -> tuple[Dataset, Dataset]:
@@ -434,7 +450,7 @@ def _size(shape: tuple[int, ...]) -> str:
 
 
 def _named(name: str) -> dict[str, Any]:
-    return {"classes": tuple(map(str, range(_CLASSES[name]))), "flip": name in _MIRRORED}
+    return {"classes": tuple(map(str, range(TORCHVISION[name].classes))), "flip": TORCHVISION[name].flip}
 
 
 def _build(

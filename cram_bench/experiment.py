@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -281,11 +281,6 @@ def grid(
     if not methods or not listed:
         raise ValueError("a comparison needs at least one method and one seed")
     return [recipe(dataset, method, seed=seed, **changes) for method in methods for seed in listed]
-
-
-def with_changes(experiment: Experiment, **changes: Any) -> Experiment:
-    """Return the experiment with settings changed by name."""
-    return replace(experiment, **changes)
 
 
 def _typed(name: str, value: Any, kind: Any) -> Any:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from cram_bench._preserve import preserved
+from cram_bench._preserve import modes_kept, preserved
 from cram_bench.compress.select import NaNError
 from cram_bench.data import Batches, Dataset, batches_of
 
@@ -215,18 +215,14 @@ def evaluate(model: nn.Module, data: Batches, batch_size: int = 500) -> dict[str
     Raises:
         ValueError: the data are empty.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     loss, correct, count = 0.0, 0, 0
-    try:
+    with modes_kept(model):
+        model.eval()
         for inputs, labels in batches_of(data, batch_size):
             logits = model(inputs).float()
             loss += float(F.cross_entropy(logits, labels, reduction="sum"))
             correct += int((logits.argmax(1) == labels).sum())
             count += len(labels)
-    finally:
-        for module, mode in modes:
-            module.training = mode
     if not count:
         raise ValueError("the data to evaluate on are empty")
     return {"loss": loss / count, "accuracy": correct / count}

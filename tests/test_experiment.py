@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -147,6 +148,6 @@ def test_the_settings_reach_the_optimizer():
             assert [str(c) for c in optimizer.compressors] == list(wanted.compressors)
             assert optimizer.plus == ("+" in method)
             assert optimizer.generator.initial_seed() == 5
-            dense = cb.experiment.with_changes(wanted, sparse_gradients=False)
+            dense = dataclasses.replace(wanted, sparse_gradients=False)
             assert optimizer.sparse_gradients
             assert not dense.build_optimizer(cb.models.create("convnet", 10, 1)).sparse_gradients

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from cram_bench._preserve import modes_kept
+
 
 class _Moments:
     """Pooled mean and variance of a BatchNorm's input, merged over batches in float64 (Chan et al. 1979)."""
@@ -59,19 +61,17 @@ def tune_batchnorm(model: nn.Module, batches: Iterable[Any]) -> None:
     moments = {norm: _Moments() for norm in norms}
     buffers = list(model.buffers())
     kept = [buffer.clone() for buffer in buffers]
-    modes = [(module, module.training) for module in model.modules()]
     hooks = [norm.register_forward_pre_hook(lambda norm, args: moments[norm].add(args[0])) for norm in norms]
     try:
-        model.eval()
-        for norm in norms:
-            norm.training = True
-        for batch in batches:
-            model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+        with modes_kept(model):
+            model.eval()
+            for norm in norms:
+                norm.training = True
+            for batch in batches:
+                model(batch[0] if isinstance(batch, (tuple, list)) else batch)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in modes:
-            module.training = mode
         for buffer, value in zip(buffers, kept, strict=True):
             buffer.copy_(value)
     for moment in moments.values():
