@@ -19,7 +19,7 @@ from torch.optim import SGD, Optimizer
 
 from cram_bench import compress, data, models
 from cram_bench.models import unknown
-from cram_bench.optim import SAM, CrAM
+from cram_bench.optim import SAM, CrAM, CrAMSingle, MomentumSAM
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,14 @@ class Experiment:
     """Specifications that CrAM draws from, such as ``global@0.9`` or ``2:4``."""
     sparse_gradients: bool = True
     """Mask CrAM's gradient at the compressed weights."""
+    normalize: bool = False
+    """Whether CrAM divides its ascent by the norm, as SAM does."""
+    mask_interval: int = 1
+    """Uses of a compressor per choice of its masks, at least 1."""
+    plain: float = 0.5
+    """Of cram-single: the probability of a plain step, in [0, 1)."""
+    ascent: str = "gradient"
+    """Of cram-single: ``gradient`` or ``momentum``."""
     holdout: int = 0
     """Training images held out for validation: tests then use those, and the test set is not touched."""
 
@@ -84,6 +92,9 @@ class Experiment:
             "warmup_epochs": (0 <= self.warmup_epochs <= self.epochs, "from 0 to the number of epochs"),
             "precision": (self.precision in ("float32", "bfloat16"), "float32 or bfloat16"),
             "rho": (self.rho >= 0, "not negative"),
+            "mask_interval": (self.mask_interval >= 1, "at least 1"),
+            "plain": (0 <= self.plain < 1, "in [0, 1)"),
+            "ascent": (self.ascent in ("gradient", "momentum"), "gradient or momentum"),
             "holdout": (self.holdout >= 0, "not negative"),
         }
         for name, (holds, allowed) in bounds.items():
@@ -170,29 +181,43 @@ def _sam(experiment: Experiment, model: nn.Module, base: Optimizer) -> Optimizer
     return SAM(model, base, rho=experiment.rho)
 
 
-def _cram(plus: bool) -> Callable[[Experiment, nn.Module, Optimizer], Optimizer]:
-    def wrap(experiment: Experiment, model: nn.Module, base: Optimizer) -> Optimizer:
-        return CrAM(
-            model,
-            base,
-            [compress.parse(spec) for spec in experiment.compressors],
-            rho=experiment.rho,
-            plus=plus,
-            sparse_gradients=experiment.sparse_gradients,
-            seed=experiment.seed,
-        )
+def _momentum_sam(experiment: Experiment, model: nn.Module, base: Optimizer) -> Optimizer:
+    return MomentumSAM(model, base, rho=experiment.rho)
 
-    return wrap
+
+def _cram(plus: bool) -> Callable[[Experiment, nn.Module, Optimizer], Optimizer]:
+    return lambda experiment, model, base: CrAM(model, base, plus=plus, **_compression(experiment))
+
+
+def _cram_single(experiment: Experiment, model: nn.Module, base: Optimizer) -> Optimizer:
+    ascent: Any = experiment.ascent
+    return CrAMSingle(model, base, plain=experiment.plain, ascent=ascent, **_compression(experiment))
+
+
+def _compression(experiment: Experiment) -> dict[str, Any]:
+    return {
+        "compressors": [compress.parse(spec) for spec in experiment.compressors],
+        "rho": experiment.rho,
+        "sparse_gradients": experiment.sparse_gradients,
+        "normalize": experiment.normalize,
+        "mask_interval": experiment.mask_interval,
+        "seed": experiment.seed,
+    }
 
 
 _MULTI = tuple(f"global@{tenths / 10:g}" for tenths in range(3, 10))
 
+_SINGLE = {"rho": 0.2, "compressors": _MULTI, "lr": 0.2, "weight_decay": 2.5e-4}
+# One gradient where CrAM+ sums two: twice the learning rate and half the decay go the same way in expectation.
+
 METHODS: dict[str, Method] = {
     "sgd": Method("SGD", _plain_sgd, {}, passes=1),
     "sam": Method("SAM", _sam, {"rho": 0.05}),
+    "momentum-sam": Method("Momentum-SAM", _momentum_sam, {"rho": 0.3}, passes=1),
     "cram": Method("CrAM", _cram(plus=False), {"rho": 0.2, "compressors": ("global@0.7",)}),
     "cram+": Method("CrAM+", _cram(plus=True), {"rho": 0.2, "compressors": ("global@0.7",)}),
     "cram+-multi": Method("CrAM+-Multi", _cram(plus=True), {"rho": 0.2, "compressors": _MULTI}),
+    "cram-single": Method("CrAM-Single", _cram_single, _SINGLE, passes=1),
 }
 """Methods by the name that the command line and the tables use.
 

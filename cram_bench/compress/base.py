@@ -16,7 +16,7 @@ class Compressor(abc.ABC):
 
     Subclasses are frozen dataclasses, so that they compare, hash and print by value. ``str(compressor)`` is a
     short specification that `cram_bench.compress.parse` reads back. A pruner defines `masks`; an operator that
-    also changes the values of the weights that stay defines `apply_` too.
+    also changes the values of the weights that stay defines `transform_` too.
 
     Attributes:
         sparsity: the asked fraction of zeros among the prunable weights, in [0, 1].
@@ -34,8 +34,18 @@ class Compressor(abc.ABC):
         """Choose which of `weights` (name → tensor) stay. Pure: the weights are only read."""
 
     @torch.no_grad()
-    def apply_(self, weights: Mapping[str, Tensor]) -> Masks:
-        """Replace `weights` by C(weights) in place, and return the masks of those that stayed."""
-        masks = self.masks(weights)
+    def apply_(self, weights: Mapping[str, Tensor], masks: Masks | None = None) -> Masks:
+        """Replace `weights` by C(weights) in place, and return the masks of those that stayed.
+
+        Args:
+            weights: name → tensor.
+            masks: masks of an earlier call to hold on to; chosen anew if not given.
+        """
+        if masks is None:
+            masks = self.masks(weights)
         masks.zero_(weights)
+        self.transform_(weights)
         return masks
+
+    def transform_(self, weights: Mapping[str, Tensor]) -> None:
+        """Change the values of the weights that stay, in place. A pruner changes none."""

@@ -62,10 +62,9 @@ class Quantize(Compressor):
         return Masks({name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()})
 
     @torch.no_grad()
-    def apply_(self, weights: Mapping[str, Tensor]) -> Masks:
+    def transform_(self, weights: Mapping[str, Tensor]) -> None:
         for weight in weights.values():
             weight.copy_(quantized(weight, self.bits))
-        return self.masks(weights)
 
 
 @dataclass(frozen=True)
@@ -94,8 +93,5 @@ class PruneThenQuantize(Compressor):
     def masks(self, weights: Mapping[str, Tensor]) -> Masks:
         return self.prune.masks(weights)
 
-    @torch.no_grad()
-    def apply_(self, weights: Mapping[str, Tensor]) -> Masks:
-        masks = self.prune.apply_(weights)
-        self.quantize.apply_(weights)
-        return masks
+    def transform_(self, weights: Mapping[str, Tensor]) -> None:
+        self.quantize.transform_(weights)

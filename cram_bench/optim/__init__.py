@@ -4,8 +4,8 @@ They know compression operators, and nothing of runs or plots. A new one is a ne
 that people name on the command line is one more line in `cram_bench.experiment.METHODS`.
 """
 
-from cram_bench.optim.base import TwoPass
-from cram_bench.optim.cram import CrAM
-from cram_bench.optim.sam import SAM
+from cram_bench.optim.base import TwoPass, Wrapper
+from cram_bench.optim.cram import CrAM, CrAMSingle
+from cram_bench.optim.sam import SAM, MomentumSAM
 
-__all__ = ["SAM", "CrAM", "TwoPass"]
+__all__ = ["SAM", "CrAM", "CrAMSingle", "MomentumSAM", "TwoPass", "Wrapper"]

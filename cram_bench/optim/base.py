@@ -1,36 +1,39 @@
-"""A wrapper around any torch optimizer that evaluates the gradient at a second point before it steps."""
+"""Wrappers around any torch optimizer: they choose where the gradient is taken, the base optimizer steps with it."""
 
 from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from cram_bench._preserve import clones, copy_into
 
 Closure = Callable[[], Any]
 
+TINY = 1e-12  # keeps a zero gradient from dividing by zero; far below any norm that matters
 
-class TwoPass(Optimizer, abc.ABC):
-    """One training step from two gradients: at the true weights, then at weights moved by a subclass.
+
+class Wrapper(Optimizer, abc.ABC):
+    """A step of the base optimizer with a gradient that a subclass takes where it likes.
 
     ``step(closure)`` follows torch's convention for optimizers that evaluate the loss more than once, as `LBFGS`
-    does: the closure clears the gradients, computes the loss, calls ``backward`` and returns the loss. The wrapper
+    does: the closure clears the gradients, computes the loss, calls ``backward`` and returns the loss.
+    Parameter groups, state and defaults are those of the base optimizer, so learning-rate schedulers work on either.
 
-    1. calls the closure at the weights θ: gradient g;
-    2. moves the weights (`_move`), calls it again: gradient g̃, and puts θ back bit for bit;
-    3. combines g and g̃ (`_combine`) and lets the base optimizer step at θ.
+    * Gradient accumulation is a loop over micro-batches inside the closure.
+    * The gradient that the base optimizer steps with is clipped by a hook on it:
+      ``base.register_step_pre_hook(lambda *_: clip_grad_norm_(model.parameters(), 1.0))``.
+    * With a `torch.amp.GradScaler` the closure scales the loss as usual, and the step is given the scaler.
+    * With `DistributedDataParallel`, `model` is the wrapped model and the closure calls it.
 
-    Buffers, such as BatchNorm's running statistics, come from the first call alone; the user has nothing to
-    freeze. Parameter groups, state and defaults are those of the base optimizer, so learning-rate schedulers
-    work on either. Gradient accumulation is a loop over micro-batches inside the closure. Whatever the closure
-    raises, weights and buffers are as before the step.
+    Whatever the closure raises, weights and buffers are as before the step.
 
     Args:
         model: the model whose parameters `base` updates. Its buffers are looked after, and it says what is prunable.
@@ -46,8 +49,16 @@ class TwoPass(Optimizer, abc.ABC):
     settings: dict[str, float | bool]
 
     def __init__(self, model: nn.Module, base: Optimizer, **settings: float | bool) -> None:
+        parallel = model if isinstance(model, DistributedDataParallel) else None
         # Not Optimizer.__init__, which would build groups and state anew; __setstate__ only prepares the hooks.
-        super().__setstate__({"base": base, "model": model, "settings": settings})
+        super().__setstate__(
+            {
+                "base": base,
+                "model": parallel.module if parallel is not None else model,
+                "parallel": parallel,
+                "settings": settings,
+            }
+        )
         for group in base.param_groups:
             self._adopt(group)
 
@@ -64,21 +75,24 @@ class TwoPass(Optimizer, abc.ABC):
     def defaults(self) -> dict[str, Any]:  # type: ignore[override]
         return self.base.defaults
 
-    def _moved(self, parameters: list[Tensor]) -> list[Tensor]:
-        """Return what `_move` may change, given the parameters that have gradients; it is put back after the step."""
-        return parameters
-
     @abc.abstractmethod
-    def _move(self, groups: list[tuple[dict[str, Any], list[Tensor], list[Tensor]]]) -> None:
-        """Move the weights in place, given (group, parameters, gradients at θ) for every group with gradients."""
+    def _gradients(self, closure: Closure, scale: float) -> Any:
+        """Leave in ``.grad`` what the base optimizer steps with, and the weights as they were; return the loss.
 
-    @abc.abstractmethod
-    def _combine(self, first: dict[Tensor, Tensor | None]) -> None:
-        """Turn the gradients g̃ in ``.grad`` into those that the base optimizer uses; `first` holds g."""
+        `scale` is the factor on the loss, and so on every gradient that the closure computes; 1 without a scaler.
+        """
+
+    def _stepped(self, finite: bool) -> None:
+        """Called after the base optimizer's step, gradients unscaled in place; `finite` as the scaler found them."""
 
     @torch.no_grad()
-    def step(self, closure: Closure | None = None) -> Any:  # type: ignore[override]
-        """Take one step; return what the closure returned at the true weights.
+    def step(self, closure: Closure | None = None, *, scaler: torch.amp.GradScaler | None = None) -> Any:  # type: ignore[override]
+        """Take one step; return what the closure returned first.
+
+        Args:
+            closure: clears the gradients, computes the loss, runs backward and returns the loss.
+            scaler: the scaler that the closure multiplies the loss with. It skips the step when a gradient is not
+                finite, as it does for a plain optimizer; call its ``update`` afterwards.
 
         Raises:
             TypeError: no closure is given.
@@ -87,28 +101,21 @@ class TwoPass(Optimizer, abc.ABC):
             raise TypeError(
                 f"{type(self).__name__}.step needs a closure that clears gradients, runs backward and returns the loss"
             )
-        buffers = list(self.model.buffers())
-        with self._restored(buffers):
-            closure_with_grad = torch.enable_grad()(closure)
-            loss = closure_with_grad()
-            after_first = clones(buffers)
-            parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-            first = {p: p.grad for p in parameters}
-            for parameter in parameters:
-                parameter.grad = None  # the closure then cannot overwrite the first gradients
-            with self._restored(self._moved(parameters), always=True):
-                self._move(
-                    [
-                        (group, moved, [cast(Tensor, first[p]) for p in moved])
-                        for group in self.param_groups
-                        if (moved := [p for p in group["params"] if first.get(p) is not None])
-                    ]
-                )
-                closure_with_grad()
-            self._combine(first)
-            copy_into(buffers, after_first)
-        self.base.step()
+        scaled = scaler is not None and scaler.is_enabled()
+        with self._restored(self.model.buffers()):
+            loss = self._gradients(torch.enable_grad()(closure), scaler.get_scale() if scaled else 1.0)
+        if not scaled:
+            self.base.step()
+            self._stepped(finite=True)
+            return loss
+        if any(p.grad is not None for p in self._parameters()):  # a scaler refuses a step without gradients
+            scaler.unscale_(self.base)  # before the hooks of the base optimizer, which then see true gradients
+            scaler.step(self.base)
+            self._stepped(finite=_finite(p.grad for p in self._parameters()))
         return loss
+
+    def _parameters(self) -> list[Tensor]:
+        return [parameter for group in self.param_groups for parameter in group["params"]]
 
     @contextmanager
     def _restored(self, tensors: Iterable[Tensor], always: bool = False) -> Iterator[None]:
@@ -156,7 +163,123 @@ class TwoPass(Optimizer, abc.ABC):
         return f"{type(self).__name__}({self.base!r})"
 
 
+class TwoPass(Wrapper):
+    """One training step from two gradients: at the true weights, then at weights moved by a subclass.
+
+    1. The closure is called at the weights θ: gradient g.
+    2. The weights are moved (`_move`), it is called again: gradient g̃, and θ is put back bit for bit.
+    3. g and g̃ are combined (`_combine`), and the base optimizer steps at θ.
+
+    Buffers, such as BatchNorm's running statistics, come from the first call alone; the user has nothing to
+    freeze. Over several devices both gradients are averages over all of them, so every device moves to the same
+    point; the first is left unsynchronised where nothing depends on it.
+    """
+
+    def _moved(self, parameters: list[Tensor]) -> list[Tensor]:
+        """Return what `_move` may change, given the parameters that have gradients; it is put back after the step."""
+        return parameters
+
+    @abc.abstractmethod
+    def _move(self, groups: list[Ascent]) -> None:
+        """Move the weights in place, given (group, parameters, gradients at θ) for every group with gradients."""
+
+    @abc.abstractmethod
+    def _combine(self, first: dict[Tensor, Tensor | None]) -> None:
+        """Turn the gradients g̃ in ``.grad`` into those that the base optimizer uses; `first` holds g."""
+
+    def _needs_first(self) -> bool:
+        """Whether the step depends on the gradient at θ, and not only on the loss and the buffers there."""
+        return any(group["rho"] for group in self.param_groups)
+
+    def _gradients(self, closure: Closure, scale: float) -> Any:
+        buffers = list(self.model.buffers())
+        unsynchronised = self.parallel is not None and not self._needs_first()
+        with self.parallel.no_sync() if unsynchronised else nullcontext():
+            loss = closure()
+        parameters = [p for p in self._parameters() if p.grad is not None]
+        first = {p: p.grad for p in parameters}
+        if scale != 1.0:
+            if not _finite(first.values()):
+                return loss  # the scaler finds it too, skips the step and lowers the scale
+            _multiply(first.values(), 1 / scale)
+        if self.parallel is not None and self.parallel.gradient_as_bucket_view:
+            first = {p: g.clone() for p, g in first.items() if g is not None}  # the next pass writes where g lies
+        after_first = clones(buffers)
+        for parameter in parameters:
+            parameter.grad = None  # the closure then cannot overwrite the first gradients
+        with self._restored(self._moved(parameters), always=True):
+            self._move(
+                [
+                    (group, moved, [cast(Tensor, first[p]) for p in moved])
+                    for group in self.param_groups
+                    if (moved := [p for p in group["params"] if first.get(p) is not None])
+                ]
+            )
+            closure()
+        if scale != 1.0:  # the sum is scaled like its second term; a scale is a power of two, so nothing is lost
+            _multiply(first.values(), scale)
+        self._combine(first)
+        copy_into(buffers, after_first)
+        return loss
+
+
+Ascent = tuple[dict[str, Any], list[Tensor], list[Tensor]]
+"""A parameter group, parameters of it, and for each the direction that its radius belongs to."""
+
+
+def ascend_(groups: Sequence[Ascent], normalize: bool) -> None:
+    """θ ← θ + ρ u, or θ + ρ u/‖u‖₂ with the norm over all groups together; each group has its own ρ."""
+    if not groups:
+        return
+    norm = norm_of([u for _, _, directions in groups for u in directions]) if normalize else None
+    for group, parameters, directions in groups:
+        if norm is None:
+            torch._foreach_add_(parameters, directions, alpha=group["rho"])
+        else:
+            torch._foreach_add_(parameters, list(torch._foreach_mul(directions, group["rho"] / (norm + TINY))))
+
+
+def momenta(groups: Sequence[dict[str, Any]], state: Any) -> list[Ascent]:
+    """Return the direction −v for every parameter that has a momentum v: SGD's buffer or Adam's first moment.
+
+    The sign is momentum-SAM's: just after a step along −v, going on along −v is what climbs (arXiv 2401.12033).
+    """
+    found = []
+    for group in groups:
+        pairs = [(p, v) for p in group["params"] if (v := _momentum(state.get(p, {}))) is not None]
+        if pairs:
+            found.append((group, [p for p, _ in pairs], list(torch._foreach_neg([v for _, v in pairs]))))
+    return found
+
+
+def check_momentum(base: Optimizer) -> None:
+    """Refuse a base optimizer that keeps no momentum."""
+    for group in base.param_groups:
+        if not (group.get("momentum") or group.get("betas", (0.0,))[0]):
+            raise ValueError(f"the ascent follows the momentum, and this optimizer keeps none: {type(base).__name__}")
+
+
 def check_rho(rho: float) -> None:
     """Refuse a radius that is negative or not finite."""
     if not (isinstance(rho, (int, float)) and math.isfinite(rho) and rho >= 0):
         raise ValueError(f"rho, the ascent radius, must be a finite number >= 0, not {rho!r}")
+
+
+def _momentum(state: dict[str, Any]) -> Tensor | None:
+    velocity = state.get("momentum_buffer")
+    return velocity if velocity is not None else state.get("exp_avg")
+
+
+def norm_of(tensors: list[Tensor]) -> Tensor:
+    """Return the 2-norm of all tensors together, as a tensor: nothing waits for it."""
+    norms = torch._foreach_norm(tensors)
+    return torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
+
+
+def _multiply(gradients: Iterable[Tensor | None], factor: float) -> None:
+    if present := [gradient for gradient in gradients if gradient is not None]:
+        torch._foreach_mul_(present, factor)
+
+
+def _finite(gradients: Iterable[Tensor | None]) -> bool:
+    return all(bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None)

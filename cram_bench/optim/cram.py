@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from cram_bench._preserve import clones
 from cram_bench.compress import Compressor, Masks, prunable
-from cram_bench.optim.base import TwoPass, check_rho
+from cram_bench.optim.base import Ascent, Closure, TwoPass, Wrapper, ascend_, check_momentum, check_rho, momenta
+from cram_bench.optim.draw import Draw
+
+Ascending = Literal["gradient", "momentum"]
 
 
 class CrAM(TwoPass):
@@ -28,17 +33,20 @@ class CrAM(TwoPass):
     weights and one of the gradients.
 
     Args:
-        model: the model being trained.
+        model: the model being trained, or the `DistributedDataParallel` around it.
         base: any torch optimizer over its parameters.
         compressors: one compression operator, or several to draw from.
         rho: ascent radius ρ ≥ 0, in units of weight per unit of gradient; a parameter group may set its own.
         plus: add the gradient at θ, which keeps the dense model accurate.
         sparse_gradients: mask the gradient taken at the compressed weights.
-        seed: seeds the draw of compressors.
+        normalize: ascend by ρ g/‖g‖₂ as SAM does, the norm over all parameters; ρ is then in units of weight.
+        mask_interval: uses of a compressor per choice of its masks; 1 chooses anew at every step.
+        seed: seeds the draw of compressors. Over several devices that of the first counts.
         exclude: shell patterns over parameter names that stay dense.
 
     Raises:
-        ValueError: no compressor is given, `rho` is negative or not finite, or nothing is prunable.
+        ValueError: no compressor is given, `rho` is negative or not finite, `mask_interval` is not an integer ≥ 1, or
+            nothing is prunable.
         TypeError: something among `compressors` is not a `Compressor`.
     """
 
@@ -50,39 +58,33 @@ class CrAM(TwoPass):
         rho: float = 0.2,
         plus: bool = True,
         sparse_gradients: bool = True,
+        normalize: bool = False,
+        mask_interval: int = 1,
         seed: int = 0,
         exclude: Iterable[str] = (),
     ) -> None:
         check_rho(rho)
-        choices = (compressors,) if isinstance(compressors, Compressor) else tuple(compressors)
-        if not choices:
-            raise ValueError("CrAM needs at least one compressor, such as cb.compress.Magnitude(0.5)")
-        for choice in choices:
-            if not isinstance(choice, Compressor):
-                raise TypeError(f"compressors must be compressors such as cb.compress.Magnitude(0.5), not {choice!r}")
         super().__init__(model, base, rho=rho)
-        self.compressors = choices
         self.plus = plus
         self.sparse_gradients = sparse_gradients
-        self.prunable = prunable(model, exclude)
-        self.generator = torch.Generator().manual_seed(seed)
+        self.normalize = normalize
+        self.prunable = prunable(self.model, exclude)
+        self.draw = Draw(self.prunable, compressors, mask_interval, _shared(seed, self.parallel))
         self._masks: Masks | None = None
 
-    def _moved(self, parameters: list[Tensor]) -> list[Tensor]:
-        # Compression also zeroes weights that are frozen or got no gradient.
-        return list({id(tensor): tensor for tensor in (*parameters, *self.prunable.values())}.values())
+    def _needs_first(self) -> bool:
+        return self.plus or super()._needs_first()
 
-    def _move(self, groups: list[tuple[dict[str, Any], list[Tensor], list[Tensor]]]) -> None:
-        for group, parameters, gradients in groups:
-            torch._foreach_add_(parameters, gradients, alpha=group["rho"])
-        draw = int(torch.randint(len(self.compressors), (), generator=self.generator))
-        self._masks = self.compressors[draw].apply_(self.prunable)
+    def _moved(self, parameters: list[Tensor]) -> list[Tensor]:
+        return _distinct(parameters, self.prunable)
+
+    def _move(self, groups: list[Ascent]) -> None:
+        ascend_(groups, self.normalize)
+        self._masks = self.draw.apply_()
 
     def _combine(self, first: dict[Tensor, Tensor | None]) -> None:
         if self.sparse_gradients and self._masks is not None:
-            masked = [(p.grad, self._masks[name]) for name, p in self.prunable.items() if p.grad is not None]
-            if masked:
-                torch._foreach_mul_([gradient for gradient, _ in masked], [mask for _, mask in masked])
+            _mask_gradients(self.prunable, self._masks)
         self._masks = None
         if self.plus:
             for parameter, gradient in first.items():
@@ -92,16 +94,149 @@ class CrAM(TwoPass):
                     parameter.grad.add_(gradient)
 
     def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
-        """Return the base optimizer's state and, under ``cram``, the state of the draw."""
-        return {**super().state_dict(), "cram": {"generator": self.generator.get_state()}}
+        """Return the base optimizer's state and, under ``cram``, that of the draw and of held masks."""
+        return {**super().state_dict(), "cram": self.draw.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # type: ignore[override]
         """Restore what `state_dict` returned."""
-        if "cram" not in state_dict:
-            raise ValueError("this state dict was not saved by CrAM: it has no entry 'cram'")
-        super().load_state_dict({name: value for name, value in state_dict.items() if name != "cram"})
-        self.generator.set_state(state_dict["cram"]["generator"])
+        super().load_state_dict(_without(state_dict, "CrAM"))
+        self.draw.load_state_dict(state_dict["cram"])
 
     def __repr__(self) -> str:
-        choices = ", ".join(map(str, self.compressors))
+        choices = ", ".join(map(str, self.draw.compressors))
         return f"CrAM({choices}; plus={self.plus}, sparse_gradients={self.sparse_gradients}, base={self.base!r})"
+
+
+class CrAMSingle(Wrapper):
+    """CrAM+ at the price of its base optimizer: one gradient a step, taken either at θ or at compressed weights.
+
+    With probability p a plain step with ∇L(θ). Otherwise g̃ = ∇L(C_k(θ + ρ u)), with an ascent u that is
+    already known, and the base optimizer steps at θ with M ⊙ g̃. In expectation over the draw and for p = ½ that is
+    half of CrAM+'s g + M ⊙ g̃: the same path takes twice its learning rate and half its weight decay.
+
+    u is the gradient that the last step used (``ascent="gradient"``, which costs one more copy of the weights, in
+    memory and in a checkpoint), or −v, v being the base optimizer's momentum (``"momentum"``, which costs nothing;
+    its sign and its normalisation, with ``normalize``, are momentum-SAM's, arXiv 2401.12033). The first step has none
+    and only compresses. The method is of this project; nothing published describes it.
+
+    BatchNorm's running statistics come from the plain steps alone. The loss returned is that at the point where
+    the gradient was taken, so on average it lies above the loss at θ.
+
+    Args:
+        model: the model being trained, or the `DistributedDataParallel` around it.
+        base: any torch optimizer over its parameters.
+        compressors: one compression operator, or several to draw from.
+        rho: ascent radius ρ ≥ 0, in units of weight per unit of u; a parameter group may set its own.
+        plain: probability p of a plain step, in [0, 1).
+        ascent: ``gradient`` or ``momentum``.
+        sparse_gradients: mask the gradient taken at the compressed weights.
+        normalize: ascend by ρ u/‖u‖₂, the norm over all parameters.
+        mask_interval: uses of a compressor per choice of its masks; 1 chooses anew every time.
+        seed: seeds both draws. Over several devices that of the first counts.
+        exclude: shell patterns over parameter names that stay dense.
+
+    Raises:
+        ValueError: as `CrAM` does; and `plain` is outside [0, 1), `ascent` unknown, or there is no momentum to follow.
+        TypeError: something among `compressors` is not a `Compressor`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        base: Optimizer,
+        compressors: Sequence[Compressor] | Compressor,
+        rho: float = 0.2,
+        plain: float = 0.5,
+        ascent: Ascending = "gradient",
+        sparse_gradients: bool = True,
+        normalize: bool = False,
+        mask_interval: int = 1,
+        seed: int = 0,
+        exclude: Iterable[str] = (),
+    ) -> None:
+        check_rho(rho)
+        if not 0 <= plain < 1:
+            raise ValueError(f"plain, the probability of a plain step, must be in [0, 1), not {plain!r}")
+        if ascent not in get_args(Ascending):
+            raise ValueError(f"ascent must be one of {', '.join(get_args(Ascending))}, not {ascent!r}")
+        if ascent == "momentum":
+            check_momentum(base)
+        super().__init__(model, base, rho=rho)
+        self.plain = plain
+        self.ascent = ascent
+        self.sparse_gradients = sparse_gradients
+        self.normalize = normalize
+        self.prunable = prunable(self.model, exclude)
+        self.draw = Draw(self.prunable, compressors, mask_interval, _shared(seed, self.parallel))
+        self._last: dict[Tensor, Tensor] = {}
+
+    def _gradients(self, closure: Closure, scale: float) -> Any:
+        if float(torch.rand((), generator=self.draw.generator)) < self.plain:
+            return closure()
+        moved = _distinct(self._parameters(), self.prunable)
+        with self._restored([*moved, *self.model.buffers()], always=True):
+            ascend_(self._ascents(), self.normalize)
+            masks = self.draw.apply_()
+            loss = closure()
+        if self.sparse_gradients:
+            _mask_gradients(self.prunable, masks)
+        return loss
+
+    def _ascents(self) -> list[Ascent]:
+        if self.ascent == "momentum":
+            return momenta(self.param_groups, self.state)
+        return [
+            (group, known, [self._last[p] for p in known])
+            for group in self.param_groups
+            if (known := [p for p in group["params"] if p in self._last])
+        ]
+
+    def _stepped(self, finite: bool) -> None:
+        if self.ascent == "gradient" and finite:
+            present = [p for p in self._parameters() if p.grad is not None]
+            self._last = dict(zip(present, clones([p.grad for p in present if p.grad is not None]), strict=True))
+
+    def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
+        """Return the base optimizer's state and, under ``cram``, that of the draws, held masks and the last gradient."""
+        state = self.draw.state_dict()
+        if self.ascent == "gradient":
+            state["last"] = [self._last.get(p) for p in self._parameters()]
+        return {**super().state_dict(), "cram": state}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # type: ignore[override]
+        """Restore what `state_dict` returned."""
+        super().load_state_dict(_without(state_dict, "CrAMSingle"))
+        self.draw.load_state_dict(state_dict["cram"])
+        last = state_dict["cram"].get("last", [])
+        parameters = self._parameters()[: len(last)]
+        self._last = {p: g.to(p.device, copy=True) for p, g in zip(parameters, last, strict=True) if g is not None}
+
+    def __repr__(self) -> str:
+        choices = ", ".join(map(str, self.draw.compressors))
+        return f"CrAMSingle({choices}; plain={self.plain}, ascent={self.ascent}, base={self.base!r})"
+
+
+def _distinct(parameters: list[Tensor], prunable: Mapping[str, Tensor]) -> list[Tensor]:
+    # Compression also zeroes weights that are frozen or got no gradient.
+    return list({id(tensor): tensor for tensor in (*parameters, *prunable.values())}.values())
+
+
+def _mask_gradients(prunable: Mapping[str, Tensor], masks: Masks) -> None:
+    masked = [(p.grad, masks[name]) for name, p in prunable.items() if p.grad is not None]
+    if masked:
+        torch._foreach_mul_([gradient for gradient, _ in masked], [mask for _, mask in masked])
+
+
+def _shared(seed: int, parallel: DistributedDataParallel | None) -> int:
+    """Return the seed of the first device: all have to draw the same compressors."""
+    if parallel is None:
+        return seed
+    first = torch.tensor(seed, device=next(parallel.parameters()).device)
+    torch.distributed.broadcast(first, group_src=0, group=parallel.process_group)
+    return int(first)
+
+
+def _without(state_dict: dict[str, Any], method: str) -> dict[str, Any]:
+    if "cram" not in state_dict:
+        raise ValueError(f"this state dict was not saved by {method}: it has no entry 'cram'")
+    return {name: value for name, value in state_dict.items() if name != "cram"}

@@ -8,9 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cram_bench.optim.base import TwoPass, check_rho
-
-_TINY = 1e-12  # keeps a zero gradient from dividing by zero; far below any norm that matters
+from cram_bench.optim.base import (
+    TINY,
+    Ascent,
+    Closure,
+    TwoPass,
+    Wrapper,
+    ascend_,
+    check_momentum,
+    check_rho,
+    momenta,
+    norm_of,
+)
 
 
 class SAM(TwoPass):
@@ -44,20 +53,47 @@ class SAM(TwoPass):
         check_rho(rho)
         super().__init__(model, base, rho=rho, adaptive=adaptive)
 
-    def _move(self, groups: list[tuple[dict[str, Any], list[Tensor], list[Tensor]]]) -> None:
+    def _move(self, groups: list[Ascent]) -> None:
         if not groups:
             return
-        scaled = [
-            torch._foreach_mul([p.abs() for p in parameters], gradients) if group["adaptive"] else gradients
-            for group, parameters, gradients in groups
-        ]
-        norms = torch._foreach_norm([gradient for gradients in scaled for gradient in gradients])
-        norm = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
-        for (group, parameters, _), ascent in zip(groups, scaled, strict=True):
-            if group["adaptive"]:
-                ascent = torch._foreach_mul([p.abs() for p in parameters], ascent)
-            steps = torch._foreach_mul(list(ascent), group["rho"] / (norm + _TINY))
-            torch._foreach_add_(parameters, list(steps))
+        scaled = [_by_size(p, g) if group["adaptive"] else g for group, p, g in groups]
+        norm = norm_of([g for gradients in scaled for g in gradients])
+        for (group, parameters, _), gradients in zip(groups, scaled, strict=True):
+            ascent = _by_size(parameters, gradients) if group["adaptive"] else gradients
+            torch._foreach_add_(parameters, list(torch._foreach_mul(ascent, group["rho"] / (norm + TINY))))
 
     def _combine(self, first: dict[Tensor, Tensor | None]) -> None:
         """The base optimizer uses the second gradient as it is."""
+
+
+class MomentumSAM(Wrapper):
+    """SAM at the price of its base optimizer: the ascent follows the momentum, which is already known.
+
+    One step (Becker et al., arXiv 2401.12033): the gradient is taken at θ − ρ v/‖v‖₂, v being the
+    base optimizer's momentum, and applied at θ. One forward and backward pass, no memory beyond one copy of the
+    weights during the step; the first step is a plain one. Adam's first moment serves as momentum as well. The loss
+    returned, and BatchNorm's running statistics, are those at the moved weights: no other pass is made.
+
+    Args:
+        model: the model being trained.
+        base: a torch optimizer with momentum over its parameters.
+        rho: radius ρ ≥ 0; a parameter group may set its own. 0.3 is the authors' default.
+
+    Raises:
+        ValueError: `rho` is negative or not finite, or `base` keeps no momentum.
+    """
+
+    def __init__(self, model: nn.Module, base: Optimizer, rho: float = 0.3) -> None:
+        check_rho(rho)
+        check_momentum(base)
+        super().__init__(model, base, rho=rho)
+
+    def _gradients(self, closure: Closure, scale: float) -> Any:
+        groups = momenta(self.param_groups, self.state)
+        with self._restored([p for _, parameters, _ in groups for p in parameters], always=True):
+            ascend_(groups, normalize=True)
+            return closure()
+
+
+def _by_size(parameters: list[Tensor], directions: list[Tensor]) -> list[Tensor]:
+    return list(torch._foreach_mul([p.abs() for p in parameters], directions))

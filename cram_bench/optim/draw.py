@@ -1,0 +1,113 @@
+"""The compression of a training step: which operator is drawn, and how long its masks are held."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cram_bench.compress import Compressor, Masks
+
+
+class Draw:
+    """Compress weights with an operator drawn uniformly at every use, from a generator that can be saved.
+
+    With an `interval` of n, an operator's masks are chosen at its first use and held for n uses of it in all, then
+    chosen anew ("infrequent mask updates" of arXiv 2207.14200): the selection is paid once in n steps.
+
+    Args:
+        weights: name → parameter, compressed in place.
+        compressors: one operator, or several to draw from.
+        interval: uses of an operator per choice of its masks, at least 1.
+        seed: seeds the draw.
+
+    Raises:
+        ValueError: no compressor is given, or `interval` is not an integer ≥ 1.
+        TypeError: something among `compressors` is not a `Compressor`.
+    """
+
+    def __init__(
+        self, weights: Mapping[str, Tensor], compressors: Sequence[Compressor] | Compressor, interval: int, seed: int
+    ) -> None:
+        self.weights = weights
+        self.compressors = (compressors,) if isinstance(compressors, Compressor) else tuple(compressors)
+        if not self.compressors:
+            raise ValueError("CrAM needs at least one compressor, such as cb.compress.Magnitude(0.5)")
+        for choice in self.compressors:
+            if not isinstance(choice, Compressor):
+                raise TypeError(f"compressors must be compressors such as cb.compress.Magnitude(0.5), not {choice!r}")
+        if type(interval) is not int or interval < 1:
+            raise ValueError(f"mask_interval, uses of a compressor per choice of masks, must be >= 1, not {interval!r}")
+        self.interval = interval
+        self.generator = torch.Generator().manual_seed(seed)
+        self.held: dict[int, Masks] = {}
+        self.uses = [0] * len(self.compressors)
+
+    def apply_(self) -> Masks:
+        """Draw an operator, compress the weights with it, and return its masks."""
+        index = int(torch.randint(len(self.compressors), (), generator=self.generator))
+        masks = self.compressors[index].apply_(self.weights, self.held.get(index))
+        if self.interval > 1:
+            self.uses[index] += 1
+            if self.uses[index] % self.interval:
+                self.held[index] = masks
+            else:
+                self.held.pop(index, None)
+        return masks
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the generator's state and, where masks are held, those and the count of uses."""
+        state: dict[str, Any] = {"generator": self.generator.get_state()}
+        if self.interval > 1:
+            state |= {"uses": list(self.uses), "held": sorted(self.held), "masks": self._packed()}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned.
+
+        Raises:
+            ValueError: it is of other compressors or another mask interval.
+        """
+        if (len(state["uses"]) != len(self.uses)) if self.interval > 1 and "uses" in state else False:
+            raise ValueError(f"the state is of {len(state['uses'])} compressors, not {len(self.uses)}")
+        if ("uses" in state) != (self.interval > 1):
+            raise ValueError("the state was saved with another mask_interval: one of both holds no masks")
+        self.generator.set_state(state["generator"])
+        if self.interval > 1:
+            self.uses = list(state["uses"])
+            self.held = self._unpacked(state["masks"], state["held"])
+
+    def _packed(self) -> Tensor:
+        """All held masks as compressed bytes, one bit a weight and mask.
+
+        Masks of several sparsities are nearly nested, so the bits of a weight take few of the 2^K patterns;
+        packed weight by weight they shrink to about the entropy of its rank.
+        """
+        columns = [torch.cat([mask.flatten() for mask in self.held[index].values()]) for index in sorted(self.held)]
+        if not columns:
+            return torch.empty(0, dtype=torch.uint8)
+        bits = torch.stack(columns).cpu().numpy()
+        return torch.from_numpy(np.frombuffer(zlib.compress(np.packbits(bits, axis=0).tobytes(), 9), np.uint8).copy())
+
+    def _unpacked(self, packed: Tensor, held: Sequence[int]) -> dict[int, Masks]:
+        if not held:
+            return {}
+        count = sum(weight.numel() for weight in self.weights.values())
+        data = np.frombuffer(zlib.decompress(packed.numpy().tobytes()), np.uint8)
+        if data.size != -(-len(held) // 8) * count:
+            raise ValueError("the held masks in this state are of another model")
+        bits = np.unpackbits(data.reshape(-1, count), axis=0, count=len(held)).astype(bool)
+        sizes = [weight.numel() for weight in self.weights.values()]
+        return {
+            index: Masks(
+                {
+                    name: piece.view(weight.shape).to(weight.device)
+                    for (name, weight), piece in zip(self.weights.items(), torch.from_numpy(row).split(sizes), strict=True)
+                }
+            )
+            for index, row in zip(held, bits, strict=True)
+        }
