@@ -42,7 +42,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--dataset", default="digits", help="digits, cifar10, cifar100, mnist, fashion_mnist, or an image folder"
     )
-    train.add_argument("--method", default="sgd", help="sgd, sam, momentum-sam, cram, cram+, cram+-multi or cram-single (default: sgd)")
+    train.add_argument(
+        "--method", default="sgd", help="sgd, sam, momentum-sam, cram, cram+, cram+-multi or cram-single (default: sgd)"
+    )
     train.add_argument("--epochs", type=int, help="passes over the data (default: the recipe's)")
     train.add_argument("--seed", type=int, default=0)
     _settings(train)

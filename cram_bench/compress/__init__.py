@@ -51,18 +51,20 @@ __all__ = [
 def parse(spec: str) -> Compressor:
     """Read a compressor's specification: ``global@0.9``, ``uniform@0.5``, ``2:4``, ``int8``, ``global@0.9+int8``.
 
+    ``global-reference@0.9`` and ``uniform-reference@0.9`` follow the authors' rule (`Magnitude`).
+
     Raises:
         ValueError: it is none of these.
 
     >>> parse("uniform@0.5")
-    Magnitude(sparsity=0.5, scope='uniform')
+    Magnitude(sparsity=0.5, scope='uniform', reference=False)
     >>> str(parse("2:4"))
     '2:4'
     """
     if match := re.fullmatch(r"(\d+):(\d+)", spec):
         return NM(int(match[1]), int(match[2]))
-    if match := re.fullmatch(r"(global|uniform)@(\d*\.?\d+(?:e-?\d+)?)", spec):
-        return Magnitude(float(match[2]), "uniform" if match[1] == "uniform" else "global")
+    if match := re.fullmatch(r"(global|uniform)(-reference)?@(\d*\.?\d+(?:e-?\d+)?)", spec):
+        return Magnitude(float(match[3]), "uniform" if match[1] == "uniform" else "global", bool(match[2]))
     if match := re.fullmatch(r"int(\d+)", spec):
         return Quantize(int(match[1]))
     if "+" in spec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from cram_bench.compress.base import Compressor
 from cram_bench.compress.masks import Masks
-from cram_bench.compress.select import keep_largest, zeros_for
+from cram_bench.compress.select import NaNError, keep_largest, zeros_for
 
 Scope = Literal["global", "uniform"]
 
@@ -25,8 +26,13 @@ class Magnitude(Compressor):
     ``round(sparsity · n)`` weights are zeroed, n counting all prunable weights, or those of a tensor; weights
     tied at the threshold go in order of position.
 
+    With ``reference`` it is the rule of the authors' code, to check results against theirs: kept is what lies
+    strictly above the ⌈n(1 − k)⌉-th largest magnitude, one weight fewer than asked and more where there are ties;
+    and ``uniform`` leaves tensors dense by position: the first, and the last two of all parameters, which are
+    the weight and the bias of a classifier, so here the first and the last of the prunable weights.
+
     Raises:
-        ValueError: `sparsity` is outside [0, 1], or `scope` is unknown.
+        ValueError: `sparsity` is outside [0, 1], `scope` is unknown, or a weight is NaN.
 
     >>> Magnitude(0.5).masks({"w": torch.tensor([1.0, -4.0, 3.0, 2.0])})["w"].tolist()
     [False, True, True, False]
@@ -34,6 +40,7 @@ class Magnitude(Compressor):
 
     sparsity: float
     scope: Scope = "global"
+    reference: bool = False
 
     def __post_init__(self) -> None:
         zeros_for(self.sparsity, 1)
@@ -42,20 +49,34 @@ class Magnitude(Compressor):
 
     @property
     def pattern(self) -> str:
-        return self.scope
+        return f"{self.scope}-reference" if self.reference else self.scope
 
     def __str__(self) -> str:
-        return f"{self.scope}@{float(self.sparsity)!r}".removesuffix(".0")
+        return f"{self.pattern}@{float(self.sparsity)!r}".removesuffix(".0")
 
     @torch.no_grad()
     def masks(self, weights: Mapping[str, Tensor]) -> Masks:
+        keep = _strictly_above if self.reference else _keep
         if self.scope == "uniform":
-            return Masks({name: _keep(weight.abs(), self.sparsity) for name, weight in weights.items()})
+            masks = {name: keep(weight.abs(), self.sparsity) for name, weight in weights.items()}
+            if self.reference:
+                masks |= {name: torch.ones_like(masks[name]) for name in (next(iter(masks)), next(reversed(masks)))}
+            return Masks(masks)
         flat = torch.cat([weight.reshape(-1) for weight in weights.values()]).abs_()
-        pieces = _keep(flat, self.sparsity).split([weight.numel() for weight in weights.values()])
+        pieces = keep(flat, self.sparsity).split([weight.numel() for weight in weights.values()])
         return Masks({name: piece.view(weights[name].shape) for name, piece in zip(weights, pieces, strict=True)})
 
 
 def _keep(magnitudes: Tensor, sparsity: float) -> Tensor:
     keep = keep_largest(magnitudes.reshape(-1), zeros_for(sparsity, magnitudes.numel()))
     return keep.view(magnitudes.shape)
+
+
+def _strictly_above(magnitudes: Tensor, sparsity: float) -> Tensor:
+    count = magnitudes.numel()
+    rank = math.ceil(count * (1 - sparsity))  # from the largest, as the authors count
+    if rank == 0:
+        return torch.zeros_like(magnitudes, dtype=torch.bool)
+    if bool(magnitudes.isnan().any()):
+        raise NaNError("cannot rank weights that are NaN")
+    return magnitudes > magnitudes.reshape(-1).kthvalue(count - rank + 1).values

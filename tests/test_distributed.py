@@ -1,0 +1,136 @@
+"""Two gloo processes take the steps that one process takes on the joined batch."""
+
+import copy
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
+
+import cram_bench as cb
+from cram_bench.compress import Magnitude
+
+STEPS = 6
+LEVELS = [Magnitude(0.5), Magnitude(0.7), Magnitude(0.9)]
+
+
+def sgd(model):
+    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+
+
+RULES = {
+    "sam": lambda m, seed: cb.optim.SAM(m, sgd(m), rho=0.1),
+    "momentum-sam": lambda m, seed: cb.optim.MomentumSAM(m, sgd(m)),
+    "cram": lambda m, seed: cb.optim.CrAM(m, sgd(m), LEVELS, plus=False, seed=seed),
+    "cram without ascent": lambda m, seed: cb.optim.CrAM(m, sgd(m), LEVELS, rho=0.0, plus=False, seed=seed),
+    "cram+": lambda m, seed: cb.optim.CrAM(m, sgd(m), LEVELS, seed=seed),
+    "cram+ held masks": lambda m, seed: cb.optim.CrAM(m, sgd(m), LEVELS, mask_interval=2, seed=seed),
+    "cram-single": lambda m, seed: cb.optim.CrAMSingle(m, sgd(m), LEVELS, seed=seed),
+}
+
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 12), nn.LayerNorm(12), nn.Tanh(), nn.Linear(12, 4)).double()
+
+
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(STEPS, 32, 8, generator=generator, dtype=torch.float64)
+    return x, torch.randint(4, (STEPS, 32), generator=generator)
+
+
+def train(model, optimizer, x, y):
+    masks = []
+    if hasattr(optimizer, "draw"):
+        apply, draw = optimizer.draw.apply_, optimizer.draw
+        draw.apply_ = lambda: masks.append(apply()) or masks[-1]
+    for inputs, labels in zip(x, y, strict=True):
+
+        def closure(inputs=inputs, labels=labels):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(inputs), labels)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+    return masks
+
+
+def reductions(model):
+    """Count how often gradients are averaged over the processes."""
+    count = []
+
+    def hook(state, bucket):
+        count.append(1)
+        return allreduce_hook(None, bucket)
+
+    model.register_comm_hook(None, hook)
+    return count
+
+
+def work(rank, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    x, y = batch()
+    results = {}
+    for rule, make in RULES.items():
+        for views in (False, True):
+            model = DistributedDataParallel(build(), gradient_as_bucket_view=views)
+            count = reductions(model)
+            # another seed on each: that of the first process has to count
+            masks = train(model, make(model, 3 + rank), x[:, rank::2], y[:, rank::2])
+            results[rule, views] = (model.module.state_dict(), [dict(m) for m in masks], len(count))
+    torch.save(results, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(work, (os.fspath(folder),), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("views", [False, True])
+@pytest.mark.parametrize("rule", RULES)
+def test_two_processes_equal_one_on_the_joined_batch(rule, views, both):
+    alone = build()
+    masks = train(alone, RULES[rule](alone, 3), *batch())
+    for weights, theirs, _ in (ranks[rule, views] for ranks in both):
+        for name, value in alone.state_dict().items():
+            torch.testing.assert_close(weights[name], value, rtol=0, atol=1e-10)
+        for ours, other in zip(masks, theirs, strict=True):
+            assert all(torch.equal(mask, other[name]) for name, mask in ours.items())
+    first, second = (ranks[rule, views][0] for ranks in both)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())  # bit for bit
+
+
+def test_a_gradient_that_nothing_depends_on_is_not_averaged(both):
+    averaged = {rule: both[0][rule, False][2] / STEPS for rule in RULES}
+    assert averaged["cram without ascent"] == averaged["momentum-sam"] == averaged["cram-single"]  # one pass
+    assert averaged["sam"] == averaged["cram"] == averaged["cram+"] == 2 * averaged["momentum-sam"]
+
+
+def test_names_are_those_of_the_model_inside(both):
+    assert list(both[0]["cram+", False][1][0]) == ["0.weight", "3.weight"]
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm])
+@pytest.mark.parametrize("rule", ["sam", "cram+"])
+def test_statistics_of_every_batchnorm_are_those_of_one_plain_pass(norm, rule):
+    """In one process SyncBatchNorm runs on the CPU too; over several it needs GPUs."""
+    shape = {nn.BatchNorm1d: (6, 3, 4), nn.BatchNorm3d: (6, 3, 2, 2, 2)}.get(norm, (6, 3, 4, 4))
+    torch.manual_seed(0)
+    x = torch.randn(shape)
+    model = nn.Sequential(norm(3), nn.Flatten(), nn.Linear(x[0].numel(), 2))
+    plain = copy.deepcopy(model)
+    plain(x)
+    train(model, RULES[rule](model, 0), x[None], torch.randint(2, (1, 6)))
+    for (name, ours), theirs in zip(model.named_buffers(), plain.buffers(), strict=True):
+        assert torch.equal(ours, theirs), name
+    cb.compress.tune_batchnorm(model, [(x, torch.zeros(6, dtype=torch.long))])
+    torch.testing.assert_close(model[0].running_mean, x.transpose(0, 1).flatten(1).mean(1))
