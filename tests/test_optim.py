@@ -140,10 +140,7 @@ def hand_momentum_sam(memory, values, x, y, draw, rho=0.3):
 
 def hand_single(memory, values, x, y, draw, sparsities, rho, plain=0.5, ascent="gradient", sparse=True, norm=False):
     velocity = memory.get("v", [torch.zeros_like(v) for v in values])
-    if ascent == "gradient":
-        up = memory.get("g", [torch.zeros_like(v) for v in values])
-    else:
-        up = [-v for v in velocity]
+    up = memory.get("g", [torch.zeros_like(v) for v in values]) if ascent == "gradient" else [-v for v in velocity]
     if norm:
         length = math.sqrt(sum(float((u * u).sum()) for u in up)) or 1.0
         up = [u / length for u in up]

@@ -47,5 +47,5 @@ class Compressor(abc.ABC):
         self.transform_(weights)
         return masks
 
-    def transform_(self, weights: Mapping[str, Tensor]) -> None:
+    def transform_(self, weights: Mapping[str, Tensor]) -> None:  # noqa: B027  # a pruner need not define it
         """Change the values of the weights that stay, in place. A pruner changes none."""

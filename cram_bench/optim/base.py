@@ -46,6 +46,7 @@ class Wrapper(Optimizer, abc.ABC):
 
     base: Optimizer
     model: nn.Module
+    parallel: DistributedDataParallel | None
     settings: dict[str, float | bool]
 
     def __init__(self, model: nn.Module, base: Optimizer, **settings: float | bool) -> None:
@@ -101,10 +102,11 @@ class Wrapper(Optimizer, abc.ABC):
             raise TypeError(
                 f"{type(self).__name__}.step needs a closure that clears gradients, runs backward and returns the loss"
             )
-        scaled = scaler is not None and scaler.is_enabled()
+        if scaler is not None and not scaler.is_enabled():
+            scaler = None
         with self._restored(self.model.buffers()):
-            loss = self._gradients(torch.enable_grad()(closure), scaler.get_scale() if scaled else 1.0)
-        if not scaled:
+            loss = self._gradients(torch.enable_grad()(closure), 1.0 if scaler is None else scaler.get_scale())
+        if scaler is None:
             self.base.step()
             self._stepped(finite=True)
             return loss
@@ -193,8 +195,7 @@ class TwoPass(Wrapper):
 
     def _gradients(self, closure: Closure, scale: float) -> Any:
         buffers = list(self.model.buffers())
-        unsynchronised = self.parallel is not None and not self._needs_first()
-        with self.parallel.no_sync() if unsynchronised else nullcontext():
+        with nullcontext() if self.parallel is None or self._needs_first() else self.parallel.no_sync():
             loss = closure()
         parameters = [p for p in self._parameters() if p.grad is not None]
         first = {p: p.grad for p in parameters}
