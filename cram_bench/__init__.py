@@ -12,7 +12,20 @@ import importlib
 from types import ModuleType
 
 __version__ = "0.1.0"
-_ROOMS = ("compress", "data", "models", "optim", "train", "experiment", "runs", "probes", "plots", "report", "cli")
+_ROOMS = (
+    "compress",
+    "data",
+    "text",
+    "models",
+    "optim",
+    "train",
+    "experiment",
+    "runs",
+    "probes",
+    "plots",
+    "report",
+    "cli",
+)
 __all__ = ["__version__", *_ROOMS]
 
 

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,19 @@ class Dataset:
         sample = self.sample(count, seed)
         size = len(sample) // math.ceil(len(sample) / batch_size)  # equal batches leave out the fewest
         return list(sample.batches(size, seed=seed, augment=augment, drop_last=True, channels_last=True))
+
+    def resized(self, size: int) -> Dataset:
+        """Return the images scaled to `size` × `size` pixels (bilinear, antialiased) and three channels.
+
+        For a network that was trained on images of another size. Mean and standard deviation stay.
+        """
+        if self.images.shape[1:] == (3, size, size):
+            return self
+        options = {"size": (size, size), "mode": "bilinear", "antialias": True, "align_corners": False}
+        scaled = torch.cat([F.interpolate(part.float(), **options) for part in self.images.split(1000)])  # type: ignore[arg-type]
+        images = scaled.round().clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
+        mean, std = (value.expand(3).clone() for value in (self.mean, self.std))
+        return replace(self, images=images, mean=mean, std=std)
 
     def split(self, count: int, seed: int = 0) -> tuple[Dataset, Dataset]:
         """Split off `count` random images: (the rest, those). For validation; the test set is for the final word."""
@@ -240,7 +254,7 @@ def cache_root() -> Path:
 
 def is_folder(name: str) -> bool:
     """Tell whether `name` means an image folder rather than a named data set."""
-    return name not in {"digits", *TORCHVISION}
+    return name not in {"digits", "sst2", *TORCHVISION}
 
 
 def training_size(name: str) -> int:

@@ -9,15 +9,16 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from torch import nn
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
-from cram_bench import compress, data, models
+from cram_bench import compress, data, models, text
 from cram_bench.models import unknown
 from cram_bench.optim import SAM, CrAM, CrAMSingle, MomentumSAM
 
@@ -49,8 +50,10 @@ class Experiment:
     """Peak learning rate, positive."""
     momentum: float = 0.9
     """Of SGD, in [0, 1)."""
+    optimizer: str = "sgd"
+    """The base optimizer: ``sgd`` or ``adamw``."""
     weight_decay: float = 5e-4
-    """Of SGD, coupled, on every parameter; not negative."""
+    """On every parameter, coupled for SGD and decoupled for AdamW; not negative."""
     warmup_epochs: float = 0.0
     """Epochs of linear warm-up before the cosine."""
     augment: bool = True
@@ -71,6 +74,12 @@ class Experiment:
     """Of cram-single: the probability of a plain step, in [0, 1)."""
     ascent: str = "gradient"
     """Of cram-single: ``gradient`` or ``momentum``."""
+    start: str = ""
+    """Id of the finished run in the same store whose weights to start from; empty for a fresh network."""
+    prune: str = ""
+    """Specification of a compressor that prunes `start` before the first step; the pruned weights then stay zero."""
+    resize: int = 0
+    """Pixels a side that images are scaled to, with three channels; 0 leaves them as they are."""
     holdout: int = 0
     """Training images held out for validation: tests then use those, and the test set is not touched."""
 
@@ -80,8 +89,13 @@ class Experiment:
             object.__setattr__(self, item.name, _typed(item.name, getattr(self, item.name), hints[item.name]))
         if self.method not in METHODS:
             raise ValueError(unknown("method", self.method, list(METHODS)))
-        if not self.model.startswith("torchvision:") and self.model not in models.BUILDERS:
-            raise ValueError(unknown("model", self.model, [*models.BUILDERS, "torchvision:NAME"]))
+        models.check(self.model)
+        if (self.dataset in text.SENTENCES) != models.is_encoder(self.model):
+            raise ValueError(
+                f"model {self.model!r} does not read {self.dataset!r}: sentences go with minilm or hub:NAME"
+            )
+        if self.prune and (not self.start or self.method != "sgd"):
+            raise ValueError("prune needs start, the run whose weights are pruned, and the method sgd")
         bounds: dict[str, tuple[bool, str]] = {
             "epochs": (self.epochs >= 1, "at least 1"),
             "seed": (0 <= self.seed < 2**31, "from 0 to 2**31 - 1"),
@@ -95,13 +109,16 @@ class Experiment:
             "mask_interval": (self.mask_interval >= 1, "at least 1"),
             "plain": (0 <= self.plain < 1, "in [0, 1)"),
             "ascent": (self.ascent in ("gradient", "momentum"), "gradient or momentum"),
+            "optimizer": (self.optimizer in ("sgd", "adamw"), "sgd or adamw"),
+            "start": (not self.start or re.fullmatch("[0-9a-f]{12}", self.start) is not None, "the id of a run"),
+            "resize": (self.resize == 0 or self.resize >= 8, "0, or at least 8 pixels"),
             "holdout": (self.holdout >= 0, "not negative"),
         }
         for name, (holds, allowed) in bounds.items():
             value = getattr(self, name)
             if not holds or (isinstance(value, float) and not math.isfinite(value)):
                 raise ValueError(f"{name} must be {allowed}, not {value!r}")
-        for spec in self.compressors:
+        for spec in (*self.compressors, *([self.prune] if self.prune else [])):
             compress.parse(spec)
         if METHODS[self.method].compresses != bool(self.compressors):
             need = (
@@ -140,7 +157,12 @@ class Experiment:
 
     def load_data(self) -> tuple[data.Dataset, data.Dataset]:
         """Return (train, test); with `holdout`, training images stand in for the test set."""
-        train, test = data.load(self.dataset)
+        if self.dataset in text.SENTENCES:
+            train, test = text.load(self.dataset, self.model)
+        else:
+            train, test = data.load(self.dataset)
+        if self.resize:
+            train, test = train.resized(self.resize), test.resized(self.resize)
         return train.split(self.holdout, seed=0) if self.holdout else (train, test)
 
     def build_model(self, train: data.Dataset) -> nn.Module:
@@ -153,7 +175,11 @@ class Experiment:
 
     def build_optimizer(self, model: nn.Module) -> Optimizer:
         """Build the method's optimizer over the parameters of `model`."""
-        base = SGD(model.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, fused=True)
+        base: Optimizer
+        if self.optimizer == "adamw":
+            base = AdamW(model.parameters(), self.lr, weight_decay=self.weight_decay, fused=True)
+        else:
+            base = SGD(model.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, fused=True)
         return METHODS[self.method].wrap(self, model, base)
 
 
@@ -210,6 +236,12 @@ _MULTI = tuple(f"global@{tenths / 10:g}" for tenths in range(3, 10))
 _SINGLE = {"rho": 0.2, "compressors": _MULTI, "lr": 0.2, "weight_decay": 2.5e-4}
 # One gradient where CrAM+ sums two: twice the learning rate and half the decay go the same way in expectation.
 
+_UPPER = tuple(f"global@{tenths / 10:g}" for tenths in range(5, 10))
+_LANGUAGE: dict[str, Any] = {
+    "model": "minilm", "epochs": 3, "batch_size": 32, "precision": "bfloat16",
+    "optimizer": "adamw", "lr": 1e-4, "weight_decay": 0.01,
+}  # fmt: skip
+
 METHODS: dict[str, Method] = {
     "sgd": Method("SGD", _plain_sgd, {}, passes=1),
     "sam": Method("SAM", _sam, {"rho": 0.05}),
@@ -254,6 +286,8 @@ def recipe(dataset: str, method: str = "sgd", **changes: Any) -> Experiment:
     settings: dict[str, Any] = {"dataset": dataset, "method": method, **METHODS[method].constants}
     if dataset == "digits":
         settings |= {"model": "convnet", "epochs": 20, "augment": True}
+    elif dataset in text.SENTENCES:
+        settings |= _LANGUAGE | ({"rho": 1e-3, "compressors": _UPPER} if METHODS[method].compresses else {})
     else:
         # 10 epochs as a default that two cores can bear; the paper trains 200.
         settings |= {"model": "resnet20", "epochs": 10, "precision": "bfloat16", "batch_size": _batch_size(dataset)}

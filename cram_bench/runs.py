@@ -33,9 +33,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from cram_bench import models
+from cram_bench import compress, models
+from cram_bench.compress import Masks
 from cram_bench.data import Dataset, fingerprint
 from cram_bench.experiment import METHODS, Experiment
+from cram_bench.optim import HeldMasks
 from cram_bench.progress import Progress
 from cram_bench.train import Callback, DivergedError, Fit, fit
 
@@ -308,7 +310,7 @@ def _train(
         raise ValueError(f"batch_size {experiment.batch_size} is larger than the training data, {len(train)} images")
     if compile is None:
         compile = experiment.epochs * len(train) >= 200_000
-    if threads is None and train.images[0].numel() <= 256:
+    if threads is None and train.images.ndim == 4 and train.images[0].numel() <= 256:
         threads = 1
     work = store.root / ".training" / experiment.id
     work.mkdir(parents=True, exist_ok=True)
@@ -319,7 +321,10 @@ def _train(
     _write_text(note, json.dumps(images))
     _write_text(work / "settings.json", json.dumps(experiment.settings(), indent=2))
     model = experiment.build_model(train).to(device)
+    masks = _inherit(model, experiment, store) if experiment.start else None
     optimizer = experiment.build_optimizer(model)
+    if masks is not None:
+        optimizer = HeldMasks(model, optimizer, masks)
     started = time.time()
     callbacks: list[Callback] = [
         Checkpoint(work / "checkpoint.pt"),
@@ -436,6 +441,21 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def _inherit(model: nn.Module, experiment: Experiment, store: Store) -> Masks | None:
+    """Start `model` from a finished run: pruned if asked, with a fresh head where the data are others. Return the masks."""
+    run = store.open(experiment.start)
+    source = run.load_model()
+    masks = compress.apply_(source, compress.parse(experiment.prune)) if experiment.prune else None
+    fresh = set(models.head(model)) if run.experiment.dataset != experiment.dataset else set()
+    weights = {name: value for name, value in source.state_dict().items() if name not in fresh}
+    own = model.state_dict()
+    for name, value in weights.items():
+        if name not in own or own[name].shape != value.shape:
+            raise RunError(f"{run.path} does not fit {experiment.model}: {name} is missing or has another shape")
+    model.load_state_dict(own | weights)
+    return None if masks is None else Masks({name: mask for name, mask in masks.items() if name not in fresh})
 
 
 @contextlib.contextmanager

@@ -377,3 +377,14 @@ def test_a_file_of_the_same_size_and_another_time_is_read_again(tmp_path):
     assert file.stat().st_size == size  # or this would test nothing
     os.utime(file, ns=(1, 1))
     assert cb.data.load(tmp_path)[0].images[0].eq(101).all()
+
+
+def test_resized_images_are_three_channels_and_keep_their_looks():
+    train, _ = cb.data.load("digits")
+    large = train.resized(32)
+    assert large.images.shape == (len(train), 3, 32, 32)
+    assert large.channels == len(large.mean) == 3
+    assert torch.equal(large.images[:, 0], large.images[:, 2])
+    back = torch.nn.functional.avg_pool2d(large.images[:, :1].float(), 4)
+    assert (back - train.images.float()).abs().mean() < 25  # of 255: strokes are blurred, not moved
+    assert large.resized(32) is large

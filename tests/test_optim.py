@@ -624,3 +624,45 @@ def test_the_state_of_other_masks_is_refused(small_model):
         cram().load_state_dict(state)
     with pytest.raises(ValueError, match="2 compressors, not 1"):
         cb.optim.CrAM(small_model, sgd(small_model), Magnitude(0.5), mask_interval=2).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    "base", [lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1), torch.optim.AdamW]
+)
+def test_held_masks_are_never_revived(base, small_model, small_batch):
+    """Not by momentum gathered while the model was dense, nor by weight decay."""
+    inner = base(small_model.parameters())
+    for _ in range(3):
+        closure_of(small_model, inner, *small_batch)()
+        inner.step()
+    masks = cb.compress.apply_(small_model, Magnitude(0.7))
+    optimizer = cb.optim.HeldMasks(small_model, inner, masks)
+    start = small_model[0].weight.detach().clone()
+    for _ in range(10):
+        optimizer.step(closure_of(small_model, optimizer, *small_batch))
+        for name, mask in masks.items():
+            assert not small_model.get_parameter(name)[~mask].any()
+    assert not torch.equal(small_model[0].weight, start)
+
+
+def test_held_masks_equal_masked_sgd_by_hand(small_model, small_batch):
+    masks = cb.compress.apply_(small_model, Magnitude(0.5))
+    held = {index: masks[name].double() for index, name in ((0, "0.weight"), (4, "3.weight"))}
+    values = [p.detach().clone() for p in small_model.parameters()]
+    velocity = [torch.zeros_like(v) for v in values]
+    optimizer = cb.optim.HeldMasks(small_model, sgd(small_model), masks)
+    for _ in range(STEPS):
+        optimizer.step(closure_of(small_model, optimizer, *small_batch))
+        for index, g in enumerate(gradient_at(values, *small_batch)):
+            velocity[index] = MOMENTUM * velocity[index] + g * held.get(index, 1.0) + DECAY * values[index]
+        values = [v - LR * step for v, step in zip(values, velocity, strict=True)]
+    for ours, theirs in zip(small_model.parameters(), values, strict=True):
+        torch.testing.assert_close(ours.detach(), theirs, rtol=0, atol=1e-10)
+
+
+def test_masks_are_held_over_a_plain_optimizer_only(small_model):
+    masks = cb.compress.apply_(small_model, Magnitude(0.5))
+    with pytest.raises(TypeError, match="not over SAM"):
+        cb.optim.HeldMasks(small_model, cb.optim.SAM(small_model, sgd(small_model)), masks)
+    with pytest.raises(ValueError, match="fits no parameter"):
+        cb.optim.HeldMasks(small_model[0], torch.optim.SGD(small_model[0].parameters(), lr=0.1), masks)

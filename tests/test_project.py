@@ -19,7 +19,9 @@ def test_environment_yml_agrees_with_pyproject():
     conda_names = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
     wanted = {re.sub(r"^[a-z0-9-]+", lambda m: conda_names.get(m[0], m[0]), requirement) for requirement in wanted}
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    listed = {item for item in environment["dependencies"] if isinstance(item, str)} - {"pip"}
+    items = environment["dependencies"]
+    listed = {item for item in items if isinstance(item, str)} - {"pip"}
+    listed |= {item for part in items if isinstance(part, dict) for item in part["pip"]} - {"-e ."}
     assert listed == wanted | {f"python{project['requires-python']}"}
     assert {"pip": ["-e ."]} in environment["dependencies"]
 

@@ -258,3 +258,45 @@ def test_a_damaged_environment_is_a_run_error(content):
         (run.path / "environment.json").write_text(content)
     with pytest.raises(cb.runs.RunError, match=run.id):
         run.load_model()
+
+
+def test_a_sparse_model_is_transferred_with_its_mask_held():
+    """Pruned at the source's own weights, trained on other data with a fresh head, and as sparse in the end."""
+    source = ensure(tiny("cram+-multi", epochs=1, resize=16))
+    moved = ensure(recipe("digits", epochs=2, resize=16, start=source.id, prune="global@0.8"), progress=False)
+    before, after = source.load_model(), moved.load_model()
+    masks = cb.compress.apply_(before, cb.compress.Magnitude(0.8))
+    for name, mask in masks.items():
+        assert not after.get_parameter(name)[~mask].any()
+        assert not torch.equal(after.get_parameter(name), before.get_parameter(name))
+    assert moved.experiment.load_data()[0].images.shape[1:] == (3, 16, 16)
+
+
+def test_another_data_set_gets_a_fresh_head(tmp_path):
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / "set" / split / name).mkdir(parents=True)
+            for index in range(8):
+                Image.new("RGB", (16, 16), (index * 9, 100, 20)).save(tmp_path / "set" / split / name / f"{index}.png")
+    source = ensure(tiny(epochs=1, resize=16))
+    changes = {"model": "convnet", "epochs": 1, "batch_size": 4, "precision": "float32", "lr": 1e-9}
+    moved = ensure(recipe(tmp_path / "set", start=source.id, prune="global@0.5", **changes))
+    before, after = source.load_model(), moved.load_model()
+    masks = cb.compress.apply_(before, cb.compress.Magnitude(0.5))
+    head = cb.models.head(after)
+    assert after.get_parameter(head[0]).shape[0] == 2
+    assert after.get_parameter(head[0]).all()  # dense
+    for name in set(masks) - set(head):
+        torch.testing.assert_close(after.get_parameter(name), before.get_parameter(name), rtol=0, atol=1e-6)
+
+
+def test_a_start_that_does_not_fit_is_refused():
+    source = ensure(tiny(epochs=1))
+    with pytest.raises(RunError, match=r"does not fit resnet20: .* is missing"):
+        ensure(recipe("digits", epochs=1, model="resnet20", start=source.id))
+    with pytest.raises(RunError, match="0123456789ab"):
+        ensure(recipe("digits", epochs=1, start="0123456789ab"))
+    with pytest.raises(ValueError, match="prune needs start"):
+        recipe("digits", prune="global@0.5")
+    with pytest.raises(ValueError, match="start must be the id of a run, not 'there'"):
+        recipe("digits", start="there")

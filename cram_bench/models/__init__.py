@@ -39,7 +39,8 @@ def create(name: str, num_classes: int, in_channels: int = 3, image_size: int = 
     """Build a freshly initialised network; weights are drawn from torch's default generator.
 
     Args:
-        name: one of `names()`, or ``torchvision:NAME`` for any classifier of torchvision.
+        name: one of `names()`, or ``torchvision:NAME`` for any classifier of torchvision, or ``hub:NAME`` for a
+            pretrained encoder of text, of which ``minilm`` is one; an encoder's weights are those of the hub.
         num_classes: number of outputs.
         in_channels: image channels; torchvision's classifiers take 3.
         image_size: side of the image in pixels, for models that must know it.
@@ -52,13 +53,37 @@ def create(name: str, num_classes: int, in_channels: int = 3, image_size: int = 
     """
     if name.startswith("torchvision:"):
         return _torchvision(name.removeprefix("torchvision:"), num_classes, in_channels)
-    if name not in BUILDERS:
-        raise ValueError(unknown("model", name, [*BUILDERS, "torchvision:NAME"]))
+    if is_encoder(name):
+        from cram_bench.models.encoder import Encoder
+
+        return Encoder(name, num_classes)
+    check(name)
     builder = BUILDERS[name]
     options: dict[str, Any] = (
         {"image_size": image_size} if "image_size" in inspect.signature(builder).parameters else {}
     )
     return builder(num_classes=num_classes, in_channels=in_channels, **options)
+
+
+def is_encoder(name: str) -> bool:
+    """Tell whether `name` means a pretrained encoder of text."""
+    return name == "minilm" or name.startswith("hub:")
+
+
+def check(name: str) -> None:
+    """Refuse a name that `create` does not know, with a suggestion; names of other libraries are theirs to refuse."""
+    if name not in BUILDERS and not is_encoder(name) and not name.startswith("torchvision:"):
+        raise ValueError(unknown("model", name, [*BUILDERS, "minilm", "torchvision:NAME", "hub:NAME"]))
+
+
+def head(model: nn.Module) -> list[str]:
+    """Return the names of the last linear layer's parameters: what belongs to the classes and not to the images.
+
+    >>> head(create("resnet20", 10))
+    ['linear.weight', 'linear.bias']
+    """
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return [name for name, _ in model.named_parameters() if linear and name.rpartition(".")[0] == linear[-1]]
 
 
 def _torchvision(name: str, num_classes: int, in_channels: int) -> nn.Module:

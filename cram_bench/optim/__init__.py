@@ -6,6 +6,7 @@ that people name on the command line is one more line in `cram_bench.experiment.
 
 from cram_bench.optim.base import TwoPass, Wrapper
 from cram_bench.optim.cram import CrAM, CrAMSingle
+from cram_bench.optim.held import HeldMasks
 from cram_bench.optim.sam import SAM, MomentumSAM
 
-__all__ = ["SAM", "CrAM", "CrAMSingle", "MomentumSAM", "TwoPass", "Wrapper"]
+__all__ = ["SAM", "CrAM", "CrAMSingle", "HeldMasks", "MomentumSAM", "TwoPass", "Wrapper"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
@@ -151,7 +151,8 @@ class Wrapper(Optimizer, abc.ABC):
             raise ValueError("the base optimizer holds a parameter that is not in the model")
         for name, value in self.settings.items():
             group.setdefault(name, value)
-        check_rho(group["rho"])
+        if "rho" in self.settings:
+            check_rho(group["rho"])
 
     def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
         """Return the base optimizer's state; subclasses add what they need to resume."""
@@ -251,6 +252,13 @@ def momenta(groups: Sequence[dict[str, Any]], state: Any) -> list[Ascent]:
         if pairs:
             found.append((group, [p for p, _ in pairs], list(torch._foreach_neg([v for _, v in pairs]))))
     return found
+
+
+def mask_gradients(parameters: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
+    """Multiply the gradients of named parameters by their masks, in place."""
+    masked = [(p.grad, masks[name]) for name, p in parameters.items() if p.grad is not None]
+    if masked:
+        torch._foreach_mul_([gradient for gradient, _ in masked], [mask for _, mask in masked])
 
 
 def check_momentum(base: Optimizer) -> None:

