@@ -23,7 +23,7 @@ def test_environment_yml_agrees_with_pyproject():
     listed = {item for item in items if isinstance(item, str)} - {"pip"}
     listed |= {item for part in items if isinstance(part, dict) for item in part["pip"]} - {"-e ."}
     assert listed == wanted | {f"python{project['requires-python']}"}
-    assert {"pip": ["-e ."]} in environment["dependencies"]
+    assert any("-e ." in part["pip"] for part in items if isinstance(part, dict))
 
 
 def test_the_runs_beside_a_committed_report_are_not_ignored():
