@@ -58,6 +58,8 @@ class Experiment:
     """Epochs of linear warm-up before the cosine."""
     augment: bool = True
     """Random crop and flip."""
+    halves: bool = False
+    """Give each of a method's two gradients a half of the batch, so that a step costs what a plain one does."""
     precision: str = "float32"
     """``float32``, or ``bfloat16`` for autocast."""
     rho: float = 0.0
@@ -249,6 +251,7 @@ METHODS: dict[str, Method] = {
     "cram": Method("CrAM", _cram(plus=False), {"rho": 0.2, "compressors": ("global@0.7",)}),
     "cram+": Method("CrAM+", _cram(plus=True), {"rho": 0.2, "compressors": ("global@0.7",)}),
     "cram+-multi": Method("CrAM+-Multi", _cram(plus=True), {"rho": 0.2, "compressors": _MULTI}),
+    "cram-half": Method("CrAM-Half", _cram(plus=True), {"rho": 0.2, "compressors": _MULTI, "halves": True}, passes=1),
     "cram-single": Method("CrAM-Single", _cram_single, _SINGLE, passes=1),
 }
 """Methods by the name that the command line and the tables use.

@@ -343,6 +343,7 @@ def _train(
                 seed=experiment.seed,
                 warmup_epochs=experiment.warmup_epochs,
                 augment=experiment.augment,
+                halves=experiment.halves,
                 precision=experiment.precision,
                 compile=compile,
                 callbacks=callbacks,

@@ -89,6 +89,7 @@ def fit(
     seed: int = 0,
     warmup_epochs: float = 0.0,
     augment: bool = True,
+    halves: bool = False,
     precision: str = "float32",
     compile: bool = False,
     callbacks: Sequence[Callback] = (),
@@ -106,6 +107,8 @@ def fit(
         seed: of order, augmentation and dropout.
         warmup_epochs: epochs of linear warm-up.
         augment: crop and flip.
+        halves: give the two gradients of a two-pass optimizer a half of the batch each: a step then costs what a plain
+            one does.
         precision: ``float32`` or ``bfloat16`` (autocast; weights stay float32).
         compile: use `torch.compile`; falls back with one warning where no compiler works.
         callbacks: called as the training goes.
@@ -120,7 +123,7 @@ def fit(
     steps = max(1, len(train) // batch_size)
     schedule = cosine(epochs * steps, round(warmup_epochs * steps))
     state = Fit(model, optimizer, LambdaLR(optimizer, schedule), epochs, steps)
-    objective = _objective(model, train, batch_size, precision, compile)
+    objective = _objective(model, train, batch_size // 2 if halves else batch_size, precision, compile)
     model.to(memory_format=torch.channels_last)
     for callback in callbacks:
         callback.on_start(state)
@@ -131,7 +134,7 @@ def fit(
                 size = min(batch_size, len(train))
                 batches = train.batches(size, seed=epoch_seed, augment=augment, drop_last=True, channels_last=True)
                 try:
-                    loss, accuracy = _epoch(state, objective, batches, callbacks)
+                    loss, accuracy = _epoch(state, objective, batches, halves, callbacks)
                 except NaNError:  # CrAM ranks the weights before the loss of the epoch is read
                     raise DivergedError(
                         f"the weights are NaN in epoch {state.epoch + 1}; try a lower lr or rho"
@@ -152,14 +155,20 @@ def fit(
 
 
 def _epoch(
-    state: Fit, objective: Objective, batches: Iterator[tuple[Tensor, Tensor]], callbacks: Sequence[Callback]
+    state: Fit,
+    objective: Objective,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    halves: bool,
+    callbacks: Sequence[Callback],
 ) -> tuple[float, float]:
     """Take a step per batch; return the mean loss and the accuracy at the weights before each step."""
     state.model.train()
     loss_sum = correct = torch.zeros(())
     seen = 0
     for step, (inputs, labels) in enumerate(batches):
-        loss, logits = _step(state.optimizer, objective, inputs, labels)
+        parts = list(zip(inputs.chunk(2), labels.chunk(2), strict=True)) if halves else [(inputs, labels)]
+        labels = parts[0][1]
+        loss, logits = _step(state.optimizer, objective, parts)
         loss_sum = loss_sum.to(loss.device) + loss * len(labels)  # stays on the device: reading it would wait
         correct = correct.to(loss.device) + (logits.argmax(1) == labels).sum()
         seen += len(labels)
@@ -169,13 +178,13 @@ def _epoch(
     return float(loss_sum) / seen, float(correct) / seen
 
 
-def _step(optimizer: Optimizer, objective: Objective, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Let the optimizer step; return loss and logits of its first evaluation, the one at the true weights."""
-    evaluations = []
+def _step(optimizer: Optimizer, objective: Objective, parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Let the optimizer step, its evaluations going through `parts`; return loss and logits of the first of them."""
+    evaluations: list[tuple[Tensor, Tensor]] = []
 
     def closure() -> Any:
         optimizer.zero_grad()
-        loss, logits = objective(inputs, labels)
+        loss, logits = objective(*parts[len(evaluations) % len(parts)])
         loss.backward()
         evaluations.append((loss.detach(), logits.detach()))
         return loss.detach()
