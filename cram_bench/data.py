@@ -36,6 +36,8 @@ class Source:
     torchvision: str
     classes: int
     training: int
+    shape: tuple[int, int, int] = (3, 32, 32)
+    """Channels, height and width."""
     flip: bool = True
     """Whether a mirrored image keeps its label: not so for written digits."""
 
@@ -43,8 +45,8 @@ class Source:
 TORCHVISION = {
     "cifar10": Source("CIFAR10", 10, 50_000),
     "cifar100": Source("CIFAR100", 100, 50_000),
-    "mnist": Source("MNIST", 10, 60_000, flip=False),
-    "fashion_mnist": Source("FashionMNIST", 10, 60_000),
+    "mnist": Source("MNIST", 10, 60_000, (1, 28, 28), flip=False),
+    "fashion_mnist": Source("FashionMNIST", 10, 60_000, (1, 28, 28)),
 }
 _SUFFIXES = {".png", ".jpg", ".jpeg"}
 _FORMAT = 2  # of the cache; raise it when its content changes
@@ -262,6 +264,23 @@ def training_size(name: str) -> int:
     if not is_folder(name):
         return 1297 if name == "digits" else TORCHVISION[name].training
     return sum(path.suffix.lower() in _SUFFIXES for path in Path(name).expanduser().glob("train/*/*"))
+
+
+def image_shape(name: str) -> tuple[int, int, int]:
+    """Return channels, height and width of the images of a data set, reading one image at most.
+
+    Raises:
+        DataError: the folder holds no image.
+    """
+    if name == "digits":
+        return (1, 8, 8)
+    if name in TORCHVISION:
+        return TORCHVISION[name].shape
+    files = (path for path in sorted(Path(name).expanduser().glob("train/*/*")) if path.suffix.lower() in _SUFFIXES)
+    if (first := next(files, None)) is None:
+        raise DataError(f"{name} holds no image in train/<class>/")
+    channels, height, width = _decode(first.read_bytes(), str(first)).shape
+    return channels, height, width
 
 
 def fingerprint(name: str) -> str | None:

@@ -247,17 +247,18 @@ _LANGUAGE: dict[str, Any] = {
 METHODS: dict[str, Method] = {
     "sgd": Method("SGD", _plain_sgd, {}, passes=1),
     "sam": Method("SAM", _sam, {"rho": 0.05}),
-    "momentum-sam": Method("Momentum-SAM", _momentum_sam, {"rho": 0.3}, passes=1),
     "cram": Method("CrAM", _cram(plus=False), {"rho": 0.2, "compressors": ("global@0.7",)}),
     "cram+": Method("CrAM+", _cram(plus=True), {"rho": 0.2, "compressors": ("global@0.7",)}),
     "cram+-multi": Method("CrAM+-Multi", _cram(plus=True), {"rho": 0.2, "compressors": _MULTI}),
-    "cram-half": Method("CrAM-Half", _cram(plus=True), {"rho": 0.2, "compressors": _MULTI, "halves": True}, passes=1),
     "cram-single": Method("CrAM-Single", _cram_single, _SINGLE, passes=1),
+    "momentum-sam": Method("Momentum-SAM", _momentum_sam, {"rho": 0.3}, passes=1),
+    "cram-half": Method("CrAM-Half", _cram(plus=True), {"rho": 0.2, "compressors": _MULTI, "halves": True}, passes=1),
 }
 """Methods by the name that the command line and the tables use.
 
 ρ of SAM is its paper's default (arXiv 2010.01412, section 3.1); ρ and the sparsities of CrAM+-Multi are those of the
-authors' ResNet-20 runs (arXiv 2207.14200); CrAM and CrAM+ take the middle of that range.
+authors' ResNet-20 runs (arXiv 2207.14200); CrAM and CrAM+ take the middle of that range. A new method goes to the end,
+for its place gives its colour.
 """
 
 

@@ -1,0 +1,102 @@
+"""Sets of experiments that answer one question together. Each is a plain function that returns experiments.
+
+A notebook calls the function it is named after, and ``cram-bench report`` trains the same experiments beforehand. A
+new question is a function here, a notebook of its name, and a line in `cram_bench.report.NOTEBOOKS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from cram_bench.data import image_shape
+from cram_bench.experiment import METHODS, Experiment, grid, recipe
+
+
+def equal_cost(
+    dataset: str, methods: Sequence[str], seeds: int | Sequence[int], model: str = "", epochs: int = 0, **changes: Any
+) -> list[Experiment]:
+    """Return `grid`, and the methods that take one gradient a step once more with twice the epochs.
+
+    So every method is there at equal epochs, and at equal gradient evaluations: those of a two-pass method.
+    """
+    short = grid(dataset, methods, seeds, model, epochs, **changes)
+    one_pass = [method for method in methods if METHODS[method].passes == 1]
+    two_pass = [method for method in methods if METHODS[method].passes == 2]
+    if not one_pass or not two_pass:
+        return short
+    return short + grid(dataset, one_pass, seeds, model, 2 * short[0].epochs, **changes)
+
+
+def gradients(experiment: Experiment) -> int:
+    """Return how often a training evaluates the gradient at every image: epochs × gradients a step.
+
+    >>> gradients(recipe("digits", "cram+", epochs=15)), gradients(recipe("digits", "cram-single", epochs=30))
+    (30, 30)
+    """
+    return experiment.epochs * METHODS[experiment.method].passes
+
+
+def ablations(
+    dataset: str, seeds: int | Sequence[int], model: str = "", epochs: int = 0, **changes: Any
+) -> dict[str, list[Experiment]]:
+    """Return what is changed → the experiments: CrAM+-Multi, and CrAM+-Multi with one thing changed at a time."""
+    base = recipe(dataset, "cram+-multi")
+    multi = {"compressors": base.compressors, "rho": base.rho}
+    variants: dict[str, dict[str, Any]] = {
+        "CrAM+-Multi": {},
+        "without +": {"method": "cram", **multi},
+        "dense gradients": {"sparse_gradients": False},
+        "ρ = 0": {"rho": 0.0},
+        f"ρ × ½ = {base.rho / 2:g}": {"rho": base.rho / 2},
+        f"ρ × 2 = {base.rho * 2:g}": {"rho": base.rho * 2},
+        f"ρ/‖g‖ = {base.rho:g}": {"normalize": True},
+        "masks held 20 times": {"mask_interval": 20},
+        "only 70 %": {"compressors": ("global@0.7",)},
+        "50 to 95 %, ρ = 0.15": {
+            "compressors": tuple(f"global@{s:g}" for s in (0.5, 0.7, 0.8, 0.9, 0.95)),
+            "rho": 0.15,
+        },
+    }
+    return {
+        name: grid(dataset, [changed.pop("method", "cram+-multi")], seeds, model, epochs, **changes, **changed)
+        for name, changed in ((name, dict(changed)) for name, changed in variants.items())
+    }
+
+
+def transfer(
+    dataset: str,
+    target: str,
+    methods: Sequence[str],
+    seeds: int | Sequence[int],
+    sparsities: Sequence[float],
+    model: str = "",
+    epochs: int = 0,
+    target_epochs: int = 20,
+    **changes: Any,
+) -> tuple[list[Experiment], list[Experiment]]:
+    """Return (sources, fine-tunings): train densely, prune in one shot, fine-tune on `target` with the mask held.
+
+    Every source is fine-tuned dense (sparsity 0) and at every sparsity of `sparsities`, by SGD at a tenth of the usual
+    learning rate. Where the images differ in shape, those of the target are scaled to the source's side and three
+    channels, which the source must have then.
+    """
+    sources = grid(dataset, methods, seeds, model, epochs, **changes)
+    shape = (3, sources[0].resize, sources[0].resize) if sources[0].resize else image_shape(sources[0].dataset)
+    resize = 0 if image_shape(target) == shape else shape[1]
+    tuned = [
+        recipe(
+            target,
+            model=source.model,
+            epochs=target_epochs,
+            seed=source.seed,
+            start=source.id,
+            prune=f"global@{sparsity:g}" if sparsity else "",
+            resize=resize,
+            lr=0.01,
+            precision=source.precision,
+        )
+        for source in sources
+        for sparsity in (0.0, *sparsities)
+    ]
+    return sources, tuned
