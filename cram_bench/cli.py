@@ -55,6 +55,11 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--dataset", default="digits", help="digits, cifar10, cifar100, mnist, fashion_mnist, or an image folder"
     )
+    report.add_argument(
+        "--notebook", action="append", metavar="NAME",
+        help="execute this notebook; may be repeated (default: accuracy_vs_sparsity and loss_stability; "
+        "others: equal_cost, ablations, transfer, language)",
+    )  # fmt: skip
     report.add_argument("--profile", default="quick", help="quick (a first look, default) or full (numbers to quote)")
     report.add_argument("--seeds", type=int, help="how many seeds, 0 … N-1 (default: 3 for digits, else 1)")
     report.add_argument("--reports", default="reports", help="folder to write to (default: reports)")
@@ -164,6 +169,7 @@ def _report(arguments: argparse.Namespace) -> int:
         arguments.profile,
         arguments.seeds,
         _values(arguments.parameters),
+        questions=arguments.notebook or report.DEFAULT,
         reports=arguments.reports,
         notebooks=arguments.notebooks,
         name=arguments.name,

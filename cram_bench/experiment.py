@@ -74,6 +74,8 @@ class Experiment:
     """Uses of a compressor per choice of its masks, at least 1."""
     plain: float = 0.5
     """Of cram-single: the probability of a plain step, in [0, 1)."""
+    ramp: bool = False
+    """Of cram-single: lower that probability linearly from 1 to ``plain`` over the training."""
     ascent: str = "gradient"
     """Of cram-single: ``gradient`` or ``momentum``."""
     start: str = ""
@@ -96,8 +98,8 @@ class Experiment:
             raise ValueError(
                 f"model {self.model!r} does not read {self.dataset!r}: sentences go with minilm or hub:NAME"
             )
-        if self.prune and (not self.start or self.method != "sgd"):
-            raise ValueError("prune needs start, the run whose weights are pruned, and the method sgd")
+        if self.prune and (not self.start or self.method not in ("sgd", "adamw")):
+            raise ValueError("prune needs start, the run whose weights are pruned, and the method sgd or adamw")
         bounds: dict[str, tuple[bool, str]] = {
             "epochs": (self.epochs >= 1, "at least 1"),
             "seed": (0 <= self.seed < 2**31, "from 0 to 2**31 - 1"),
@@ -120,6 +122,10 @@ class Experiment:
             value = getattr(self, name)
             if not holds or (isinstance(value, float) and not math.isfinite(value)):
                 raise ValueError(f"{name} must be {allowed}, not {value!r}")
+        if self.method in ("sgd", "adamw") and self.optimizer != self.method:
+            raise ValueError(
+                f"method {self.method!r} is an optimizer of its own; it was given optimizer {self.optimizer!r}"
+            )
         for spec in (*self.compressors, *([self.prune] if self.prune else [])):
             compress.parse(spec)
         if METHODS[self.method].compresses != bool(self.compressors):
@@ -201,7 +207,7 @@ class Method:
         return bool(self.constants.get("compressors"))
 
 
-def _plain_sgd(experiment: Experiment, model: nn.Module, base: Optimizer) -> Optimizer:
+def _base(experiment: Experiment, model: nn.Module, base: Optimizer) -> Optimizer:
     return base
 
 
@@ -245,7 +251,7 @@ _LANGUAGE: dict[str, Any] = {
 }  # fmt: skip
 
 METHODS: dict[str, Method] = {
-    "sgd": Method("SGD", _plain_sgd, {}, passes=1),
+    "sgd": Method("SGD", _base, {}, passes=1),
     "sam": Method("SAM", _sam, {"rho": 0.05}),
     "cram": Method("CrAM", _cram(plus=False), {"rho": 0.2, "compressors": ("global@0.7",)}),
     "cram+": Method("CrAM+", _cram(plus=True), {"rho": 0.2, "compressors": ("global@0.7",)}),
@@ -253,6 +259,7 @@ METHODS: dict[str, Method] = {
     "cram-single": Method("CrAM-Single", _cram_single, _SINGLE, passes=1),
     "momentum-sam": Method("Momentum-SAM", _momentum_sam, {"rho": 0.3}, passes=1),
     "cram-half": Method("CrAM-Half", _cram(plus=True), {"rho": 0.2, "compressors": _MULTI, "halves": True}, passes=1),
+    "adamw": Method("AdamW", _base, {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.01}, passes=1),
 }
 """Methods by the name that the command line and the tables use.
 
@@ -263,10 +270,10 @@ for its place gives its colour.
 
 
 PROFILES: dict[str, dict[str, dict[str, Any]]] = {
-    "quick": {"digits": {"epochs": 20}, "images": {"epochs": 2}},
-    "full": {"digits": {"epochs": 60}, "images": {"epochs": 10}},
+    "quick": {"digits": {"epochs": 20}, "images": {"epochs": 2}, "sentences": {"epochs": 1}},
+    "full": {"digits": {"epochs": 60}, "images": {"epochs": 10}, "sentences": {"epochs": 3}},
 }
-"""Profile → settings for digits and for all other data."""
+"""Profile → settings for digits, sentences and all other data."""
 
 
 def recipe(dataset: str, method: str = "sgd", **changes: Any) -> Experiment:
@@ -291,7 +298,11 @@ def recipe(dataset: str, method: str = "sgd", **changes: Any) -> Experiment:
     if dataset == "digits":
         settings |= {"model": "convnet", "epochs": 20, "augment": True}
     elif dataset in text.SENTENCES:
-        settings |= _LANGUAGE | ({"rho": 1e-3, "compressors": _UPPER} if METHODS[method].compresses else {})
+        settings |= (
+            _LANGUAGE
+            | ({"optimizer": "sgd"} if method == "sgd" else {})
+            | ({"rho": 1e-3, "compressors": _UPPER} if METHODS[method].compresses else {})
+        )
     else:
         # 10 epochs as a default that two cores can bear; the paper trains 200.
         settings |= {"model": "resnet20", "epochs": 10, "precision": "bfloat16", "batch_size": _batch_size(dataset)}
@@ -311,7 +322,8 @@ def profile_changes(dataset: str, profile: str) -> dict[str, Any]:
     """
     if profile not in PROFILES:
         raise ValueError(unknown("profile", profile, list(PROFILES)))
-    changes = dict(PROFILES[profile]["digits" if dataset == "digits" else "images"])
+    kind = "digits" if dataset == "digits" else "sentences" if dataset in text.SENTENCES else "images"
+    changes = dict(PROFILES[profile][kind])
     if images := data.is_folder(dataset) and data.training_size(dataset):
         changes["epochs"] = max(changes["epochs"], min(60, 10_000 // images))  # few images need more passes
     return changes

@@ -15,6 +15,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator, PercentFormatter
@@ -22,9 +23,9 @@ from matplotlib.ticker import NullLocator, PercentFormatter
 from cram_bench.compress import parse
 from cram_bench.experiment import METHODS
 
-# Okabe and Ito's palette: distinguishable with colour-blind vision, of different lightness.
-_PALETTE = ("#000000", "#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#F0E442")
-_MARKERS = ("o", "s", "v", "^", "D", "P", "X", "*")
+# Okabe and Ito's palette, its yellow replaced: distinguishable with colour-blind vision, of different lightness.
+_PALETTE = ("#000000", "#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#A6761D", "#888888")
+_MARKERS = ("o", "s", "v", "^", "D", "P", "X", "*", "<")
 
 STYLE: dict[str, Any] = {
     "figure.dpi": 110,
@@ -89,6 +90,85 @@ def accuracy_vs_sparsity(table: pd.DataFrame, pattern: str = "global", chance: f
         axes[0].set_ylabel("test accuracy, %")
         axes[0].set_ylim(0, 1.02)
         _legend(figure, axes[0], table, "mean ± std")
+    return figure
+
+
+def equal_cost(table: pd.DataFrame, chance: float | None = None) -> Figure:
+    """Draw accuracy after pruning and BatchNorm tuning at equal epochs, and at equal gradient evaluations.
+
+    Args:
+        table: columns method, seed, epochs, gradients (evaluations an image), sparsity, calibrated, accuracy.
+        chance: accuracy of guessing, a fraction, drawn as a dotted line.
+    """
+    shown = table[table["calibrated"] & (table["pattern"] == "global")]
+    epochs, cost = shown["epochs"].min(), shown["gradients"].max()
+    sides = {
+        f"Equal epochs: {epochs:g}": shown[shown["epochs"] == epochs],
+        f"Equal cost: {cost:g} gradients an image": shown[shown["gradients"] == cost],
+    }
+    with style():
+        figure = Figure(figsize=(9.2, 3.9))
+        axes = figure.subplots(1, 2, sharey=True)
+        for axis, (title, part) in zip(axes, sides.items(), strict=True):
+            _lines(axis, _at_even_steps(axis, part), "step", "accuracy", band="std")
+            if chance is not None:
+                axis.axhline(chance, color="#888888", linestyle=":", linewidth=1.2)
+            axis.set_title(title)
+            axis.set_xlabel("sparsity, % of prunable weights that are zero (global magnitude)")
+            axis.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+        axes[0].set_ylabel("test accuracy, %")
+        _legend(figure, axes[0], table, "mean ± std")
+    return figure
+
+
+def ablations(table: pd.DataFrame) -> Figure:
+    """Draw what every change costs or brings: the difference in accuracy to the first row, a cell per sparsity.
+
+    Args:
+        table: index: what is changed, the unchanged first; columns: sparsities in per cent, or ``dense``; accuracies as
+            fractions, means over seeds.
+    """
+    shares = 100 * table.to_numpy(dtype=float)
+    points = shares - shares[0]
+    limit = max(1.0, float(np.nanmax(np.abs(points))))
+    with style(), mpl.rc_context({"axes.grid": False}):
+        figure = Figure(figsize=(1.0 * table.shape[1] + 3.4, 0.36 * len(table) + 1.2))
+        axis = figure.subplots()
+        scale = SymLogNorm(1.0, vmin=-limit, vmax=limit)
+        image = axis.imshow(points, cmap="PuOr", norm=scale, aspect="auto")
+        for row in range(len(table)):
+            for column in range(table.shape[1]):
+                text = f"{points[row, column]:+.1f}" if row else f"{shares[0, column]:.1f}"
+                dark = abs(float(scale(points[row, column])) - 0.5) > 0.35
+                axis.text(column, row, text, ha="center", va="center", fontsize=8.5, color="white" if dark else "black")
+        axis.set_xticks(range(table.shape[1]), list(table.columns))
+        axis.set_yticks(range(len(table)), list(table.index))
+        axis.tick_params(length=0)
+        axis.set_xlabel("sparsity, % of prunable weights that are zero (global magnitude)")
+        axis.set_title("Accuracy in %, and differences to it in points", loc="left")
+        figure.colorbar(image, ax=axis, label="points of accuracy", ticks=[-limit, -1, 0, 1, limit], format="%+.3g")
+    return figure
+
+
+def transfer(table: pd.DataFrame, target: str, chance: float | None = None) -> Figure:
+    """Draw accuracy on the new data against the sparsity that was held in fine-tuning, a line per source method.
+
+    Args:
+        table: columns method (of the source), seed, sparsity, accuracy.
+        target: name of the new data.
+        chance: accuracy of guessing, a fraction, drawn as a dotted line.
+    """
+    with style():
+        figure = Figure(figsize=(5.6, 3.9))
+        axis = figure.subplots()
+        _lines(axis, _at_even_steps(axis, table), "step", "accuracy", band="std")
+        if chance is not None:
+            axis.axhline(chance, color="#888888", linestyle=":", linewidth=1.2)
+        axis.set_xlabel("sparsity held while fine-tuning, %")
+        axis.set_ylabel(f"test accuracy on {target}, %")
+        axis.set_title("Fine-tuned sparse, by the method that made the source")
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+        _legend(figure, axis, table, "mean ± std")
     return figure
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import ast
 import hashlib
 import html
+import inspect
 import io
 import json
 import os
 import shutil
 import sys
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,11 +24,21 @@ from typing import Any, get_args, get_origin
 
 import pandas as pd
 
-from cram_bench import compress, experiment, runs
+from cram_bench import comparisons, compress, experiment, runs
+from cram_bench.experiment import Experiment
 from cram_bench.models import unknown
 
-NOTEBOOKS = ("accuracy_vs_sparsity", "loss_stability")
-"""The notebooks of a report, in order; the first leads. A new one is a file in ``notebooks/`` and a name here."""
+NOTEBOOKS: dict[str, Callable[..., Any]] = {
+    "accuracy_vs_sparsity": experiment.grid,
+    "loss_stability": experiment.grid,
+    "equal_cost": comparisons.equal_cost,
+    "ablations": comparisons.ablations,
+    "transfer": comparisons.transfer,
+    "language": experiment.grid,
+}
+"""Notebook → the function of its own parameters that returns its experiments. A new one is a file and a line here."""
+DEFAULT = ("accuracy_vs_sparsity", "loss_stability")
+"""The notebooks of a report that does not name its own, in order; the first leads."""
 
 
 # ---------------------------------------------------------------- used in notebooks
@@ -146,7 +157,7 @@ def notebooks_folder() -> Path:
     """Return the folder of the notebooks: the checkout's, or the one that was installed with the package."""
     here = Path(__file__).resolve().parent
     for folder in (here.parent / "notebooks", here / "_notebooks"):
-        if (folder / f"{NOTEBOOKS[0]}.ipynb").exists():
+        if (folder / f"{DEFAULT[0]}.ipynb").exists():
             return folder
     raise FileNotFoundError(
         "the notebooks of cram_bench are not beside the package; give their folder with --notebooks"
@@ -159,6 +170,7 @@ def build(
     seeds: int | None = None,
     parameters: Mapping[str, Any] | None = None,
     *,
+    questions: Sequence[str] = DEFAULT,
     reports: str | os.PathLike[str] = "reports",
     notebooks: str | os.PathLike[str] | None = None,
     name: str | None = None,
@@ -173,6 +185,7 @@ def build(
         profile: one of `cram_bench.experiment.PROFILES`.
         seeds: seeds 0 … n − 1; by default 3 for digits, else 1.
         parameters: notebook parameters by name; each must belong to at least one notebook.
+        questions: which notebooks to execute, of `NOTEBOOKS`; the first leads.
         reports: the folder that holds reports.
         notebooks: the folder of the notebooks; by default those of this package.
         name: of the report's folder; by default dataset-model, with ``-quick`` after it for that profile.
@@ -187,7 +200,12 @@ def build(
     if reserved := sorted({"dataset", "seeds", "store", "output"} & (parameters or {}).keys()):
         raise ValueError(f"{reserved[0]} is no free parameter: use --dataset, --seeds, --reports or CRAM_BENCH_RUNS")
     folder_of_notebooks = Path(notebooks) if notebooks else notebooks_folder()
-    paths = [folder_of_notebooks / f"{stem}.ipynb" for stem in NOTEBOOKS]
+    for question in questions:
+        if question not in NOTEBOOKS:
+            raise ValueError(unknown("notebook", question, list(NOTEBOOKS)))
+    if not questions:
+        raise ValueError("a report needs at least one notebook")
+    paths = [folder_of_notebooks / f"{stem}.ipynb" for stem in dict.fromkeys(questions)]
     defaults = {path: default_parameters(path) for path in paths}
     changes = experiment.profile_changes(dataset, profile)
     given: dict[str, Any] = {
@@ -202,15 +220,17 @@ def build(
             raise ValueError(unknown("parameter", key, list(allowed)))
         if not _like(value, allowed[key]):
             raise TypeError(f"parameter {key} must be like its default {allowed[key]!r}, not {value!r}")
-    settings = {key: given[key] for key in ("model", "epochs") if given.get(key)}
-    methods = given.get("methods", allowed["methods"])
-    wanted = experiment.grid(given["dataset"], methods, given["seeds"], **settings)
+    own = {path: known | {key: given[key] for key in given.keys() & known.keys()} for path, known in defaults.items()}
+    planned = [_planned(NOTEBOOKS[path.stem], own[path]) for path in paths]
+    wanted = list(dict.fromkeys(experiment for listed in planned for experiment in listed))
 
     if "sparsities" in given or "patterns" in given:
         compress.grid(given.get("patterns", ["global"]), given.get("sparsities", [0.5]))
 
     title = f"{Path(wanted[0].dataset).name}-{wanted[0].model}".replace(":", "-")
-    folder = Path(reports).absolute() / (name or title + ("-quick" if profile == "quick" else ""))
+    folder = Path(reports).absolute() / (
+        name or "-".join([title, *(["quick"] if profile == "quick" else []), *_beyond(questions)])
+    )
     store = runs.Store(also=[folder / "runs"])
     given |= {"dataset": wanted[0].dataset, "output": str(folder), "store": str(store.root)}
     trained = runs.ensure_all(wanted, store, **how)
@@ -218,13 +238,32 @@ def build(
 
     failures = {}
     for path in paths:
-        own = {key: value for key, value in given.items() if key in defaults[path]}
-        if error := _execute(path, own, folder, trained):
+        injected = {key: value for key, value in given.items() if key in defaults[path]}
+        if error := _execute(path, injected, folder, trained):
             failures[path.stem] = error
     if keep_runs:
         _copy_runs([run for run in trained if run.experiment.seed == 0 and run.failure is None], folder / "runs")
-    _index(folder, trained, failures, command)
+    _index(folder, [path.stem for path in paths], trained, failures, command)
     return Built(folder, failures)
+
+
+def _planned(plan: Callable[..., Any], parameters: Mapping[str, Any]) -> list[Experiment]:
+    """Return the experiments of a notebook with these parameters."""
+    accepted = inspect.signature(plan).parameters
+    return list(_flat(plan(**{name: value for name, value in parameters.items() if name in accepted})))
+
+
+def _flat(planned: Any) -> Iterable[Experiment]:
+    if isinstance(planned, Experiment):
+        yield planned
+    else:
+        for part in planned.values() if isinstance(planned, Mapping) else planned:
+            yield from _flat(part)
+
+
+def _beyond(questions: Sequence[str]) -> list[str]:
+    """Name the notebooks in a report's folder where they are not the usual ones."""
+    return [] if tuple(questions) == DEFAULT else [question.replace("_", "-") for question in questions]
 
 
 def default_parameters(notebook: Path) -> dict[str, Any]:
@@ -358,22 +397,28 @@ def _copy_runs(finished: Sequence[runs.Run], folder: Path) -> None:
             os.replace(part, target)
 
 
-def _index(folder: Path, trained: Sequence[runs.Run], failures: Mapping[str, str], command: str) -> None:
+def _index(
+    folder: Path, questions: Sequence[str], trained: Sequence[runs.Run], failures: Mapping[str, str], command: str
+) -> None:
     """Write ``index.html``: figure, table, provenance, then everything else."""
-    lead = NOTEBOOKS[0]
+    lead = questions[0]
     first = trained[0].experiment
     figures = sorted(path.stem for path in (folder / "figures").glob("*.svg"))
     tables = sorted(path.stem for path in (folder / "tables").glob("*.csv"))
     machine = runs.machine()
     finished = [run for run in trained if run.failure is None]
-    parts = [f"<h1>{_text(folder.name)}: accuracy against sparsity</h1>"]
+    parts = [f"<h1>{_text(folder.name)}: {_text(lead.replace('_', ' '))}</h1>"]
     if failures:
         items = "".join(f"<li><b>{_text(stem)}</b>: {_text(error)}</li>" for stem, error in failures.items())
         parts.append(f'<div class="failed"><p>Notebooks that failed:</p><ul>{items}</ul></div>')
     if lead in figures:
         parts.append(_figure(lead))
     summary = folder / "tables" / "accuracy_summary.csv"
-    if summary.exists():
+    if not summary.exists():
+        summary = folder / "tables" / f"{lead}_summary.csv"
+        if summary.exists():
+            parts.append(pd.read_csv(summary, dtype=str).fillna("").to_html(index=False, border=0))
+    else:
         parts.append(pd.read_csv(summary, dtype=str).fillna("").to_html(index=False, border=0))
         parts.append(
             "<p>Test accuracy in per cent after one-shot pruning of the share of prunable weights at the head of the "
@@ -383,11 +428,12 @@ def _index(folder: Path, trained: Sequence[runs.Run], failures: Mapping[str, str
     devices = ", ".join(sorted({run.environment["device"] for run in finished}))
     commits = ", ".join(sorted({run.environment["commit"] for run in finished}))
     seeds = ", ".join(map(str, sorted({run.experiment.seed for run in trained})))
+    epochs = ", ".join(map(str, sorted({run.experiment.epochs for run in trained})))
     minutes = sum(run.environment["seconds"] for run in finished) / 60
     facts = {
         "Command": f"<code>{_text(command or machine['command'])}</code>",
         "Experiment": _text(
-            f"{Path(first.dataset).name}, {first.model}, {first.epochs} epochs, seeds {seeds}, {first.precision}"
+            f"{Path(first.dataset).name}, {first.model}, {epochs} epochs, seeds {seeds}, {first.precision}"
         ),
         "Report made": _text(f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC at commit {machine['commit']}"),
         "Runs trained at commit": _text(commits),
@@ -396,7 +442,7 @@ def _index(folder: Path, trained: Sequence[runs.Run], failures: Mapping[str, str
     }
     parts.append("<h2>What made it</h2><dl>" + "".join(f"<dt>{k}</dt><dd>{v}</dd>" for k, v in facts.items()) + "</dl>")
     links = "".join(
-        f'<li><a href="{s}.html">{s.replace("_", " ")}</a> (<a href="{s}.ipynb">notebook</a>)</li>' for s in NOTEBOOKS
+        f'<li><a href="{s}.html">{s.replace("_", " ")}</a> (<a href="{s}.ipynb">notebook</a>)</li>' for s in questions
     )
     parts.append(f"<h2>Notebooks</h2><ul>{links}</ul>")
     csv = "".join(f'<li><a href="tables/{s}.csv">{s.replace("_", " ")}</a></li>' for s in tables)

@@ -39,7 +39,7 @@ from cram_bench.data import Dataset, fingerprint
 from cram_bench.experiment import METHODS, Experiment
 from cram_bench.optim import HeldMasks
 from cram_bench.progress import Progress
-from cram_bench.train import Callback, DivergedError, Fit, fit
+from cram_bench.train import Callback, DivergedError, Fit, Ramp, fit
 
 _FILES = ("settings.json", "history.csv", "model.safetensors")
 
@@ -328,6 +328,7 @@ def _train(
     started = time.time()
     callbacks: list[Callback] = [
         Checkpoint(work / "checkpoint.pt"),
+        *([Ramp()] if experiment.ramp else []),
         *([Progress(describe(experiment))] if progress else []),
     ]
     try:

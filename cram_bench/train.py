@@ -78,6 +78,30 @@ class Callback:
         """After the last epoch, or after an exception."""
 
 
+class Ramp(Callback):
+    """Lower the probability of a plain step of `CrAMSingle` linearly, from 1 at the first step to its setting at the last.
+
+    p(t) = 1 − (1 − p) t/T: what compresses is learnt when the loss is already low.
+    """
+
+    def on_start(self, fit: Fit) -> None:
+        """Remember the setting, and start plain, or where a checkpoint left."""
+        self.final: float = fit.optimizer.plain  # type: ignore[attr-defined]
+        self._set(fit, 0)
+
+    def on_step(self, fit: Fit, step: int, loss: Tensor, correct: Tensor, seen: int) -> None:
+        """Set the probability of the next step."""
+        self._set(fit, step + 1)
+
+    def on_end(self, fit: Fit) -> None:
+        """Put the setting back."""
+        fit.optimizer.plain = self.final  # type: ignore[attr-defined]
+
+    def _set(self, fit: Fit, step: int) -> None:
+        done = (fit.epoch * fit.steps_per_epoch + step) / (fit.epochs * fit.steps_per_epoch)
+        fit.optimizer.plain = 1 - (1 - self.final) * done  # type: ignore[attr-defined]
+
+
 def fit(
     model: nn.Module,
     optimizer: Optimizer,

@@ -12,7 +12,12 @@ from cram_bench.runs import Run
 
 
 def over_runs(
-    runs: Sequence[Run], probe: Callable[..., pd.DataFrame], *arguments: Any, progress: bool = False, **options: Any
+    runs: Sequence[Run],
+    probe: Callable[..., pd.DataFrame],
+    *arguments: Any,
+    progress: bool = False,
+    settings: Sequence[str] = (),
+    **options: Any,
 ) -> pd.DataFrame:
     """Apply ``probe(model, *arguments, **options)`` to every run and stack the tables, with method and seed in front.
 
@@ -23,6 +28,7 @@ def over_runs(
         probe: a probe of `cram_bench.probes`, or any function of a model that returns a table.
         arguments: given to the probe after the model.
         progress: print a line per run.
+        settings: further settings of the experiment to put beside the seed, such as ``epochs``.
         options: given to the probe by name.
 
     >>> over_runs([], lambda model: pd.DataFrame({"loss": [1.0]})).empty
@@ -33,7 +39,8 @@ def over_runs(
         start = time.perf_counter()
         table = probe(run.load_model(), *arguments, **options) if run.failure is None else pd.DataFrame([{}])
         table.insert(0, "method", run.experiment.method)
-        table.insert(1, "seed", run.experiment.seed)
+        for place, name in enumerate(("seed", *settings), 1):
+            table.insert(place, name, getattr(run.experiment, name))
         tables.append(table)
         if progress:
             took = f"{time.perf_counter() - start:.1f} s" if run.failure is None else f"failed: {run.failure}"
