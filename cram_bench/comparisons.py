@@ -37,6 +37,11 @@ def gradients(experiment: Experiment) -> int:
     return experiment.epochs * METHODS[experiment.method].passes
 
 
+def passes() -> dict[str, int]:
+    """Return method → gradient evaluations a step, at every image of the batch."""
+    return {name: method.passes for name, method in METHODS.items()}
+
+
 def ablations(
     dataset: str, seeds: int | Sequence[int], model: str = "", epochs: int = 0, **changes: Any
 ) -> dict[str, list[Experiment]]:

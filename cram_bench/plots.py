@@ -93,12 +93,11 @@ def accuracy_vs_sparsity(table: pd.DataFrame, pattern: str = "global", chance: f
     return figure
 
 
-def equal_cost(table: pd.DataFrame, chance: float | None = None) -> Figure:
+def equal_cost(table: pd.DataFrame) -> Figure:
     """Draw accuracy after pruning and BatchNorm tuning at equal epochs, and at equal gradient evaluations.
 
     Args:
         table: columns method, seed, epochs, gradients (evaluations an image), sparsity, calibrated, accuracy.
-        chance: accuracy of guessing, a fraction, drawn as a dotted line.
     """
     shown = table[table["calibrated"] & (table["pattern"] == "global")]
     epochs, cost = shown["epochs"].min(), shown["gradients"].max()
@@ -111,8 +110,6 @@ def equal_cost(table: pd.DataFrame, chance: float | None = None) -> Figure:
         axes = figure.subplots(1, 2, sharey=True)
         for axis, (title, part) in zip(axes, sides.items(), strict=True):
             _lines(axis, _at_even_steps(axis, part), "step", "accuracy", band="std")
-            if chance is not None:
-                axis.axhline(chance, color="#888888", linestyle=":", linewidth=1.2)
             axis.set_title(title)
             axis.set_xlabel("sparsity, % of prunable weights that are zero (global magnitude)")
             axis.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
@@ -138,7 +135,7 @@ def ablations(table: pd.DataFrame) -> Figure:
         image = axis.imshow(points, cmap="PuOr", norm=scale, aspect="auto")
         for row in range(len(table)):
             for column in range(table.shape[1]):
-                text = f"{points[row, column]:+.1f}" if row else f"{shares[0, column]:.1f}"
+                text = f"{points[row, column]:+.1f}".replace("-", "−") if row else f"{shares[0, column]:.1f}"
                 dark = abs(float(scale(points[row, column])) - 0.5) > 0.35
                 axis.text(column, row, text, ha="center", va="center", fontsize=8.5, color="white" if dark else "black")
         axis.set_xticks(range(table.shape[1]), list(table.columns))

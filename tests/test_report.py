@@ -1,4 +1,4 @@
-"""Both notebooks through papermill on digits, and what the report's folder then holds."""
+"""The notebooks through papermill on digits, and what the report's folder then holds."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ def built(folders):
 def test_the_report_is_complete(built):
     assert built.failures == {}
     assert built.folder.name == "digits-convnet-quick"
-    for stem in report.NOTEBOOKS:
+    for stem in report.DEFAULT:
         assert (built.folder / f"{stem}.html").stat().st_size > 1000
         assert nbformat.read(built.folder / f"{stem}.ipynb", as_version=4).cells
     figures = {path.stem for path in (built.folder / "figures").glob("*.svg")}
@@ -181,7 +181,7 @@ def test_a_notebook_can_be_run_again_in_the_same_kernel():
 
 
 def test_the_outputs_of_a_notebook_are_known_beforehand(built):
-    listed = {name for stem in report.NOTEBOOKS for name in report.outputs(built.folder / f"{stem}.ipynb")}
+    listed = {name for stem in report.DEFAULT for name in report.outputs(built.folder / f"{stem}.ipynb")}
     found = {
         f"{path.parent.name}/{path.name}" for part in ("figures", "tables") for path in (built.folder / part).iterdir()
     }
@@ -197,3 +197,31 @@ def test_notebooks_are_committed_bare_and_hold_no_functions():
         assert "def " not in source, path
         assert "lambda" not in source, path
         assert path.stem in report.NOTEBOOKS
+
+
+def test_a_report_answers_the_questions_it_is_asked(folders):
+    small = {"epochs": 1, "sparsities": [0.5, 0.9], "target": "digits", "target_epochs": 1}
+    questions = ("transfer", "equal_cost", "ablations")
+    built = report.build("digits", "quick", 1, small, questions=questions, reports=folders[0])
+    assert built.failures == {}
+    assert built.folder.name == "digits-convnet-quick-transfer-equal-cost-ablations"
+    index = (built.folder / "index.html").read_text()
+    assert index.index("figures/transfer.svg") < index.index("<table") < index.index("figures/ablations.svg")
+    tables = {path.stem: pd.read_csv(path) for path in (built.folder / "tables").glob("*.csv")}
+    transferred = tables["transfer"]
+    assert set(zip(transferred["method"], transferred["sparsity"], strict=True)) == {
+        (method, level) for method in ("sgd", "sam", "cram+-multi") for level in (0.0, 0.5, 0.9)
+    }
+    cost = tables["accuracy_by_cost"].groupby("method")[["epochs", "gradients"]].max()
+    assert set(cost["gradients"]) == {2}
+    assert cost.loc["sgd", "epochs"] == cost.loc["cram-half", "epochs"] == 2 * cost.loc["sam", "epochs"] == 2
+    assert len(tables["ablations_spread"]) == 10 * (2 * 2 + 2)  # changes × (two levels, dense and dense tuned)
+    ours = [run for run in cb.runs.Store().runs() if run.experiment.prune == "global@0.9"]
+    assert len(ours) == 3
+
+
+@pytest.mark.parametrize("questions", [("equal_costs",), ()])
+def test_a_question_that_is_not_known_is_refused_before_anything_trains(questions, folders):
+    with pytest.raises(ValueError, match="did you mean 'equal_cost'|at least one notebook"):
+        report.build("digits", questions=questions, reports=folders[0] / "none")
+    assert not (folders[0] / "none").exists()

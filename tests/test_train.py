@@ -201,3 +201,48 @@ def test_training_is_in_training_mode_and_every_epoch_has_its_own_order():
     cb.train.fit(model, optimizer, train, epochs=2, batch_size=64, augment=False, callbacks=[watch])
     assert all(watch.modes)
     assert watch.orders[0] != watch.orders[1]
+
+
+def test_halves_give_each_gradient_its_half_of_the_batch(digits):
+    """Against the formula: g on the first half, g̃ on the second at C(θ + ρ g), and a plain momentum step."""
+    train, ours, theirs = digits[0], network(), network()
+    compressor = cb.compress.Magnitude(0.5)
+    optimizer = cb.optim.CrAM(ours, sgd(ours), compressor, rho=0.2)
+    history = fit(ours, optimizer, train, epochs=1, batch_size=64, halves=True, seed=0)
+    velocity = [torch.zeros_like(p) for p in theirs.parameters()]
+    losses, correct = [], 0
+    for step, (x, y) in enumerate(train.batches(64, seed=0, augment=True, drop_last=True, channels_last=True)):
+        parameters = list(theirs.parameters())
+        logits = theirs.train()(x[:32])
+        losses.append(F.cross_entropy(logits, y[:32]))
+        correct += int((logits.argmax(1) == y[:32]).sum())
+        first = torch.autograd.grad(losses[-1], parameters)
+        other = copy.deepcopy(theirs)
+        with torch.no_grad():
+            for p, g in zip(other.parameters(), first, strict=True):
+                p.add_(g, alpha=0.2)
+        masks = cb.compress.apply_(other, compressor)
+        second = torch.autograd.grad(F.cross_entropy(other(x[32:]), y[32:]), list(other.parameters()))
+        lr = 0.1 * cosine(4)(step)
+        for (name, p), v, g, s in zip(theirs.named_parameters(), velocity, first, second, strict=True):
+            v.mul_(0.9).add_(g + (s * masks[name] if name in masks else s))
+            p.data.sub_(v, alpha=lr)
+    for ours_, theirs_ in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(ours_, theirs_, rtol=1e-3, atol=1e-4)
+    assert history[0]["train_loss"] == pytest.approx(float(sum(losses)) / 4, rel=1e-3)
+    assert history[0]["train_accuracy"] == pytest.approx(correct / 128, abs=0.02)
+
+
+def test_the_ramp_goes_from_plain_steps_to_the_setting(digits):
+    model = network()
+    optimizer = cb.optim.CrAMSingle(model, sgd(model), cb.compress.Magnitude(0.5), plain=0.2)
+    seen = []
+
+    class Look(Callback):
+        def on_step(self, fit, step, loss, correct, seen_):
+            seen.append(optimizer.plain)
+
+    ramp = cb.train.Ramp()
+    fit(model, optimizer, digits[0], epochs=2, batch_size=64, callbacks=[Look(), ramp])
+    assert seen == pytest.approx([1 - 0.8 * step / 8 for step in range(8)])
+    assert optimizer.plain == 0.2

@@ -12,12 +12,13 @@ from cram_bench.probes.landscape import (
     loss_on_grid,
     random_direction,
 )
-from cram_bench.probes.over_runs import accuracy_table, mean_and_std, over_runs
+from cram_bench.probes.over_runs import ablation_means, accuracy_table, mean_and_std, over_runs, transfer_accuracy
 from cram_bench.probes.sharpness import cram_gap, sam_sharpness
 from cram_bench.probes.sparsity import LEVELS, sparsity_curve
 
 __all__ = [
     "LEVELS",
+    "ablation_means",
     "accuracy_table",
     "cram_gap",
     "loss_along_compression",
@@ -30,4 +31,5 @@ __all__ = [
     "random_direction",
     "sam_sharpness",
     "sparsity_curve",
+    "transfer_accuracy",
 ]

@@ -80,3 +80,40 @@ def accuracy_table(curves: pd.DataFrame, calibrated: bool = True, pattern: str =
     for method in curves.loc[curves["accuracy"].isna(), "method"].unique():
         cells.setdefault(METHODS[method].label, {}).setdefault("dense", "failed")
     return pd.DataFrame.from_dict(cells, orient="index").rename_axis("accuracy, %").fillna("")
+
+
+def ablation_means(curves: pd.DataFrame) -> pd.DataFrame:
+    """Return mean accuracies over seeds as fractions: a row per change, a column per sparsity in per cent, dense untuned.
+
+    Args:
+        curves: columns changed, sparsity, calibrated, accuracy.
+    """
+    shown = curves[curves["calibrated"].astype(bool) != (curves["sparsity"] == 0)]
+    means = shown.pivot_table(index="changed", columns="sparsity", values="accuracy")
+    means = means.loc[list(dict.fromkeys(curves["changed"])), sorted(means.columns)]
+    return means.rename(columns=lambda level: "dense" if level == 0 else f"{100 * level:g}")
+
+
+def transfer_accuracy(tuned: Sequence[Run], sources: Sequence[Run]) -> pd.DataFrame:
+    """Return test accuracies of fine-tuned runs by the method that made their source.
+
+    Args:
+        tuned: runs with a ``start``, and ``prune`` where they are sparse.
+        sources: the runs they start from.
+
+    Returns:
+        Columns method (of the source), seed, sparsity (as pruned), accuracy (a fraction; NaN for a failed run).
+    """
+    from cram_bench.compress import parse
+
+    methods = {run.id: run.experiment.method for run in sources}
+    rows = [
+        (
+            methods[run.experiment.start],
+            run.experiment.seed,
+            parse(run.experiment.prune).sparsity if run.experiment.prune else 0.0,
+            run.history["test_accuracy"].iloc[-1] if run.failure is None else float("nan"),
+        )
+        for run in tuned
+    ]
+    return pd.DataFrame(rows, columns=["method", "seed", "sparsity", "accuracy"])
