@@ -229,7 +229,7 @@ def test_halves_give_each_gradient_its_half_of_the_batch(digits):
             p.data.sub_(v, alpha=lr)
     for ours_, theirs_ in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(ours_, theirs_, rtol=1e-3, atol=1e-4)
-    assert history[0]["train_loss"] == pytest.approx(float(sum(losses)) / 4, rel=1e-3)
+    assert history[0]["train_loss"] == pytest.approx(float(sum(losses).detach()) / 4, rel=1e-3)
     assert history[0]["train_accuracy"] == pytest.approx(correct / 128, abs=0.02)
 
 
