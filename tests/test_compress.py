@@ -308,3 +308,33 @@ def test_applied_puts_gradients_and_flags_back(fails, small_model, small_batch):
     assert not small_model[0].bias.requires_grad
     assert small_model[0].bias.grad is None
     assert torch.equal(small_model[3].weight.grad, gradient)
+
+
+@pytest.mark.parametrize("kind", ["normal", "few values", "rising", "periodic", "constant", "heavy tail"])
+@pytest.mark.parametrize("rank", [1, 2, 0.3, 0.5, 0.9, 0.999, 1.0])
+def test_large_selections_are_exact(kind, rank):
+    """Against a full sort; also where a sample taken at equal steps misleads."""
+    from cram_bench.compress.select import kth_smallest
+
+    count = 1_100_003
+    generator = torch.Generator().manual_seed(0)
+    scores = {
+        "normal": torch.randn(count, generator=generator).abs(),
+        "few values": torch.randint(4, (count,), generator=generator).float(),
+        "rising": torch.arange(count, dtype=torch.float32),
+        "periodic": torch.arange(count, dtype=torch.float32) % 16,
+        "constant": torch.ones(count),
+        "heavy tail": torch.randn(count, generator=generator).pow(9).abs(),
+    }[kind]
+    k = rank if isinstance(rank, int) else round(rank * count)
+    assert kth_smallest(scores, k) == scores.sort().values[k - 1]
+    keep = cb.compress.keep_largest(scores, k)
+    assert int(keep.sum()) == count - k
+    assert k == count or scores[keep].min() >= scores[~keep].max()
+
+
+def test_a_nan_among_many_weights_is_noticed():
+    scores = torch.rand(1_100_003)
+    scores[::7] = float("nan")
+    with pytest.raises(ValueError, match="NaN"):
+        cb.compress.keep_largest(scores, 500_000)
