@@ -345,6 +345,7 @@ def _train(
                 warmup_epochs=experiment.warmup_epochs,
                 augment=experiment.augment,
                 halves=experiment.halves,
+                test_every=5 if compile else 1,  # a tenth of a long epoch goes to the test set otherwise
                 precision=experiment.precision,
                 compile=compile,
                 callbacks=callbacks,

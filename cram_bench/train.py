@@ -114,6 +114,7 @@ def fit(
     warmup_epochs: float = 0.0,
     augment: bool = True,
     halves: bool = False,
+    test_every: int = 1,
     precision: str = "float32",
     compile: bool = False,
     callbacks: Sequence[Callback] = (),
@@ -125,7 +126,7 @@ def fit(
         optimizer: any torch optimizer; those of `cram_bench.optim` too.
         train: training data; order and augmentation of epoch e follow from (seed, e) alone, so that a resumed
             training repeats an uninterrupted one. A last smaller batch is left out.
-        test: evaluated after every epoch if given; it decides nothing.
+        test: evaluated after every `test_every` epochs and after the last, if given; it decides nothing.
         epochs: passes over the data; the learning rate follows `cosine` over all of them.
         batch_size: images per step.
         seed: of order, augmentation and dropout.
@@ -133,12 +134,14 @@ def fit(
         augment: crop and flip.
         halves: give the two gradients of a two-pass optimizer a half of the batch each: a step then costs what a plain
             one does.
+        test_every: epochs between evaluations.
         precision: ``float32`` or ``bfloat16`` (autocast; weights stay float32).
         compile: use `torch.compile`; falls back with one warning where no compiler works.
         callbacks: called as the training goes.
 
     Returns:
-        Rows of epoch, lr, train_loss, train_accuracy, seconds and, with `test`, test_loss and test_accuracy.
+        Rows of epoch, lr, train_loss, train_accuracy, seconds and, with `test`, where it was evaluated, test_loss and
+        test_accuracy.
         Accuracies are fractions; training figures are from the pass at the true weights, averaged over the epoch.
 
     Raises:
@@ -166,7 +169,8 @@ def fit(
             row = {"epoch": state.epoch + 1, "lr": lr, "train_loss": loss, "train_accuracy": accuracy}
             if not math.isfinite(loss):
                 raise DivergedError(f"the training loss is {loss} in epoch {state.epoch + 1}; try a lower lr or rho")
-            if test is not None:
+            last = state.epoch + 1 == epochs
+            if test is not None and (last or (state.epoch + 1) % test_every == 0):
                 row |= {f"test_{name}": value for name, value in evaluate(model, test).items()}
             state.history.append(row | {"seconds": time.perf_counter() - start})
             state.epoch += 1

@@ -246,3 +246,12 @@ def test_the_ramp_goes_from_plain_steps_to_the_setting(digits):
     fit(model, optimizer, digits[0], epochs=2, batch_size=64, callbacks=[Look(), ramp])
     assert seen == pytest.approx([1 - 0.8 * step / 8 for step in range(8)])
     assert optimizer.plain == 0.2
+
+
+def test_the_test_set_is_evaluated_now_and_then_and_at_the_end(digits):
+    train, test = digits
+    model, other = network(), network()
+    rows = fit(model, sgd(model), train, test, epochs=5, batch_size=64, test_every=2)
+    assert ["test_accuracy" in row for row in rows] == [False, True, False, True, True]
+    fit(other, sgd(other), train, test, epochs=5, batch_size=64)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
