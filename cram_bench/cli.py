@@ -40,10 +40,12 @@ def _parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train one experiment, or find it trained; print its folder")
     train.add_argument(
-        "--dataset", default="digits", help="digits, cifar10, cifar100, mnist, fashion_mnist, or an image folder"
+        "--dataset", default="digits", help="digits, cifar10, cifar100, mnist, fashion_mnist, sst2, or an image folder"
     )
     train.add_argument(
-        "--method", default="sgd", help="sgd, sam, momentum-sam, cram, cram+, cram+-multi or cram-single (default: sgd)"
+        "--method",
+        default="sgd",
+        help="sgd, adamw, sam, momentum-sam, cram, cram+, cram+-multi, cram-half or cram-single (default: sgd)",
     )
     train.add_argument("--epochs", type=int, help="passes over the data (default: the recipe's)")
     train.add_argument("--seed", type=int, default=0)
@@ -53,7 +55,8 @@ def _parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="train what is missing, execute the notebooks, write reports/NAME/")
     report.add_argument(
-        "--dataset", default="digits", help="digits, cifar10, cifar100, mnist, fashion_mnist, or an image folder"
+        "--dataset",
+        help="digits, cifar10, cifar100, mnist, fashion_mnist, sst2, or an image folder (default: the notebook's)",
     )
     report.add_argument(
         "--notebook", action="append", metavar="NAME",

@@ -7,39 +7,39 @@ new question is a function here, a notebook of its name, and a line in `cram_ben
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from cram_bench.data import image_shape
-from cram_bench.experiment import METHODS, Experiment, grid, recipe
+from cram_bench.data import SENTENCES, image_shape
+from cram_bench.experiment import Experiment, grid, recipe
+from cram_bench.models import unknown
 
 
 def equal_cost(
     dataset: str, methods: Sequence[str], seeds: int | Sequence[int], model: str = "", epochs: int = 0, **changes: Any
 ) -> list[Experiment]:
-    """Return `grid`, and the methods that take one gradient a step once more with twice the epochs.
+    """Return `grid`, and the methods that cost one gradient a step once more with twice the epochs.
 
-    So every method is there at equal epochs, and at equal gradient evaluations: those of a two-pass method.
+    So every method is there at equal epochs, and at equal gradient evaluations (`Experiment.gradients`).
     """
     short = grid(dataset, methods, seeds, model, epochs, **changes)
-    one_pass = [method for method in methods if METHODS[method].passes == 1]
-    two_pass = [method for method in methods if METHODS[method].passes == 2]
-    if not one_pass or not two_pass:
-        return short
-    return short + grid(dataset, one_pass, seeds, model, 2 * short[0].epochs, **changes)
+    most = max(experiment.gradients for experiment in short)
+    return short + [
+        replace(e, epochs=2 * e.epochs, warmup_epochs=2 * e.warmup_epochs) for e in short if e.gradients < most
+    ]
 
 
-def gradients(experiment: Experiment) -> int:
-    """Return how often a training evaluates the gradient at every image: epochs × gradients a step.
+def language(
+    dataset: str, methods: Sequence[str], seeds: int | Sequence[int], model: str = "", epochs: int = 0, **changes: Any
+) -> list[Experiment]:
+    """Return `grid` over a set of sentences.
 
-    >>> gradients(recipe("digits", "cram+", epochs=15)), gradients(recipe("digits", "cram-single", epochs=30))
-    (30, 30)
+    Raises:
+        ValueError: the data set is one of images.
     """
-    return experiment.epochs * METHODS[experiment.method].passes
-
-
-def passes() -> dict[str, int]:
-    """Return method → gradient evaluations a step, at every image of the batch."""
-    return {name: method.passes for name, method in METHODS.items()}
+    if dataset not in SENTENCES:
+        raise ValueError(unknown("set of sentences", dataset, list(SENTENCES)))
+    return grid(dataset, methods, seeds, model, epochs, **changes)
 
 
 def ablations(
@@ -85,10 +85,19 @@ def transfer(
     Every source is fine-tuned dense (sparsity 0) and at every sparsity of `sparsities`, by SGD at a tenth of the usual
     learning rate. Where the images differ in shape, those of the target are scaled to the source's side and three
     channels, which the source must have then.
+
+    Raises:
+        ValueError: the target is the source, or its images cannot be made like the source's.
     """
     sources = grid(dataset, methods, seeds, model, epochs, **changes)
+    if target == dataset:
+        raise ValueError(f"transfer needs a target other than the source, {dataset!r}")
     shape = (3, sources[0].resize, sources[0].resize) if sources[0].resize else image_shape(sources[0].dataset)
     resize = 0 if image_shape(target) == shape else shape[1]
+    if resize and shape[0] != 3:
+        raise ValueError(
+            f"images of {target!r} are scaled to three channels, and the source {dataset!r} has {shape[0]}"
+        )
     tuned = [
         recipe(
             target,

@@ -48,6 +48,8 @@ TORCHVISION = {
     "mnist": Source("MNIST", 10, 60_000, (1, 28, 28), flip=False),
     "fashion_mnist": Source("FashionMNIST", 10, 60_000, (1, 28, 28)),
 }
+SENTENCES: dict[str, tuple[str, ...]] = {"sst2": ("negative", "positive")}
+"""Sets of sentences, read by `cram_bench.text`: name → class names in label order."""
 _SUFFIXES = {".png", ".jpg", ".jpeg"}
 _FORMAT = 2  # of the cache; raise it when its content changes
 
@@ -256,7 +258,7 @@ def cache_root() -> Path:
 
 def is_folder(name: str) -> bool:
     """Tell whether `name` means an image folder rather than a named data set."""
-    return name not in {"digits", "sst2", *TORCHVISION}
+    return name not in {"digits", *SENTENCES, *TORCHVISION}
 
 
 def training_size(name: str) -> int:

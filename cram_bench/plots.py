@@ -136,6 +136,7 @@ def ablations(table: pd.DataFrame) -> Figure:
         for row in range(len(table)):
             for column in range(table.shape[1]):
                 text = f"{points[row, column]:+.1f}".replace("-", "−") if row else f"{shares[0, column]:.1f}"
+                text = "failed" if np.isnan(shares[row, column]) else text
                 dark = abs(float(scale(points[row, column])) - 0.5) > 0.35
                 axis.text(column, row, text, ha="center", va="center", fontsize=8.5, color="white" if dark else "black")
         axis.set_xticks(range(table.shape[1]), list(table.columns))

@@ -25,6 +25,7 @@ from typing import Any, get_args, get_origin
 import pandas as pd
 
 from cram_bench import comparisons, compress, experiment, runs
+from cram_bench.data import is_folder
 from cram_bench.experiment import Experiment
 from cram_bench.models import unknown
 
@@ -34,7 +35,7 @@ NOTEBOOKS: dict[str, Callable[..., Any]] = {
     "equal_cost": comparisons.equal_cost,
     "ablations": comparisons.ablations,
     "transfer": comparisons.transfer,
-    "language": experiment.grid,
+    "language": comparisons.language,
 }
 """Notebook → the function of its own parameters that returns its experiments. A new one is a file and a line here."""
 DEFAULT = ("accuracy_vs_sparsity", "loss_stability")
@@ -165,7 +166,7 @@ def notebooks_folder() -> Path:
 
 
 def build(
-    dataset: str = "digits",
+    dataset: str | None = None,
     profile: str = "quick",
     seeds: int | None = None,
     parameters: Mapping[str, Any] | None = None,
@@ -181,7 +182,7 @@ def build(
     """Train what is missing, execute the notebooks, and write the report's folder.
 
     Args:
-        dataset: a name or the path of an image folder.
+        dataset: a name or the path of an image folder; by default that of the first notebook.
         profile: one of `cram_bench.experiment.PROFILES`.
         seeds: seeds 0 … n − 1; by default 3 for digits, else 1.
         parameters: notebook parameters by name; each must belong to at least one notebook.
@@ -207,6 +208,8 @@ def build(
         raise ValueError("a report needs at least one notebook")
     paths = [folder_of_notebooks / f"{stem}.ipynb" for stem in dict.fromkeys(questions)]
     defaults = {path: default_parameters(path) for path in paths}
+    if dataset is None:
+        dataset = str(defaults[paths[0]]["dataset"])
     changes = experiment.profile_changes(dataset, profile)
     given: dict[str, Any] = {
         "dataset": dataset,
@@ -214,6 +217,8 @@ def build(
         **changes,
         **(parameters or {}),
     }
+    if is_folder(target := str(given.get("target", "digits"))):
+        given["target"] = str(Path(target).expanduser().resolve())  # the notebook runs in another folder
     allowed = {key: value for known in defaults.values() for key, value in known.items()}
     for key, value in given.items():
         if key not in allowed:

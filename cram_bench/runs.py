@@ -309,7 +309,7 @@ def _train(
     if experiment.batch_size > len(train):
         raise ValueError(f"batch_size {experiment.batch_size} is larger than the training data, {len(train)} images")
     if compile is None:
-        compile = experiment.epochs * len(train) >= 200_000
+        compile = train.images.ndim == 4 and experiment.epochs * len(train) >= 200_000
     if threads is None and train.images.ndim == 4 and train.images[0].numel() <= 256:
         threads = 1
     work = store.root / ".training" / experiment.id
@@ -448,6 +448,8 @@ def _processor() -> str:
 
 def _inherit(model: nn.Module, experiment: Experiment, store: Store) -> Masks | None:
     """Start `model` from a finished run: pruned if asked, with a fresh head where the data are others. Return the masks."""
+    if (store.root / ".training" / experiment.start / "failed.json").exists():
+        raise DivergedError(f"the run it starts from, {experiment.start}, failed")
     run = store.open(experiment.start)
     source = run.load_model()
     masks = compress.apply_(source, compress.parse(experiment.prune)) if experiment.prune else None

@@ -1,7 +1,7 @@
 """Sentences as token ids, in the shape of the image data sets: what trains and probes one does the other.
 
 A sentence set is a folder with ``train.tsv`` and ``test.tsv``, a sentence TAB a label a line. A new named set is a
-line in `SENTENCES`.
+line in `cram_bench.data.SENTENCES`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cram_bench.data import DataError, Dataset, data_root
-
-SENTENCES: dict[str, tuple[str, ...]] = {"sst2": ("negative", "positive")}
-"""Name → class names in label order."""
+from cram_bench.data import SENTENCES, DataError, Dataset, data_root
+from cram_bench.models.encoder import tokenizer
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,12 @@ class Sentences(Dataset):
             generator = torch.Generator().manual_seed(seed)
             order = torch.randperm(len(self), generator=generator)[:end]
             chunks = [chunk[lengths[chunk].argsort(stable=True)] for chunk in order.split(8 * batch_size)]
-            parts = [part for chunk in chunks for part in chunk.split(batch_size)]
-            parts = [parts[index] for index in torch.randperm(len(parts), generator=generator)]
+            sorted_parts = [part for chunk in chunks for part in chunk.split(batch_size)]
+            # Shuffled again, among the batches and within each: a half of a batch must not be the shorter half.
+            parts = [
+                sorted_parts[index][torch.randperm(len(sorted_parts[index]), generator=generator)]
+                for index in torch.randperm(len(sorted_parts), generator=generator)
+            ]
         for part in parts:
             index = part.to(self.labels.device)
             yield self.images[index, : int(lengths[part].max())], self.labels[index]
@@ -78,7 +80,7 @@ def load(
     """Load the training and the test sentences, as the ids of a model's own tokenizer.
 
     Args:
-        name: one of `SENTENCES`; ``root/name/{train,test}.tsv`` is read.
+        name: one of `cram_bench.data.SENTENCES`; ``root/name/{train,test}.tsv`` is read.
         model: name of a model as `cram_bench.models.create` knows it, ``minilm`` or ``hub:NAME``.
         root: by default ``CRAM_BENCH_DATA``, else the user's cache folder.
         longest: tokens a sentence is cut to.
@@ -87,11 +89,10 @@ def load(
         DataError: a file is missing, or a line is not a sentence TAB a label.
         ValueError: the model has no tokenizer.
     """
-    from cram_bench.models.encoder import tokenizer
-
     folder = data_root(root) / name
     read = {split: _read(folder / f"{split}.tsv", len(SENTENCES[name])) for split in ("train", "test")}
     encode = tokenizer(model)
+    encode.padding_side = "right"  # batches are cut there
     none = torch.zeros(1)
     parts = []
     for sentences, labels in read.values():

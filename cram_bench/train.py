@@ -142,7 +142,8 @@ def fit(
     Returns:
         Rows of epoch, lr, train_loss, train_accuracy, seconds and, with `test`, where it was evaluated, test_loss and
         test_accuracy.
-        Accuracies are fractions; training figures are from the pass at the true weights, averaged over the epoch.
+        Accuracies are fractions; training figures are those of each step's first evaluation, averaged over the epoch:
+        the one at the true weights, except for methods that take one gradient a step elsewhere.
 
     Raises:
         DivergedError: the epoch's loss is not finite.

@@ -11,7 +11,7 @@ def test_at_equal_cost_every_method_has_the_gradients_of_a_two_pass_method():
     methods = ["sgd", "cram+-multi", "cram-half", "cram-single"]
     experiments = comparisons.equal_cost("digits", methods, 2, epochs=5)
     at_epochs = [e for e in experiments if e.epochs == 5]
-    at_cost = [e for e in experiments if comparisons.gradients(e) == 10]
+    at_cost = [e for e in experiments if e.gradients == 10]
     for part in (at_epochs, at_cost):
         assert {(e.method, e.seed) for e in part} == {(m, s) for m in methods for s in (0, 1)}
     assert len(experiments) == len(set(experiments)) == 2 * (4 + 3)
@@ -42,6 +42,17 @@ def test_a_transfer_starts_from_the_sources_and_scales_the_target(tmp_path):
         Image.new("RGB", (32, 32)).save(tmp_path / "train" / name / "0.png")
     _, tuned = comparisons.transfer("cifar10", str(tmp_path), ["sgd"], 1, [0.9], epochs=1)
     assert {e.resize for e in tuned} == {0}
+    with pytest.raises(ValueError, match="the source 'digits' has 1"):
+        comparisons.transfer("digits", str(tmp_path), ["sgd"], 1, [0.9], epochs=1)
+    with pytest.raises(ValueError, match="other than the source, 'cifar10'"):
+        comparisons.transfer("cifar10", "cifar10", ["sgd"], 1, [0.9])
     (tmp_path / "empty").mkdir()
     with pytest.raises(cb.data.DataError, match="holds no image"):
         comparisons.transfer("cifar10", str(tmp_path / "empty"), ["sgd"], 1, [0.9])
+
+
+def test_language_is_asked_of_sentences():
+    assert [e.method for e in comparisons.language("sst2", ["adamw", "cram+"], 1)] == ["adamw", "cram+"]
+    assert comparisons.language("sst2", ["cram+"], 1)[0].compressors == ("global@0.7",)
+    with pytest.raises(ValueError, match=r"unknown set of sentences 'digits'.*sst2"):
+        comparisons.language("digits", ["adamw"], 1)

@@ -149,6 +149,32 @@ def test_the_settings_reach_the_optimizer():
             assert [str(c) for c in optimizer.draw.compressors] == list(wanted.compressors)
             assert getattr(optimizer, "plus", False) == ("+" in method or method == "cram-half")
             assert optimizer.draw.generator.initial_seed() == 5
+            held = dataclasses.replace(wanted, mask_interval=3, normalize=True)
+            other = held.build_optimizer(cb.models.create("convnet", 10, 1))
+            assert (other.draw.interval, other.normalize) == (3, True)
+            assert (optimizer.draw.interval, optimizer.normalize) == (1, False)
+            if method == "cram-single":
+                other = dataclasses.replace(wanted, plain=0.25, ascent="momentum")
+                other = other.build_optimizer(cb.models.create("convnet", 10, 1))
+                assert (other.plain, other.ascent) == (0.25, "momentum")
             dense = dataclasses.replace(wanted, sparse_gradients=False)
             assert optimizer.sparse_gradients
             assert not dense.build_optimizer(cb.models.create("convnet", 10, 1)).sparse_gradients
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "message"),
+    [
+        ("sgd", {"halves": True}, "halves needs a method of two gradients"),
+        ("cram-single", {"halves": True}, "halves needs a method of two gradients"),
+        ("cram+", {"halves": True, "batch_size": 2}, "a batch of 4"),
+        ("cram-half", {"halves": False}, "it is 'cram\\+-multi'"),
+        ("cram+", {"ramp": True}, "ramp belongs to method 'cram-single', not to 'cram\\+'"),
+        ("sgd", {"optimizer": "adamw"}, "'sgd' is an optimizer of its own"),
+        ("cram+", {"mask_interval": 0}, "mask_interval must be at least 1, not 0"),
+        ("cram-single", {"plain": 1.0}, r"plain must be in \[0, 1\), not 1.0"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(method, changes, message):
+    with pytest.raises(ValueError, match=message):
+        recipe("digits", method, **changes)

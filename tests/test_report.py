@@ -7,6 +7,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+from PIL import Image
 
 import cram_bench as cb
 from cram_bench import report
@@ -199,8 +200,15 @@ def test_notebooks_are_committed_bare_and_hold_no_functions():
         assert path.stem in report.NOTEBOOKS
 
 
-def test_a_report_answers_the_questions_it_is_asked(folders):
-    small = {"epochs": 1, "sparsities": [0.5, 0.9], "target": "digits", "target_epochs": 1}
+def test_a_report_answers_the_questions_it_is_asked(folders, monkeypatch):
+    for split, count in (("train", 8), ("test", 4)):
+        for label in ("dark", "light"):
+            (folders[0] / "grey" / split / label).mkdir(parents=True)
+            for index in range(count):
+                shade = 20 * index + (0 if label == "dark" else 100)
+                Image.new("L", (8, 8), shade).save(folders[0] / "grey" / split / label / f"{index}.png")
+    monkeypatch.chdir(folders[0])
+    small = {"epochs": 1, "sparsities": [0.5, 0.9], "target": "grey", "target_epochs": 1}
     questions = ("transfer", "equal_cost", "ablations")
     built = report.build("digits", "quick", 1, small, questions=questions, reports=folders[0])
     assert built.failures == {}

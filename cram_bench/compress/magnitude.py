@@ -27,7 +27,7 @@ class Magnitude(Compressor):
     tied at the threshold go in order of position.
 
     With ``reference`` it is the rule of the authors' code, to check results against theirs: kept is what lies
-    strictly above the ⌈n(1 − k)⌉-th largest magnitude, one weight fewer than asked and more where there are ties;
+    strictly above the ⌈n(1 − k)⌉-th largest magnitude, so ⌈n(1 − k)⌉ − 1 weights, and fewer where there are ties;
     and ``uniform`` leaves tensors dense by position: the first, and the last two of all parameters, which are
     the weight and the bias of a classifier, so here the first and the last of the prunable weights.
 
@@ -74,6 +74,8 @@ def _keep(magnitudes: Tensor, sparsity: float) -> Tensor:
 
 def _strictly_above(magnitudes: Tensor, sparsity: float) -> Tensor:
     count = magnitudes.numel()
+    if sparsity == 0:
+        return torch.ones_like(magnitudes, dtype=torch.bool)
     rank = math.ceil(count * (1 - sparsity))  # from the largest, as the authors count
     if rank == 0:
         return torch.zeros_like(magnitudes, dtype=torch.bool)

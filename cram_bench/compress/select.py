@@ -86,9 +86,9 @@ def kth_smallest(scores: Tensor, k: int) -> Tensor:
     rank = k / count
     margin = 4 * math.sqrt(size * rank * (1 - rank)) + 8  # four standard deviations of the rank in a random sample
     low, high = int(rank * size - margin), math.ceil(rank * size + margin)
-    above_low = scores >= sample[low] if low > 0 else torch.ones_like(scores, dtype=torch.bool)
-    inside = scores[above_low & (scores <= sample[high]) if high < size else above_low]
-    place = k - (count - int(above_low.sum()))
+    below = scores < sample[low] if low > 0 else torch.zeros_like(scores, dtype=torch.bool)
+    inside = scores[~below & (scores <= sample[high]) if high < size else ~below]
+    place = k - int(below.sum())
     if not 0 < place <= inside.numel():
         return scores.kthvalue(k).values
     return inside.kthvalue(place).values

@@ -15,11 +15,12 @@ from torch import nn
 
 from cram_bench.compress import prunable
 from cram_bench.models.convnet import convnet
+from cram_bench.models.encoder import Encoder, is_encoder
 from cram_bench.models.resnet import resnet18, resnet20
 from cram_bench.models.vgg import vgg16_bn
 from cram_bench.models.vit import vit_tiny
 
-__all__ = ["BUILDERS", "create", "names", "prunable"]
+__all__ = ["BUILDERS", "check", "create", "head", "is_encoder", "names", "prunable"]
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "convnet": convnet,
@@ -31,8 +32,8 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
 
 
 def names() -> list[str]:
-    """Return the names that `create` knows, besides ``torchvision:NAME``."""
-    return list(BUILDERS)
+    """Return the names that `create` knows, besides ``torchvision:NAME`` and ``hub:NAME``."""
+    return [*BUILDERS, "minilm"]
 
 
 def create(name: str, num_classes: int, in_channels: int = 3, image_size: int = 32) -> nn.Module:
@@ -54,8 +55,6 @@ def create(name: str, num_classes: int, in_channels: int = 3, image_size: int = 
     if name.startswith("torchvision:"):
         return _torchvision(name.removeprefix("torchvision:"), num_classes, in_channels)
     if is_encoder(name):
-        from cram_bench.models.encoder import Encoder
-
         return Encoder(name, num_classes)
     check(name)
     builder = BUILDERS[name]
@@ -63,11 +62,6 @@ def create(name: str, num_classes: int, in_channels: int = 3, image_size: int = 
         {"image_size": image_size} if "image_size" in inspect.signature(builder).parameters else {}
     )
     return builder(num_classes=num_classes, in_channels=in_channels, **options)
-
-
-def is_encoder(name: str) -> bool:
-    """Tell whether `name` means a pretrained encoder of text."""
-    return name == "minilm" or name.startswith("hub:")
 
 
 def check(name: str) -> None:

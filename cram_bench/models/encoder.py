@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -25,8 +26,8 @@ class Encoder(nn.Module):
 
     def __init__(self, name: str, num_classes: int) -> None:
         super().__init__()
-        self.body = _transformers("AutoModel").from_pretrained(location(name))
-        self.pad = self.body.config.pad_token_id or 0
+        self.body = _transformers("AutoModel").from_pretrained(location(name), dtype=torch.float32)
+        self.pad = tokenizer(name).pad_token_id
         self.dropout = nn.Dropout(0.1)
         self.classifier = nn.Linear(self.body.config.hidden_size, num_classes)
 
@@ -40,6 +41,11 @@ class Encoder(nn.Module):
         """Name the linear weights of the encoder's layers."""
         linear = {name for name, module in self.body.named_modules() if isinstance(module, nn.Linear)}
         return [f"body.{name}.weight" for name in sorted(linear) if not name.startswith("pooler")]
+
+
+def is_encoder(name: str) -> bool:
+    """Tell whether `name` means a pretrained encoder of text."""
+    return name == "minilm" or name.startswith("hub:")
 
 
 def location(name: str) -> str:
@@ -57,7 +63,7 @@ def tokenizer(name: str) -> Any:
     Raises:
         ValueError: `name` is not that of an encoder.
     """
-    if name != "minilm" and not name.startswith("hub:"):
+    if not is_encoder(name):
         raise ValueError(f"sentences need a language model, minilm or hub:NAME, not {name!r}")
     return _transformers("AutoTokenizer").from_pretrained(location(name))
 

@@ -77,14 +77,21 @@ class Wrapper(Optimizer, abc.ABC):
         return self.base.defaults
 
     @abc.abstractmethod
-    def _gradients(self, closure: Closure, scale: float) -> Any:
+    def _gradients(self, closure: Closure, scale: float | None) -> Any:
         """Leave in ``.grad`` what the base optimizer steps with, and the weights as they were; return the loss.
 
-        `scale` is the factor on the loss, and so on every gradient that the closure computes; 1 without a scaler.
+        `scale` is the factor on the loss, and so on every gradient that the closure computes; None without a scaler.
         """
 
-    def _stepped(self, finite: bool) -> None:
-        """Called after the base optimizer's step, gradients unscaled in place; `finite` as the scaler found them."""
+    def _snapshot(self) -> Callable[[], None]:
+        """Return what puts the subclass's own state back, for when the closure raises."""
+        return lambda: None
+
+    def _ready(self) -> None:
+        """Called before the base optimizer's step, with finite gradients, unscaled and not yet clipped."""
+
+    def _stepped(self) -> None:
+        """Called after the base optimizer's step."""
 
     @torch.no_grad()
     def step(self, closure: Closure | None = None, *, scaler: torch.amp.GradScaler | None = None) -> Any:  # type: ignore[override]
@@ -104,16 +111,22 @@ class Wrapper(Optimizer, abc.ABC):
             )
         if scaler is not None and not scaler.is_enabled():
             scaler = None
-        with self._restored(self.model.buffers()):
-            loss = self._gradients(torch.enable_grad()(closure), 1.0 if scaler is None else scaler.get_scale())
+        back = self._snapshot()
+        try:
+            with self._restored(self.model.buffers()):
+                loss = self._gradients(torch.enable_grad()(closure), None if scaler is None else scaler.get_scale())
+        except BaseException:
+            back()
+            raise
         if scaler is None:
+            self._ready()
             self.base.step()
-            self._stepped(finite=True)
-            return loss
-        if any(p.grad is not None for p in self._parameters()):  # a scaler refuses a step without gradients
+        elif any(p.grad is not None for p in self._parameters()):  # a scaler refuses a step without gradients
             scaler.unscale_(self.base)  # before the hooks of the base optimizer, which then see true gradients
+            if _finite(p.grad for p in self._parameters()):
+                self._ready()
             scaler.step(self.base)
-            self._stepped(finite=_finite(p.grad for p in self._parameters()))
+        self._stepped()
         return loss
 
     def _parameters(self) -> list[Tensor]:
@@ -148,7 +161,9 @@ class Wrapper(Optimizer, abc.ABC):
     def _adopt(self, group: dict[str, Any]) -> None:
         owned = {id(parameter) for parameter in self.model.parameters()}
         if any(id(parameter) not in owned for parameter in group["params"]):
-            raise ValueError("the base optimizer holds a parameter that is not in the model")
+            strange = next(p for p in group["params"] if id(p) not in owned)
+            shape = tuple(strange.shape)
+            raise ValueError(f"the base optimizer holds a parameter, of shape {shape}, that is not in the model")
         for name, value in self.settings.items():
             group.setdefault(name, value)
         if "rho" in self.settings:
@@ -192,17 +207,17 @@ class TwoPass(Wrapper):
 
     def _needs_first(self) -> bool:
         """Whether the step depends on the gradient at θ, and not only on the loss and the buffers there."""
-        return any(group["rho"] for group in self.param_groups)
+        return True
 
-    def _gradients(self, closure: Closure, scale: float) -> Any:
+    def _gradients(self, closure: Closure, scale: float | None) -> Any:
         buffers = list(self.model.buffers())
         with nullcontext() if self.parallel is None or self._needs_first() else self.parallel.no_sync():
             loss = closure()
         parameters = [p for p in self._parameters() if p.grad is not None]
         first = {p: p.grad for p in parameters}
-        if scale != 1.0:
-            if not _finite(first.values()):
-                return loss  # the scaler finds it too, skips the step and lowers the scale
+        if scale is not None:
+            if self._needs_first() and not _finite(first.values()):
+                return loss  # the scaler finds it too, skips the step and lowers the scale; on every device alike
             _multiply(first.values(), 1 / scale)
         if self.parallel is not None and self.parallel.gradient_as_bucket_view:
             first = {p: g.clone() for p, g in first.items() if g is not None}  # the next pass writes where g lies
@@ -218,7 +233,7 @@ class TwoPass(Wrapper):
                 ]
             )
             closure()
-        if scale != 1.0:  # the sum is scaled like its second term; a scale is a power of two, so nothing is lost
+        if scale is not None:  # the sum is scaled like its second term; a scale is a power of two, so nothing is lost
             _multiply(first.values(), scale)
         self._combine(first)
         copy_into(buffers, after_first)
@@ -266,6 +281,11 @@ def check_momentum(base: Optimizer) -> None:
     for group in base.param_groups:
         if not (group.get("momentum") or group.get("betas", (0.0,))[0]):
             raise ValueError(f"the ascent follows the momentum, and this optimizer keeps none: {type(base).__name__}")
+
+
+def ascends(groups: Sequence[dict[str, Any]]) -> bool:
+    """Tell whether any group has a radius above 0."""
+    return any(group["rho"] for group in groups)
 
 
 def check_rho(rho: float) -> None:

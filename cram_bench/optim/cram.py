@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -18,6 +18,7 @@ from cram_bench.optim.base import (
     TwoPass,
     Wrapper,
     ascend_,
+    ascends,
     check_momentum,
     check_rho,
     mask_gradients,
@@ -83,7 +84,10 @@ class CrAM(TwoPass):
         self._masks: Masks | None = None
 
     def _needs_first(self) -> bool:
-        return self.plus or super()._needs_first()
+        return self.plus or ascends(self.param_groups)
+
+    def _snapshot(self) -> Callable[[], None]:
+        return self.draw.snapshot()
 
     def _moved(self, parameters: list[Tensor]) -> list[Tensor]:
         return _distinct(parameters, self.prunable)
@@ -105,12 +109,13 @@ class CrAM(TwoPass):
 
     def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
         """Return the base optimizer's state and, under ``cram``, that of the draw and of held masks."""
-        return {**super().state_dict(), "cram": self.draw.state_dict()}
+        return {**super().state_dict(), "cram": {"method": "CrAM", **self.draw.state_dict()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # type: ignore[override]
         """Restore what `state_dict` returned."""
-        super().load_state_dict(_without(state_dict, "CrAM"))
-        self.draw.load_state_dict(state_dict["cram"])
+        base = _without(state_dict, "CrAM")
+        self.draw.load_state_dict(state_dict["cram"])  # first, because it refuses what does not fit
+        super().load_state_dict(base)
 
     def __repr__(self) -> str:
         choices = ", ".join(map(str, self.draw.compressors))
@@ -122,9 +127,10 @@ class CrAMSingle(Wrapper):
 
     With probability p a plain step with ∇L(θ). Otherwise g̃ = ∇L(C_k(θ + ρ u)), with an ascent u that is
     already known, and the base optimizer steps at θ with M ⊙ g̃. In expectation over the draw and for p = ½ that is
-    half of CrAM+'s g + M ⊙ g̃: the same path takes twice its learning rate and half its weight decay.
+    half of CrAM+'s g + M ⊙ g̃, so with SGD the same path takes twice its learning rate and half its weight decay.
+    ``plain`` may be changed while training goes on; `cram_bench.train.Ramp` lowers it from 1.
 
-    u is the gradient that the last step used (``ascent="gradient"``, which costs one more copy of the weights, in
+    u is the gradient that the last step used, before any clipping (``ascent="gradient"``, which costs one more copy of the weights, in
     memory and in a checkpoint), or −v, v being the base optimizer's momentum (``"momentum"``, which costs nothing;
     its sign and its normalisation, with ``normalize``, are momentum-SAM's, arXiv 2401.12033). The first step has none
     and only compresses. The method is of this project; nothing published describes it.
@@ -180,7 +186,7 @@ class CrAMSingle(Wrapper):
         self.draw = Draw(self.prunable, compressors, mask_interval, _shared(seed, self.parallel))
         self._last: dict[Tensor, Tensor] = {}
 
-    def _gradients(self, closure: Closure, scale: float) -> Any:
+    def _gradients(self, closure: Closure, scale: float | None) -> Any:
         if float(torch.rand((), generator=self.draw.generator)) < self.plain:
             return closure()
         moved = _distinct(self._parameters(), self.prunable)
@@ -201,22 +207,26 @@ class CrAMSingle(Wrapper):
             if (known := [p for p in group["params"] if p in self._last])
         ]
 
-    def _stepped(self, finite: bool) -> None:
-        if self.ascent == "gradient" and finite:
+    def _snapshot(self) -> Callable[[], None]:
+        return self.draw.snapshot()
+
+    def _ready(self) -> None:
+        if self.ascent == "gradient":
             present = [p for p in self._parameters() if p.grad is not None]
             self._last = dict(zip(present, clones([p.grad for p in present if p.grad is not None]), strict=True))
 
     def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
         """Return the base optimizer's state and, under ``cram``, that of the draws, held masks and the last gradient."""
-        state = self.draw.state_dict()
+        state = {"method": "CrAMSingle", **self.draw.state_dict()}
         if self.ascent == "gradient":
             state["last"] = [self._last.get(p) for p in self._parameters()]
         return {**super().state_dict(), "cram": state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # type: ignore[override]
         """Restore what `state_dict` returned."""
-        super().load_state_dict(_without(state_dict, "CrAMSingle"))
+        base = _without(state_dict, "CrAMSingle")
         self.draw.load_state_dict(state_dict["cram"])
+        super().load_state_dict(base)
         last = state_dict["cram"].get("last", [])
         parameters = self._parameters()[: len(last)]
         self._last = {p: g.to(p.device, copy=True) for p, g in zip(parameters, last, strict=True) if g is not None}
@@ -243,4 +253,7 @@ def _shared(seed: int, parallel: DistributedDataParallel | None) -> int:
 def _without(state_dict: dict[str, Any], method: str) -> dict[str, Any]:
     if "cram" not in state_dict:
         raise ValueError(f"this state dict was not saved by {method}: it has no entry 'cram'")
+    saved = state_dict["cram"].get("method", method)
+    if saved != method:
+        raise ValueError(f"this state dict was saved by {saved}, not by {method}")
     return {name: value for name, value in state_dict.items() if name != "cram"}

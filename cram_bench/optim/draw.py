@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,16 @@ class Draw:
         self.held: dict[int, Masks] = {}
         self.uses = [0] * len(self.compressors)
 
+    def snapshot(self) -> Callable[[], None]:
+        """Return a function that puts the draw back to where it is now."""
+        generator, held, uses = self.generator.get_state(), dict(self.held), list(self.uses)
+
+        def back() -> None:
+            self.generator.set_state(generator)
+            self.held, self.uses = held, uses
+
+        return back
+
     def apply_(self) -> Masks:
         """Draw an operator, compress the weights with it, and return its masks."""
         index = int(torch.randint(len(self.compressors), (), generator=self.generator))
@@ -61,10 +71,13 @@ class Draw:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the generator's state and, where masks are held, those and the count of uses."""
-        state: dict[str, Any] = {"generator": self.generator.get_state()}
+        state: dict[str, Any] = {"generator": self.generator.get_state(), **self._identity()}
         if self.interval > 1:
             state |= {"uses": list(self.uses), "held": sorted(self.held), "masks": self._packed()}
         return state
+
+    def _identity(self) -> dict[str, Any]:
+        return {"compressors": [str(choice) for choice in self.compressors], "mask_interval": self.interval}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned.
@@ -72,14 +85,13 @@ class Draw:
         Raises:
             ValueError: it is of other compressors or another mask interval.
         """
-        if ("uses" in state) != (self.interval > 1):
-            raise ValueError("the state was saved with another mask_interval: one of both holds no masks")
-        if len(state.get("uses", self.uses)) != len(self.uses):
-            raise ValueError(f"the state is of {len(state['uses'])} compressors, not {len(self.uses)}")
-        self.generator.set_state(state["generator"])
+        for name, ours in self._identity().items():
+            if state.get(name, ours) != ours:
+                raise ValueError(f"the state was saved with {name} {state[name]}, not {ours}")
+        held = self._unpacked(state["masks"].cpu(), state["held"]) if self.interval > 1 else {}
+        self.generator.set_state(state["generator"].cpu())  # a checkpoint may have been loaded onto another device
         if self.interval > 1:
-            self.uses = list(state["uses"])
-            self.held = self._unpacked(state["masks"], state["held"])
+            self.uses, self.held = list(state["uses"]), held
 
     def _packed(self) -> Tensor:
         """All held masks as compressed bytes, one bit a weight and mask.
@@ -100,7 +112,8 @@ class Draw:
         count = sum(weight.numel() for weight in self.weights.values())
         data = np.frombuffer(zlib.decompress(packed.numpy().tobytes()), np.uint8)
         if data.size != -(-len(held) // 8) * count:
-            raise ValueError("the held masks in this state are of another model")
+            theirs = data.size // -(-len(held) // 8)
+            raise ValueError(f"the held masks in this state are of {theirs:,} weights, and this model has {count:,}")
         bits = np.unpackbits(data.reshape(-1, count), axis=0, count=len(held)).astype(bool)
         sizes = [weight.numel() for weight in self.weights.values()]
         return {

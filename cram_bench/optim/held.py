@@ -43,10 +43,10 @@ class HeldMasks(Wrapper):
         self.masks = Masks({name: mask.to(parameters[name].device) for name, mask in masks.items()})
         self.masked = {name: parameters[name] for name in masks}
 
-    def _gradients(self, closure: Closure, scale: float) -> Any:
+    def _gradients(self, closure: Closure, scale: float | None) -> Any:
         loss = closure()
         mask_gradients(self.masked, self.masks)
         return loss
 
-    def _stepped(self, finite: bool) -> None:
+    def _stepped(self) -> None:
         self.masks.zero_(self.masked)

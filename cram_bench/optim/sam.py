@@ -15,6 +15,7 @@ from cram_bench.optim.base import (
     TwoPass,
     Wrapper,
     ascend_,
+    ascends,
     check_momentum,
     check_rho,
     momenta,
@@ -62,6 +63,9 @@ class SAM(TwoPass):
             ascent = _by_size(parameters, gradients) if group["adaptive"] else gradients
             torch._foreach_add_(parameters, list(torch._foreach_mul(ascent, group["rho"] / (norm + TINY))))
 
+    def _needs_first(self) -> bool:
+        return ascends(self.param_groups)
+
     def _combine(self, first: dict[Tensor, Tensor | None]) -> None:
         """The base optimizer uses the second gradient as it is."""
 
@@ -88,7 +92,7 @@ class MomentumSAM(Wrapper):
         check_momentum(base)
         super().__init__(model, base, rho=rho)
 
-    def _gradients(self, closure: Closure, scale: float) -> Any:
+    def _gradients(self, closure: Closure, scale: float | None) -> Any:
         groups = momenta(self.param_groups, self.state)
         with self._restored([p for _, parameters, _ in groups for p in parameters], always=True):
             ascend_(groups, normalize=True)

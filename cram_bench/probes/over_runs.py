@@ -28,7 +28,7 @@ def over_runs(
         probe: a probe of `cram_bench.probes`, or any function of a model that returns a table.
         arguments: given to the probe after the model.
         progress: print a line per run.
-        settings: further settings of the experiment to put beside the seed, such as ``epochs``.
+        settings: further attributes of the experiment to put beside the seed, such as ``epochs``.
         options: given to the probe by name.
 
     >>> over_runs([], lambda model: pd.DataFrame({"loss": [1.0]})).empty
@@ -85,12 +85,14 @@ def accuracy_table(curves: pd.DataFrame, calibrated: bool = True, pattern: str =
 def ablation_means(curves: pd.DataFrame) -> pd.DataFrame:
     """Return mean accuracies over seeds as fractions: a row per change, a column per sparsity in per cent, dense untuned.
 
+    A change whose runs all failed has a row of NaN.
+
     Args:
         curves: columns changed, sparsity, calibrated, accuracy.
     """
     shown = curves[curves["calibrated"].astype(bool) != (curves["sparsity"] == 0)]
     means = shown.pivot_table(index="changed", columns="sparsity", values="accuracy")
-    means = means.loc[list(dict.fromkeys(curves["changed"])), sorted(means.columns)]
+    means = means.reindex(index=list(dict.fromkeys(curves["changed"])), columns=sorted(means.columns))
     return means.rename(columns=lambda level: "dense" if level == 0 else f"{100 * level:g}")
 
 
