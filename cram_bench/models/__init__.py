@@ -32,8 +32,8 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
 
 
 def names() -> list[str]:
-    """Return the names that `create` knows, besides ``torchvision:NAME`` and ``hub:NAME``."""
-    return [*BUILDERS, "minilm"]
+    """Return the names that `create` knows, besides ``torchvision:NAME``, ``hub:NAME`` and ``minilm``."""
+    return list(BUILDERS)
 
 
 def create(name: str, num_classes: int, in_channels: int = 3, image_size: int = 32) -> nn.Module:
