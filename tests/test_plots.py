@@ -24,6 +24,10 @@ FIGURES = {
     "line": lambda: cb.plots.loss_along_compression(table(compressor=["global@0.5", "2:4"], t=[0.0, 1.0])),
     "gaps": lambda: cb.plots.gaps(table(sparsity=[0.5, 0.9]).assign(rho=0.2)),
     "sharpness": lambda: cb.plots.sharpness(table(rho=[0.05, 0.1])),
+    "cost": lambda: cb.plots.equal_cost(
+        table(sparsity=[0.0, 0.5]).assign(pattern="global", calibrated=True, epochs=2, gradients=4)
+    ),
+    "transfer": lambda: cb.plots.transfer(table(sparsity=[0.0, 0.5]), "digits", chance=0.1),
     "planes": lambda: cb.plots.loss_planes(table(a=[-1.0, 0.0, 1.0], b=[-1.0, 0.0, 1.0]).query("seed == 0")),
 }
 
@@ -62,3 +66,11 @@ def test_plots_leave_matplotlibs_settings_alone():
     before = dict(mpl.rcParams)
     FIGURES["planes"]()
     assert dict(mpl.rcParams) == before
+
+
+def test_ablations_show_the_first_row_and_differences_to_it():
+    means = pd.DataFrame({"dense": [0.9, 0.88, np.nan], "90": [0.5, 0.62, np.nan]}, index=["CrAM+", "other", "broken"])
+    figure = cb.plots.ablations(means)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["90.0", "50.0", "−2.0", "+12.0", "failed", "failed"]
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["CrAM+", "other", "broken"]
+    figure.savefig(io.BytesIO(), format="png")

@@ -46,7 +46,7 @@ def test_the_same_experiment_is_never_trained_twice(monkeypatch):
     assert ensure(tiny()) == first
 
 
-@pytest.mark.parametrize("method", ["sgd", "sam", "cram+-multi"])
+@pytest.mark.parametrize("method", ["sgd", "sam", "cram+-multi", "cram-half", "cram-single"])
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_resume_equals_uninterrupted_training(method, epoch, tmp_path, monkeypatch):
     straight = ensure(tiny(method), Store(tmp_path / "straight"))
@@ -300,3 +300,27 @@ def test_a_start_that_does_not_fit_is_refused():
         recipe("digits", prune="global@0.5")
     with pytest.raises(ValueError, match="start must be the id of a run, not 'there'"):
         recipe("digits", start="there")
+
+
+def test_a_failed_source_fails_what_starts_from_it_and_stands_in_the_tables():
+    source = tiny("cram+-multi", epochs=1, lr=1e30)
+    sound = tiny("cram+-multi", epochs=1)
+    tuned = [recipe("digits", epochs=1, start=e.id, prune="global@0.5") for e in (source, sound)]
+    listed = ensure_all([source, sound, *tuned])
+    assert [run.failure is None for run in listed] == [False, True, False, True]
+    assert f"the run it starts from, {source.id}, failed" in listed[2].failure
+    accuracy = cb.probes.transfer_accuracy(listed[2:], listed[:2])["accuracy"]
+    assert accuracy.isna().tolist() == [True, False]
+
+
+def test_a_change_that_fails_keeps_its_row():
+    listed = ensure_all([tiny(epochs=1), tiny(epochs=1, lr=1e30)])
+    curves = [cb.probes.over_runs([run], cb.probes.sparsity_curve, run.experiment.load_data()[1], ["global@0.5"],
+                                  [next(run.experiment.load_data()[0].batches(100))]).assign(changed=name)
+              for run, name in zip(listed, ("as it is", "lr = 1e30"), strict=True)]  # fmt: skip
+    means = cb.probes.ablation_means(pd.concat(curves, ignore_index=True))
+    assert list(means.index) == ["as it is", "lr = 1e30"]
+    assert list(means.columns) == ["dense", "50"]
+    assert means.notna().all(axis=1).tolist() == [True, False]
+    texts = [text.get_text() for text in cb.plots.ablations(means).axes[0].texts]
+    assert texts[2:] == ["failed", "failed"]

@@ -108,3 +108,26 @@ def test_cram_trains_an_encoder_through_the_store_and_its_weights_come_back(tmp_
     curve = cb.probes.sparsity_curve(run.load_model(), test, ["global@0.5"])
     assert curve["accuracy"].between(0, 1).all()
     assert cb.train.evaluate(run.load_model(), test)["accuracy"] == run.history["test_accuracy"].iloc[-1]
+
+
+def test_a_half_of_a_batch_is_not_the_shorter_half():
+    data = sentences(200)
+    first = [(ids[:5] != 0).sum(1).float().mean() for ids, _ in data.batches(10, seed=0)]
+    second = [(ids[5:] != 0).sum(1).float().mean() for ids, _ in data.batches(10, seed=0)]
+    longer = [float(b > a) for a, b in zip(first, second, strict=True)]
+    assert 0.2 < sum(longer) / len(longer) < 0.8
+
+
+@needs_encoder
+def test_the_language_notebook_runs_on_its_own_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("CRAM_BENCH_DATA", os.fspath(folder(tmp_path, ROWS * 4)))
+    small = {"epochs": 1, "sparsities": [0.5]}
+    built = cb.report.build(parameters=small, questions=["language"], reports=tmp_path)
+    assert built.failures == {}
+    assert built.folder.name == "sst2-minilm-quick-language"
+    index = (built.folder / "index.html").read_text()
+    assert "figures/language.svg" in index
+    assert "AdamW" in index
+    assert "BatchNorm" not in index
+    with pytest.raises(ValueError, match="unknown set of sentences 'digits'"):
+        cb.report.build("digits", questions=["language"], reports=tmp_path)
