@@ -135,9 +135,10 @@ def ablations(table: pd.DataFrame) -> Figure:
         image = axis.imshow(points, cmap="PuOr", norm=scale, aspect="auto")
         for row in range(len(table)):
             for column in range(table.shape[1]):
+                failed = np.isnan(points[row, column])
                 text = f"{points[row, column]:+.1f}".replace("-", "−") if row else f"{shares[0, column]:.1f}"
-                text = "failed" if np.isnan(shares[row, column]) else text
-                dark = abs(float(scale(points[row, column])) - 0.5) > 0.35
+                dark = not failed and abs(float(scale(points[row, column])) - 0.5) > 0.35
+                text = "failed" if failed else text
                 axis.text(column, row, text, ha="center", va="center", fontsize=8.5, color="white" if dark else "black")
         axis.set_xticks(range(table.shape[1]), list(table.columns))
         axis.set_yticks(range(len(table)), list(table.index))
