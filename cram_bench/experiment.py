@@ -76,8 +76,8 @@ class Experiment:
     """Of cram-single: the probability of a plain step, in [0, 1)."""
     ramp: bool = False
     """Of cram-single: lower that probability linearly from 1 to ``plain`` over the training."""
-    ascent: str = "gradient"
-    """Of cram-single: ``gradient`` or ``momentum``."""
+    ascent: str = "momentum"
+    """Of cram-single: ``momentum`` or ``gradient``."""
     start: str = ""
     """Id of the finished run in the same store whose weights to start from; empty for a fresh network."""
     prune: str = ""
@@ -113,7 +113,7 @@ class Experiment:
             "rho": (self.rho >= 0, "not negative"),
             "mask_interval": (self.mask_interval >= 1, "at least 1"),
             "plain": (0 <= self.plain < 1, "in [0, 1)"),
-            "ascent": (self.ascent in ("gradient", "momentum"), "gradient or momentum"),
+            "ascent": (self.ascent in ("momentum", "gradient"), "momentum or gradient"),
             "optimizer": (self.optimizer in ("sgd", "adamw"), "sgd or adamw"),
             "start": (
                 not self.start or re.fullmatch("[0-9a-f]{12}", self.start) is not None,
@@ -260,7 +260,7 @@ def _compression(experiment: Experiment) -> dict[str, Any]:
 
 _MULTI = tuple(f"global@{tenths / 10:g}" for tenths in range(3, 10))
 
-_SINGLE = {"rho": 0.2, "compressors": (*_MULTI, "global@0.95"), "ramp": True, "plain": 0.0}
+_SINGLE = {"rho": 0.02, "compressors": (*_MULTI, "global@0.95"), "ramp": True, "plain": 0.0}
 
 _UPPER = tuple(f"global@{tenths / 10:g}" for tenths in range(5, 10))
 _LANGUAGE: dict[str, Any] = {

@@ -154,9 +154,9 @@ def test_the_settings_reach_the_optimizer():
             assert (other.draw.interval, other.normalize) == (3, True)
             assert (optimizer.draw.interval, optimizer.normalize) == (1, False)
             if method == "cram-single":
-                other = dataclasses.replace(wanted, plain=0.25, ascent="momentum")
+                other = dataclasses.replace(wanted, plain=0.25, ascent="gradient")
                 other = other.build_optimizer(cb.models.create("convnet", 10, 1))
-                assert (other.plain, other.ascent) == (0.25, "momentum")
+                assert (other.plain, other.ascent) == (0.25, "gradient")
             dense = dataclasses.replace(wanted, sparse_gradients=False)
             assert optimizer.sparse_gradients
             assert not dense.build_optimizer(cb.models.create("convnet", 10, 1)).sparse_gradients

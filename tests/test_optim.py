@@ -231,14 +231,12 @@ RULES = {
     ),
     "momentum-sam": (lambda m, b: cb.optim.MomentumSAM(m, b), Hand(hand_momentum_sam), {}),
     "cram-single multi": (
-        lambda m, b: cb.optim.CrAMSingle(m, b, [Magnitude(s) for s in LEVELS], rho=0.2, seed=7),
+        lambda m, b: cb.optim.CrAMSingle(m, b, [Magnitude(s) for s in LEVELS], rho=0.2, ascent="gradient", seed=7),
         Hand(hand_single, sparsities=LEVELS, rho=0.2),
         {},
     ),
     "cram-single momentum": (
-        lambda m, b: cb.optim.CrAMSingle(
-            m, b, Magnitude(0.5), 0.05, plain=0.3, ascent="momentum", sparse_gradients=False, normalize=True
-        ),
+        lambda m, b: cb.optim.CrAMSingle(m, b, Magnitude(0.5), 0.05, plain=0.3, sparse_gradients=False, normalize=True),
         Hand(hand_single, sparsities=(0.5,), rho=0.05, plain=0.3, ascent="momentum", sparse=False, norm=True),
         {},
     ),
@@ -707,3 +705,14 @@ def test_the_reference_rule_by_hand(scope, kept):
     ]
     assert Magnitude(0.0, scope, reference=True).masks(weights).zeros == 0
     assert Magnitude(1.0, "global", reference=True).masks(weights).zeros == 8
+
+
+@pytest.mark.parametrize("rule", ["sam", "momentum-sam", "cram+-multi", "cram-single momentum", "cram+-multi held masks"])
+def test_a_checkpoint_is_hardly_larger_than_the_bases(rule):
+    torch.manual_seed(0)
+    model = cb.models.create("resnet20", 10)
+    base = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    optimizer = RULES[rule][0](model, base)
+    for _ in range(4):
+        optimizer.step(closure_of(model, optimizer, torch.randn(8, 3, 32, 32), torch.arange(8)))
+    assert size(optimizer.state_dict()) <= 1.1 * size(base.state_dict())

@@ -130,10 +130,10 @@ class CrAMSingle(Wrapper):
     half of CrAM+'s g + M ⊙ g̃, so with SGD the same path takes twice its learning rate and half its weight decay.
     ``plain`` may be changed while training goes on; `cram_bench.train.Ramp` lowers it from 1.
 
-    u is the gradient that the last step used, before any clipping (``ascent="gradient"``, which costs one more copy of the weights, in
-    memory and in a checkpoint), or −v, v being the base optimizer's momentum (``"momentum"``, which costs nothing;
-    its sign and its normalisation, with ``normalize``, are momentum-SAM's, arXiv 2401.12033). The first step has none
-    and only compresses. The method is of this project; nothing published describes it.
+    u is −v, v being the base optimizer's momentum (``ascent="momentum"``, which costs nothing; its sign and, with
+    ``normalize``, its normalisation are momentum-SAM's, arXiv 2401.12033), or the gradient that the last step used, before
+    any clipping (``"gradient"``, which costs one more copy of the weights, in memory and in a checkpoint). The first
+    step has none and only compresses. The method is of this project; nothing published describes it.
 
     BatchNorm's running statistics come from the plain steps alone. The loss returned is that at the point where
     the gradient was taken, so on average it lies above the loss at θ.
@@ -161,9 +161,9 @@ class CrAMSingle(Wrapper):
         model: nn.Module,
         base: Optimizer,
         compressors: Sequence[Compressor] | Compressor,
-        rho: float = 0.2,
+        rho: float = 0.02,
         plain: float = 0.5,
-        ascent: Ascending = "gradient",
+        ascent: Ascending = "momentum",
         sparse_gradients: bool = True,
         normalize: bool = False,
         mask_interval: int = 1,
