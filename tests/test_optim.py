@@ -707,7 +707,9 @@ def test_the_reference_rule_by_hand(scope, kept):
     assert Magnitude(1.0, "global", reference=True).masks(weights).zeros == 8
 
 
-@pytest.mark.parametrize("rule", ["sam", "momentum-sam", "cram+-multi", "cram-single momentum", "cram+-multi held masks"])
+@pytest.mark.parametrize(
+    "rule", ["sam", "momentum-sam", "cram+-multi", "cram-single momentum", "cram+-multi held masks"]
+)
 def test_a_checkpoint_is_hardly_larger_than_the_bases(rule):
     torch.manual_seed(0)
     model = cb.models.create("resnet20", 10)

@@ -4,6 +4,8 @@ Every probe takes a plain torch model and data: a `cram_bench.data.Dataset`, or 
 labels) whenever it is iterated. A new probe is a new file and a line here.
 """
 
+from cram_bench.probes.examples import calibration_curve, flips, predictions
+from cram_bench.probes.hessian import curvature, spectral_density
 from cram_bench.probes.landscape import (
     loss_along_compression,
     loss_along_compressions,
@@ -12,24 +14,38 @@ from cram_bench.probes.landscape import (
     loss_on_grid,
     random_direction,
 )
+from cram_bench.probes.layers import layer_profile, layer_sensitivity, weight_histogram
 from cram_bench.probes.over_runs import ablation_means, accuracy_table, mean_and_std, over_runs, transfer_accuracy
-from cram_bench.probes.sharpness import cram_gap, sam_sharpness
+from cram_bench.probes.paths import loss_along_path, loss_at, loss_on_plane
+from cram_bench.probes.sharpness import cram_gap, sam_sharpness, sharpness_over_radii
 from cram_bench.probes.sparsity import LEVELS, sparsity_curve
 
 __all__ = [
     "LEVELS",
     "ablation_means",
     "accuracy_table",
+    "calibration_curve",
     "cram_gap",
+    "curvature",
+    "flips",
+    "layer_profile",
+    "layer_sensitivity",
     "loss_along_compression",
     "loss_along_compressions",
+    "loss_along_path",
+    "loss_at",
     "loss_in_ball",
     "loss_in_plane",
     "loss_on_grid",
+    "loss_on_plane",
     "mean_and_std",
     "over_runs",
+    "predictions",
     "random_direction",
     "sam_sharpness",
+    "sharpness_over_radii",
     "sparsity_curve",
+    "spectral_density",
     "transfer_accuracy",
+    "weight_histogram",
 ]

@@ -41,6 +41,65 @@ def sam_sharpness(model: nn.Module, data: Batches, rho: float | Sequence[float] 
     return pd.DataFrame(rows, columns=["rho", "loss", "sharpness"])
 
 
+def sharpness_over_radii(
+    model: nn.Module, data: Batches, radii: Sequence[float], directions: int = 5, steps: int = 5, seed: int = 0
+) -> pd.DataFrame:
+    """Measure the rise of the loss on spheres around the weights: on average, and at worst.
+
+    Average: L(θ + ρ u) − L(θ) for random u, uniform on the unit sphere over all parameters. Worst: the highest loss
+    found by projected gradient ascent inside ‖δ‖₂ ≤ ρ, δ ← Π(δ + (2ρ/steps) ∇L(θ + δ)/‖∇L(θ + δ)‖), a lower bound of the
+    maximum; one step and no more is `sam_sharpness` for a step of length ρ.
+
+    Args:
+        model: any torch classifier; left as it was found.
+        data: a fixed sample; gradients are over all of it.
+        radii: ρ, in Euclidean distance between weights.
+        directions: random directions for the average.
+        steps: ascent steps for the worst case.
+        seed: of the directions.
+
+    Returns:
+        Columns kind (``average`` or ``worst``), rho, direction (0 for the worst), loss (at θ, nats), rise (nats).
+    """
+    rows = []
+    with probing(model):
+        parameters = dict(model.named_parameters())
+        start = {name: p.detach().clone() for name, p in parameters.items()}
+        loss = evaluate(model, data)["loss"]
+
+        @torch.no_grad()
+        def move(offset: dict[str, torch.Tensor]) -> None:
+            for name, value in offset.items():
+                parameters[name].copy_(start[name]).add_(value)
+
+        generator = torch.Generator().manual_seed(seed)
+        for direction in range(directions):
+            draw = {name: torch.randn(p.shape, generator=generator).to(p) for name, p in start.items()}
+            length = _length(draw)
+            for radius in radii:
+                move({name: value * (radius / length) for name, value in draw.items()})
+                rows.append(("average", float(radius), direction, loss, evaluate(model, data)["loss"] - loss))
+        for radius in radii:
+            offset = {name: torch.zeros_like(p) for name, p in start.items()}
+            highest = loss
+            for _ in range(steps):
+                move(offset)
+                found, gradient = loss_and_gradient(model, data)
+                highest = max(highest, found)
+                stride = 2 * radius / steps / max(_length(gradient), 1e-12)
+                offset = {n: v + stride * gradient[n] if n in gradient else v for n, v in offset.items()}
+                shrink = min(1.0, radius / max(_length(offset), 1e-12))
+                offset = {name: value * shrink for name, value in offset.items()}
+            move(offset)
+            highest = max(highest, evaluate(model, data)["loss"])
+            rows.append(("worst", float(radius), 0, loss, highest - loss))
+    return pd.DataFrame(rows, columns=["kind", "rho", "direction", "loss", "rise"])
+
+
+def _length(tensors: dict[str, torch.Tensor]) -> float:
+    return float(torch.stack([value.double().norm() for value in tensors.values()]).norm())
+
+
 def cram_gap(
     model: nn.Module, data: Batches, compressors: Sequence[Compressor | str], rho: float = 0.2
 ) -> pd.DataFrame:

@@ -1,0 +1,156 @@
+"""Second order: eigenvalues, trace and spectral density of the Hessian or the Gauss–Newton matrix of the loss."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from cram_bench.data import Batches, batches_of
+from cram_bench.probes.common import probing
+
+Kind = Literal["hessian", "gauss-newton"]
+_TOLERANCE = 1e-4  # relative, of Lanczos; looser ones were seen to skip an eigenvalue
+
+
+def curvature(
+    model: nn.Module,
+    data: Batches,
+    top: int = 1,
+    kind: Kind = "hessian",
+    vectors: int = 10,
+    parts: int = 4,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Estimate the largest eigenvalues and the trace of the loss's curvature over all parameters.
+
+    H = ∇²L(θ) of the mean cross-entropy, or the Gauss–Newton matrix G = mean Jᵀ (diag p − p pᵀ) J, which leaves out
+    the curvature of the network itself and is positive semi-definite. Eigenvalues by Lanczos iteration (SciPy's
+    ``eigsh``, relative tolerance 1e-4) on products with all the data; the trace by Hutchinson's estimate, the mean
+    of vᵀHv over random signs v. Products come from curvlinops.
+
+    Args:
+        model: any torch classifier, in eval mode while it is probed, and left as it was found.
+        data: a fixed sample.
+        top: how many of the algebraically largest eigenvalues.
+        kind: ``hessian`` or ``gauss-newton``.
+        vectors: random sign vectors for the trace, for each part.
+        parts: equal parts of the data, by position, that the error comes from; at least 2.
+        seed: of the random vectors.
+
+    Returns:
+        Rows of quantity (``eigenvalue`` or ``trace``), rank (1 for the largest eigenvalue), value, error. The value of an
+        eigenvalue is that of all the data, and of the trace the mean over parts; the error is the standard error
+        over the parts, each with its own eigenvalues and vectors. An eigenvalue of a part lies above that of the
+        whole on average, so its error speaks of spread, not of that bias.
+
+    Raises:
+        ValueError: `kind` is unknown, `parts` or `top` too small, or there are fewer samples than parts.
+    """
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, not {kind!r}")
+    if top < 1 or vectors < 1 or parts < 2:
+        raise ValueError(f"top and vectors must be at least 1 and parts at least 2, not {top}, {vectors} and {parts}")
+    with probing(model):
+        inputs, labels = _joined(data)
+        if len(labels) < parts:
+            raise ValueError(f"{len(labels)} samples do not make {parts} parts")
+        size = len(labels) // parts
+        pieces = list(zip(inputs[: size * parts].split(size), labels[: size * parts].split(size), strict=True))
+        whole = _eigenvalues(_operator(model, [(inputs, labels)], kind), top, seed)
+        of_parts = np.array([_eigenvalues(_operator(model, [piece], kind), top, seed) for piece in pieces])
+        traces = np.array([_trace(_operator(model, [p], kind), vectors, seed + i) for i, p in enumerate(pieces)])
+    errors = of_parts.std(0, ddof=1) / np.sqrt(parts)
+    rows = [("eigenvalue", i + 1, float(whole[i]), float(errors[i])) for i in range(top)]
+    rows.append(("trace", 0, float(traces.mean()), float(traces.std(ddof=1) / np.sqrt(parts))))
+    return pd.DataFrame(rows, columns=["quantity", "rank", "value", "error"])
+
+
+def spectral_density(
+    model: nn.Module,
+    data: Batches,
+    kind: Kind = "hessian",
+    points: int = 256,
+    lanczos: int = 48,
+    repeats: int = 3,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Estimate the density of the curvature's eigenvalues by stochastic Lanczos quadrature (Papyan, JMLR 21:165, 2020).
+
+    Args:
+        model: any torch classifier; left as it was found.
+        data: a fixed sample.
+        kind: ``hessian`` or ``gauss-newton``.
+        points: where the density is given.
+        lanczos: Lanczos vectors a repeat.
+        repeats: starting vectors that are averaged over.
+        seed: of the starting vectors.
+
+    Returns:
+        Columns eigenvalue and density, whose integral is 1 up to the width of the kernel.
+    """
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, not {kind!r}")
+    with _quiet():
+        from curvlinops import lanczos_approximate_spectrum
+    with probing(model), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        operator = _operator(model, [_joined(data)], kind)
+        size = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        # Left to itself it finds the ends of the spectrum from a starting vector that no seed decides.
+        ends = tuple(float(_eigenvalues(operator, 1, seed, which)[0]) for which in ("SA", "LA"))
+        where, density = lanczos_approximate_spectrum(operator, min(lanczos, size), points, repeats, boundaries=ends)
+    return pd.DataFrame({"eigenvalue": where.cpu().double(), "density": density.cpu().double()})
+
+
+def _operator(model: nn.Module, data: list[tuple[Tensor, Tensor]], kind: Kind) -> Any:
+    with _quiet():
+        from curvlinops import GGNLinearOperator, HessianLinearOperator
+    build = HessianLinearOperator if kind == "hessian" else GGNLinearOperator
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return build(model, nn.CrossEntropyLoss(), parameters, data, check_deterministic=False)
+
+
+def _eigenvalues(operator: Any, top: int, seed: int, which: Literal["LA", "SA"] = "LA") -> np.ndarray:
+    """Return the `top` algebraically largest (LA) or smallest (SA) eigenvalues, largest first."""
+    from scipy.sparse.linalg import eigsh
+
+    matrix = operator.to_scipy()
+    if matrix.shape[0] <= max(20, 2 * top + 1):  # Lanczos needs room; a small matrix is written out
+        values = np.linalg.eigvalsh(matrix @ np.eye(matrix.shape[0], dtype=matrix.dtype))
+        return values[::-1][:top] if which == "LA" else values[::-1][-top:]
+    start = np.random.default_rng(seed).standard_normal(matrix.shape[0]).astype(matrix.dtype)
+    return np.sort(eigsh(matrix, k=top, which=which, tol=_TOLERANCE, v0=start, return_eigenvectors=False))[::-1]
+
+
+def _trace(operator: Any, vectors: int, seed: int) -> float:
+    """Return the mean of vᵀHv over random sign vectors v (Hutchinson, 1990)."""
+    generator = torch.Generator().manual_seed(seed)
+    size = operator.shape[1]
+    total = 0.0
+    for _ in range(vectors):
+        signs = (torch.randint(2, (size, 1), generator=generator) * 2 - 1).to(operator.dtype).to(operator.device)
+        total += float((signs * (operator @ signs)).sum())
+    return total / vectors
+
+
+def _joined(data: Batches) -> tuple[Tensor, Tensor]:
+    batches = list(batches_of(data))
+    if not batches:
+        raise ValueError("the data to probe on are empty")
+    return torch.cat([inputs for inputs, _ in batches]), torch.cat([labels for _, labels in batches])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Importing curvlinops warns about torch.jit.script, which it does not use."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield

@@ -1,0 +1,89 @@
+"""Layer by layer: where the zeros are, which layer breaks the network, how the weights are spread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from cram_bench._preserve import preserved
+from cram_bench.compress import Compressor, Magnitude, applied, parse, prunable, tune_batchnorm
+from cram_bench.data import Batches, Dataset, batches_of
+from cram_bench.probes.common import probing
+from cram_bench.train import evaluate
+
+
+def layer_sensitivity(
+    model: nn.Module,
+    data: Batches,
+    sparsities: Sequence[float] = (0.5, 0.7, 0.8, 0.9, 0.95),
+    calibration: Batches | None = None,
+    exclude: Iterable[str] = (),
+) -> pd.DataFrame:
+    """Prune one layer at a time by magnitude, all others dense, and evaluate.
+
+    Args:
+        model: any torch classifier; left as it was found.
+        data: a fixed sample.
+        sparsities: fractions of the layer's weights that are zeroed.
+        calibration: data for BatchNorm tuning after the pruning; none if not given.
+        exclude: shell patterns over parameter names to leave out.
+
+    Returns:
+        A row per layer and sparsity: layer (parameter name), weights (how many), sparsity, accuracy (a fraction), loss
+        (nats), rise (of the loss over the dense model's, nats).
+    """
+    if isinstance(calibration, Dataset):
+        calibration = calibration.calibration()
+    rows = []
+    with probing(model):
+        dense = evaluate(model, data)["loss"]
+        for name, weight in prunable(model, exclude).items():
+            for sparsity in sparsities:
+                with preserved(model):
+                    Magnitude(sparsity).apply_({name: weight})
+                    if calibration is not None:
+                        tune_batchnorm(model, batches_of(calibration))
+                    result = evaluate(model, data)
+                rows.append(
+                    (name, weight.numel(), sparsity, result["accuracy"], result["loss"], result["loss"] - dense)
+                )
+    return pd.DataFrame(rows, columns=["layer", "weights", "sparsity", "accuracy", "loss", "rise"])
+
+
+def layer_profile(model: nn.Module, compressor: Compressor | str, exclude: Iterable[str] = ()) -> pd.DataFrame:
+    """Tell how a compressor spreads its zeros over the layers.
+
+    Returns:
+        A row per prunable layer: layer, weights, zeros, sparsity (zeros/weights).
+    """
+    compressor = parse(compressor) if isinstance(compressor, str) else compressor
+    with applied(model, compressor, exclude) as masks:
+        rows = [(name, mask.numel(), mask.numel() - int(mask.sum())) for name, mask in masks.items()]
+    table = pd.DataFrame(rows, columns=["layer", "weights", "zeros"])
+    return table.assign(sparsity=table["zeros"] / table["weights"])
+
+
+def weight_histogram(model: nn.Module, bins: int = 61, exclude: Iterable[str] = ()) -> pd.DataFrame:
+    """Count the weights of every prunable layer by value, in bins that all layers share.
+
+    Args:
+        model: any torch model.
+        bins: equal bins from −m to m, m being the largest magnitude of all.
+        exclude: shell patterns over parameter names to leave out.
+
+    Returns:
+        Columns layer, low, high (edges of the bin, the last one closed), count. Counts add up to the layer's weights.
+    """
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, not {bins}")
+    weights = {name: w.detach().float().cpu().numpy().ravel() for name, w in prunable(model, exclude).items()}
+    limit = max(float(np.abs(values).max()) for values in weights.values()) or 1.0
+    edges = np.linspace(-limit, limit, bins + 1)
+    tables = [
+        pd.DataFrame({"layer": name, "low": edges[:-1], "high": edges[1:], "count": np.histogram(values, edges)[0]})
+        for name, values in weights.items()
+    ]
+    return pd.concat(tables, ignore_index=True)

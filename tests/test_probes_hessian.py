@@ -1,0 +1,100 @@
+"""Curvature against a dense float64 Hessian."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import cram_bench as cb
+
+
+@pytest.fixture
+def problem():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 3)).double()
+    return model, [(torch.randn(20, 5, dtype=torch.float64), torch.randint(3, (20,))) for _ in range(3)]
+
+
+def dense(model, x, y, kind):
+    """The whole matrix, entry by entry from second derivatives, or Jᵀ (diag p − p pᵀ) J sample by sample."""
+    model = copy.deepcopy(model).eval()
+    names = list(dict(model.named_parameters()))
+    shapes = [p.shape for p in model.parameters()]
+    flat = torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    def outputs(vector, inputs):
+        pieces = [v.view(s) for v, s in zip(vector.split([s.numel() for s in shapes]), shapes, strict=True)]
+        return torch.func.functional_call(model, dict(zip(names, pieces, strict=True)), (inputs,))
+
+    if kind == "hessian":
+        return torch.autograd.functional.hessian(lambda v: F.cross_entropy(outputs(v, x), y), flat)
+    total = torch.zeros(len(flat), len(flat), dtype=torch.float64)
+    for row in x:
+        jacobian = torch.autograd.functional.jacobian(lambda v, row=row: outputs(v, row[None])[0], flat)
+        p = outputs(flat, row[None])[0].softmax(0)
+        total += jacobian.T @ (torch.diag(p) - torch.outer(p, p)) @ jacobian
+    return total / len(x)
+
+
+@pytest.mark.parametrize("kind", ["hessian", "gauss-newton"])
+def test_eigenvalues_and_trace_against_the_dense_matrix(kind, problem):
+    model, data = problem
+    table = cb.probes.curvature(model, data, top=3, kind=kind, vectors=400, parts=3)
+    x, y = (torch.cat(part) for part in zip(*data, strict=True))
+    matrix = dense(model, x, y, kind).detach()
+    expected = torch.linalg.eigvalsh(matrix).flip(0)[:3]
+    found = table[table["quantity"] == "eigenvalue"]
+    np.testing.assert_allclose(found["value"], expected, rtol=2e-3)
+    assert found["rank"].tolist() == [1, 2, 3]
+    of_parts = [torch.linalg.eigvalsh(dense(model, *part, kind).detach())[-1] for part in data]
+    assert found["error"].iloc[0] == pytest.approx(float(torch.stack(of_parts).std() / 3**0.5), rel=0.02)
+    trace = table[table["quantity"] == "trace"].iloc[0]
+    assert trace["value"] == pytest.approx(float(matrix.trace()), rel=0.05)
+    traces = torch.stack([dense(model, *part, kind).detach().trace() for part in data])
+    assert trace["error"] == pytest.approx(float(traces.std() / 3**0.5), rel=0.25)
+
+
+def test_the_density_integrates_to_one_and_lies_where_the_eigenvalues_are(problem):
+    model, data = problem
+    table = cb.probes.spectral_density(model, data, points=512, repeats=10)
+    step = table["eigenvalue"].diff().iloc[1]
+    assert table["density"].sum() * step == pytest.approx(1, abs=0.05)
+    x, y = (torch.cat(part) for part in zip(*data, strict=True))
+    eigenvalues = torch.linalg.eigvalsh(dense(model, x, y, "hessian").detach())
+    mean = (table["eigenvalue"] * table["density"]).sum() * step
+    assert mean == pytest.approx(float(eigenvalues.mean()), abs=0.1 * float(eigenvalues[-1]))
+    again = cb.probes.spectral_density(model, data, points=512, repeats=10)
+    assert np.array_equal(table, again)
+
+
+def test_the_model_is_left_as_it_was_and_the_same_seed_gives_the_same(problem):
+    model, data = problem
+    model.train()
+    before, state = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
+    tables = [cb.probes.curvature(model, data, seed=3) for _ in range(2)]
+    cb.probes.spectral_density(model, data, points=16, lanczos=8, repeats=1)
+    assert np.array_equal(tables[0].drop(columns="quantity"), tables[1].drop(columns="quantity"))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.training
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "fisher"}, "not 'fisher'"),
+        ({"parts": 1}, "parts at least 2"),
+        ({"parts": 61}, "60 samples"),
+        ({"top": 0}, "not 0"),
+    ],
+)
+def test_bad_input(changes, message, problem):
+    model, data = problem
+    with pytest.raises(ValueError, match=message):
+        cb.probes.curvature(model, data, **changes)
+    with pytest.raises(ValueError, match="empty"):
+        cb.probes.curvature(model, [])
