@@ -20,9 +20,11 @@ _ROOMS = (
     "optim",
     "train",
     "experiment",
+    "comparisons",
     "runs",
     "probes",
     "plots",
+    "widgets",
     "report",
     "cli",
 )

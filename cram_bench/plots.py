@@ -7,7 +7,7 @@ lowest to highest of losses, which are drawn on log scales and may differ by ord
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -280,6 +280,172 @@ def loss_planes(table: pd.DataFrame) -> Figure:
             ticks = np.linspace(low, levels[-1], 5)
             bar.set_ticks(list(ticks), labels=[f"{10**tick:.2g}" for tick in ticks])
             bar.set_label("training loss, nats (log scale)")
+    return figure
+
+
+def layer_sensitivity(table: pd.DataFrame) -> Figure:
+    """Draw the rise of the loss when one layer alone is pruned, a row per layer and a column per sparsity.
+
+    Args:
+        table: columns layer, weights, sparsity, rise; of one model.
+    """
+    grid = table.pivot_table(index="layer", columns="sparsity", values="rise", sort=False)
+    weights = table.drop_duplicates("layer").set_index("layer")["weights"]
+    with style(), mpl.rc_context({"axes.grid": False}):
+        figure = Figure(figsize=(0.75 * grid.shape[1] + 4.4, 0.27 * len(grid) + 1.3))
+        axis = figure.subplots()
+        limit = max(0.1, float(grid.to_numpy().max()))
+        image = axis.imshow(
+            grid.clip(lower=0), cmap="cividis_r", norm=SymLogNorm(0.01, vmin=0, vmax=limit), aspect="auto"
+        )
+        axis.set_xticks(range(grid.shape[1]), [f"{100 * level:g}" for level in grid.columns])
+        axis.set_yticks(range(len(grid)), [f"{name} ({weights[name]:,})" for name in grid.index], fontsize=7.5)
+        axis.tick_params(length=0)
+        axis.set_xlabel("sparsity of this layer alone, %")
+        axis.set_title("Which layer breaks it", loc="left")
+        figure.colorbar(image, ax=axis, label="rise of the loss, nats (linear to 0.01, then log)")
+    return figure
+
+
+def layer_profile(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """Draw how sparse every layer becomes and, where it is known, what that layer alone costs; a line a model.
+
+    Args:
+        tables: method or other name → columns layer, sparsity and perhaps rise (nats); all of the same layers.
+    """
+    blamed = all("rise" in table for table in tables.values())
+    with style():
+        layers = list(next(iter(tables.values()))["layer"])
+        figure = Figure(figsize=(8.2 if blamed else 5.2, 0.19 * len(layers) + 1.5))
+        axes = figure.subplots(1, 2 if blamed else 1, sharey=True, squeeze=False)[0]
+        for axis, column in zip(axes, ("sparsity", "rise"), strict=False):
+            for name, table in tables.items():
+                label, colour, marker = look(name)
+                axis.plot(
+                    table[column], range(len(table)), color=colour, marker=marker, label=label, linewidth=1,
+                    markeredgecolor="white", markeredgewidth=0.5,
+                )  # fmt: skip
+        axes[0].set_yticks(range(len(layers)), layers, fontsize=7)
+        axes[0].set_ylim(len(layers) - 0.5, -0.5)
+        axes[0].set_xlim(-0.02, 1.02)
+        axes[0].xaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+        axes[0].set_xlabel("zeros in the layer, %")
+        axes[0].set_title("Where the zeros are")
+        if blamed:
+            axes[1].set_xscale("symlog", linthresh=0.01)
+            axes[1].set_xlabel("rise of the loss by this layer alone, nats\n(linear to 0.01, then log)")
+            axes[1].set_title("Which layer breaks it")
+        figure.legend(handles=axes[0].get_legend_handles_labels()[0], loc="outside lower center", ncols=3)
+    return figure
+
+
+def loss_slice(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """Draw the loss from the dense to the compressed weights, the compressed point marked.
+
+    Args:
+        tables: method → columns t, loss (nats).
+    """
+    with style():
+        figure = Figure(figsize=(4.2, 3.2))
+        axis = figure.subplots()
+        for name, table in tables.items():
+            label, colour, marker = look(name)
+            axis.plot(table["t"], table["loss"], color=colour, label=label)
+            at = table.iloc[(table["t"] - 1).abs().argmin()]
+            axis.plot(at["t"], at["loss"], color=colour, marker=marker, markersize=8, markeredgecolor="white")
+        axis.set_yscale("log")
+        axis.set_xlabel("t:  0 dense,  1 compressed")
+        axis.set_ylabel("loss, nats (log scale)")
+        axis.set_title("On the way to the compressed weights")
+    return figure
+
+
+def explorer_curve(
+    curves: Mapping[str, pd.DataFrame],
+    points: Mapping[str, Any],
+    methods: Mapping[str, str],
+    sparsity: float,
+    chance: float,
+) -> Figure:
+    """Draw what the explorer knows of accuracy against sparsity, and the point it is at.
+
+    Args:
+        curves: label → columns sparsity, accuracy.
+        points: label → something with an accuracy, or None.
+        methods: label → method, which decides the look.
+        sparsity: where the points are.
+        chance: accuracy of guessing, a fraction.
+    """
+    with style():
+        figure = Figure(figsize=(5.4, 3.2))
+        axis = figure.subplots()
+        for label, curve in curves.items():
+            _, colour, marker = look(methods[label])
+            axis.plot(curve["sparsity"], curve["accuracy"], color=colour, label=label, linewidth=1.5)
+            if points[label] is not None:
+                axis.plot(
+                    sparsity, points[label].accuracy, color=colour, marker=marker, markersize=9, markeredgecolor="white"
+                )
+        axis.axvline(sparsity, color="#888888", linewidth=0.8)
+        axis.axhline(chance, color="#888888", linestyle=":", linewidth=1.2)
+        axis.set_xlim(-0.02, 1.02)
+        axis.set_ylim(0, 1.02)
+        axis.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+        axis.set_xlabel("sparsity, % of prunable weights that are zero")
+        axis.set_ylabel("accuracy on the sample, %")
+        axis.set_title("Accuracy against sparsity")
+        figure.legend(loc="outside lower center", ncols=1 if len(curves) > 2 else 2, fontsize=8)
+    return figure
+
+
+def examples(images: Any, captions: Sequence[str], title: str, columns: int = 6) -> Figure:
+    """Draw images with a caption each.
+
+    Args:
+        images: uint8 tensor, shape (n, channels, height, width); none leaves a line of text.
+        captions: one for each.
+        title: over all.
+        columns: images a row.
+    """
+    rows = max(1, -(-len(captions) // columns))
+    with style(), mpl.rc_context({"axes.grid": False}):
+        figure = Figure(figsize=(1.25 * columns, 1.5 * rows + 0.5))
+        figure.suptitle(title, fontsize=10, fontweight="bold", x=0.02, ha="left")
+        for axis, index in zip(figure.subplots(rows, columns, squeeze=False).flat, range(rows * columns), strict=True):
+            axis.set_axis_off()
+            if index < len(captions):
+                image = images[index].permute(1, 2, 0).cpu().numpy()
+                axis.imshow(image if image.shape[2] == 3 else image[:, :, 0], cmap="gray_r", interpolation="nearest")
+                axis.set_title(captions[index], fontsize=7, loc="center", fontweight="normal")
+    return figure
+
+
+def spectral_density(table: pd.DataFrame) -> Figure:
+    """Draw the density of the curvature's eigenvalues on a log scale.
+
+    Args:
+        table: columns method, seed, eigenvalue, density.
+    """
+    with style():
+        figure = Figure(figsize=(5.6, 3.8))
+        axis = figure.subplots()
+        for method in _methods(table):
+            label, colour, _ = look(method)
+            for number, (_, part) in enumerate(table[table["method"] == method].groupby("seed")):
+                axis.plot(
+                    part["eigenvalue"],
+                    part["density"],
+                    color=colour,
+                    label=label if number == 0 else None,
+                    linewidth=1.3,
+                )
+        axis.set_yscale("log")
+        axis.set_ylim(bottom=1e-8)
+        axis.set_xlabel("eigenvalue of the Hessian, nats per squared weight")
+        axis.set_ylabel("density (log scale)")
+        axis.set_title("Spectrum of the curvature")
+        _legend(figure, axis, table.assign(seed=0), "")
     return figure
 
 

@@ -201,3 +201,15 @@ def test_data_that_break_in_the_middle_leave_the_model_alone(probe, model, digit
 
     with pytest.raises(OSError, match="disk is gone"):
         probe(model, Breaking())
+
+
+def test_blame_gives_each_layer_its_part_of_the_masks_alone(model, digits):
+    table = cb.probes.layer_blame(model, digits[1], "global@0.8")
+    masks = cb.compress.parse("global@0.8").masks(cb.compress.prunable(model))
+    for row in table.itertuples():
+        other = copy.deepcopy(model)
+        weight = other.get_parameter(row.layer).detach()
+        weight[~masks[row.layer]] = 0
+        losses = [float(F.cross_entropy(logits(m, digits[1]), digits[1].labels)) for m in (other, model)]
+        assert row.rise == pytest.approx(losses[0] - losses[1], abs=1e-5)
+        assert row.zeros == int((~masks[row.layer]).sum())

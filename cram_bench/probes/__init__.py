@@ -14,7 +14,7 @@ from cram_bench.probes.landscape import (
     loss_on_grid,
     random_direction,
 )
-from cram_bench.probes.layers import layer_profile, layer_sensitivity, weight_histogram
+from cram_bench.probes.layers import layer_blame, layer_profile, layer_sensitivity, weight_histogram
 from cram_bench.probes.over_runs import ablation_means, accuracy_table, mean_and_std, over_runs, transfer_accuracy
 from cram_bench.probes.paths import loss_along_path, loss_at, loss_on_plane
 from cram_bench.probes.sharpness import cram_gap, sam_sharpness, sharpness_over_radii
@@ -28,6 +28,7 @@ __all__ = [
     "cram_gap",
     "curvature",
     "flips",
+    "layer_blame",
     "layer_profile",
     "layer_sensitivity",
     "loss_along_compression",

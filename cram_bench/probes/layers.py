@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from cram_bench._preserve import preserved
+from cram_bench._preserve import copy_into, preserved
 from cram_bench.compress import Compressor, Magnitude, applied, parse, prunable, tune_batchnorm
 from cram_bench.data import Batches, Dataset, batches_of
 from cram_bench.probes.common import probing
@@ -64,6 +64,36 @@ def layer_profile(model: nn.Module, compressor: Compressor | str, exclude: Itera
         rows = [(name, mask.numel(), mask.numel() - int(mask.sum())) for name, mask in masks.items()]
     table = pd.DataFrame(rows, columns=["layer", "weights", "zeros"])
     return table.assign(sparsity=table["zeros"] / table["weights"])
+
+
+def layer_blame(
+    model: nn.Module, data: Batches, compressor: Compressor | str, exclude: Iterable[str] = ()
+) -> pd.DataFrame:
+    """Ask which layer breaks a compressed model: give every layer its part of the compression alone, and evaluate.
+
+    The masks are those of the whole model, so a global threshold takes from each layer what it takes there.
+
+    Args:
+        model: any torch classifier; left as it was found. BatchNorm is not tuned.
+        data: a fixed sample.
+        compressor: an operator or its specification.
+        exclude: shell patterns over parameter names that stay dense.
+
+    Returns:
+        `layer_profile`, and rise: of the loss over the dense model's when this layer alone is compressed, nats.
+    """
+    compressor = parse(compressor) if isinstance(compressor, str) else compressor
+    weights = prunable(model, exclude)
+    rises = []
+    with probing(model):
+        dense = evaluate(model, data)["loss"]
+        with applied(model, compressor, exclude):
+            compressed = {name: weight.detach().clone() for name, weight in weights.items()}
+        for name, weight in weights.items():
+            with preserved(model):
+                copy_into([weight], [compressed[name]])
+                rises.append(evaluate(model, data)["loss"] - dense)
+    return layer_profile(model, compressor, exclude).assign(rise=rises)
 
 
 def weight_histogram(model: nn.Module, bins: int = 61, exclude: Iterable[str] = ()) -> pd.DataFrame:

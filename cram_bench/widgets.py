@@ -1,0 +1,341 @@
+"""Panels for notebooks: move a slider, see what a compression does to the networks of several runs.
+
+    cb.widgets.explorer(runs)
+
+What is slow runs in one background thread, in small pieces, the newest question first; every answer is kept.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cram_bench import plots
+from cram_bench._preserve import preserved
+from cram_bench.compress import Compressor, Magnitude, apply_, parse, tune_batchnorm
+from cram_bench.data import Dataset
+from cram_bench.probes import layer_blame, layer_profile, loss_along_compression
+from cram_bench.runs import Run
+
+_CURVE = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
+PATTERNS = ("global", "uniform", "2:4", "4:8")
+BITS = {"float32": "", "8 bits": "+int8", "4 bits": "+int4"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a compressed network does on the sample: accuracy (a fraction), loss (nats), predicted classes, their probabilities."""
+
+    accuracy: float
+    loss: float
+    classes: Tensor
+    confidence: Tensor
+
+
+class Subject:
+    """A network under question: it answers for any compression, and remembers its answers.
+
+    Args:
+        model: any torch classifier.
+        sample: what to evaluate on.
+        calibration: batches for BatchNorm tuning.
+    """
+
+    def __init__(self, model: nn.Module, sample: Dataset, calibration: Sequence[tuple[Tensor, Tensor]]) -> None:
+        self.model = model.eval()
+        self.calibration = calibration
+        self.sample = sample
+        self.batches = list(sample.batches(500, channels_last=True))
+        self.answers: dict[tuple[Compressor, bool], Answer] = {}
+        self.slices: dict[Compressor, pd.DataFrame] = {}
+        self.blames: dict[Compressor, pd.DataFrame] = {}
+
+    @torch.no_grad()
+    def answer(self, compressor: Compressor, tuned: bool) -> Answer:
+        """Compress, tune if asked, and evaluate on the sample; the network is put back."""
+        key = (compressor, tuned)
+        if key not in self.answers:
+            with preserved(self.model):
+                apply_(self.model, compressor)
+                if tuned:
+                    tune_batchnorm(self.model, self.calibration)
+                logits = torch.cat([self.model(inputs) for inputs, _ in self.batches]).float()
+            labels = torch.cat([labels for _, labels in self.batches])
+            best = logits.softmax(1).max(1)
+            accuracy = float((best.indices == labels).float().mean())
+            self.answers[key] = Answer(accuracy, float(F.cross_entropy(logits, labels)), best.indices, best.values)
+        return self.answers[key]
+
+    def curve(self, pattern: str, tuned: bool) -> pd.DataFrame:
+        """Return what is known of accuracy against sparsity: columns sparsity, accuracy."""
+        known = [
+            (compressor.sparsity, answer.accuracy)
+            for (compressor, was_tuned), answer in self.answers.items()
+            if was_tuned == tuned and compressor.pattern in (pattern, "global" if compressor.sparsity == 0 else pattern)
+        ]
+        return pd.DataFrame(known, columns=["sparsity", "accuracy"]).drop_duplicates("sparsity").sort_values("sparsity")
+
+    def blame(self, compressor: Compressor) -> pd.DataFrame:
+        """Return what each layer's part of the compression costs alone, on the first 200 examples."""
+        if compressor not in self.blames:
+            self.blames[compressor] = layer_blame(self.model, self._few, compressor)
+        return self.blames[compressor]
+
+    @property
+    def _few(self) -> list[tuple[Tensor, Tensor]]:
+        return [(inputs[:200], labels[:200]) for inputs, labels in self.batches[:1]]
+
+    def slice(self, compressor: Compressor) -> pd.DataFrame:
+        """Return the loss on the way to the compressed weights, on the first 200 examples."""
+        if compressor not in self.slices:
+            self.slices[compressor] = loss_along_compression(self.model, self._few, compressor, points=7, end=1.2)
+        return self.slices[compressor]
+
+
+class Explorer:
+    """Sliders over sparsity, pattern, bits and BatchNorm tuning; accuracy, layers, loss and flipped examples below.
+
+    Args:
+        runs: finished runs on the same data.
+        sample: test images to evaluate on.
+        calibration: training images for BatchNorm tuning.
+        delay: seconds a slider must rest before the work starts.
+
+    Raises:
+        ValueError: there is no finished run, or the runs are of several data sets.
+    """
+
+    def __init__(self, runs: Sequence[Run], sample: int = 1000, calibration: int = 500, delay: float = 0.12) -> None:
+        import ipywidgets as ipw
+
+        finished = [run for run in runs if run.failure is None]
+        if not finished:
+            raise ValueError("the explorer needs at least one finished run")
+        if len(names := {(run.experiment.dataset, run.experiment.resize) for run in finished}) > 1:
+            raise ValueError(f"the explorer compares runs on one data set, not on {sorted(name for name, _ in names)}")
+        train, test = finished[0].experiment.load_data()
+        self.sample = test.sample(sample)
+        batches = train.calibration(calibration, augment=finished[0].experiment.augment)
+        self._batches = batches
+        self._runs = {f"{run.label}, {run.experiment.epochs} epochs": run for run in finished}
+        self._subjects: dict[str, Subject] = {}
+        self._delay = delay
+        self._lock = threading.RLock()
+        self._timer: threading.Timer | None = None
+        self._wanted = 0
+        self._done = threading.Event()
+        self._pool = ThreadPoolExecutor(1, "explorer")
+        self._work: Future[None] | None = None
+
+        labels = list(self._runs)
+        wide = ipw.Layout(width="auto")
+        style = {"description_width": "9em"}
+        self.runs = ipw.SelectMultiple(
+            options=labels, value=tuple(labels[:3]), rows=min(6, len(labels)), description="runs", style=style, layout=wide,
+            tooltip="the runs to compare; hold Ctrl or Shift for several",
+        )  # fmt: skip
+        self.sparsity = ipw.FloatSlider(
+            value=0.8, min=0.0, max=0.99, step=0.01, description="sparsity", readout_format=".0%", style=style,
+            continuous_update=True, layout=wide,
+        )  # fmt: skip
+        self.pattern = ipw.Dropdown(options=PATTERNS, description="pattern", style=style)
+        self.bits = ipw.Dropdown(options=list(BITS), description="weights", style=style)
+        self.tune = ipw.Checkbox(value=True, description="tune BatchNorm after pruning", indent=False)
+        self.status = ipw.HTML()
+        self.numbers = ipw.HTML()
+        self.curve, self.layers, self.slice, self.flips = (ipw.Image(format="png") for _ in range(4))
+        for image in (self.curve, self.layers, self.slice, self.flips):
+            image.layout = ipw.Layout(max_width="100%", object_fit="contain")
+        for control in (self.runs, self.sparsity, self.pattern, self.bits, self.tune):
+            control.observe(self._changed, "value")
+        controls = ipw.VBox(
+            [self.runs, self.sparsity, ipw.HBox([self.pattern, self.bits, self.tune]), self.status, self.numbers]
+        )
+        pictures = ipw.HBox([self.curve, self.slice], layout=ipw.Layout(flex_flow="row wrap"))
+        more = ipw.HBox([self.layers, self.flips], layout=ipw.Layout(flex_flow="row wrap"))
+        self.widget = ipw.VBox([controls, pictures, more])
+        self._changed()
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+
+        display(self.widget)  # type: ignore[no-untyped-call]
+
+    @property
+    def compressor(self) -> Compressor:
+        """What the controls ask for."""
+        pattern = self.pattern.value
+        spec = pattern if ":" in pattern else f"{pattern}@{round(self.sparsity.value, 2)!r}"
+        return parse(spec + BITS[self.bits.value])
+
+    def wait(self, timeout: float = 60.0) -> bool:
+        """Wait until everything asked for is shown; tell whether that was in time."""
+        return self._done.wait(timeout)
+
+    def _changed(self, change: Any = None) -> None:
+        """Note that the question has changed, and start on it when the controls have rested."""
+        with self._lock:
+            self._wanted += 1
+            self._done.clear()
+            self.sparsity.disabled = ":" in self.pattern.value
+            self.status.value = "<span role='status' style='color:#a04000'>● working …</span>"
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = threading.Timer(self._delay if change is not None else 0.0, self._start, [self._wanted])
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _start(self, wanted: int) -> None:
+        self._work = self._pool.submit(self._answer, wanted)
+
+    def _answer(self, wanted: int) -> None:
+        """Answer the question of number `wanted`, the quick parts first; stop when there is a newer one."""
+        try:
+            for stage in (self._show_numbers, self._show_layers, self._show_blame, self._show_slice, self._fill_curve):
+                if not stage(lambda: self._wanted == wanted):
+                    return
+            self._finish(wanted, "")
+        except Exception as error:
+            self._finish(wanted, f"{type(error).__name__}: {error}")
+
+    def _finish(self, wanted: int, problem: str) -> None:
+        with self._lock:
+            if self._wanted == wanted:
+                text = html.escape(problem.splitlines()[0]) if problem else "ready"
+                colour = "#b00020" if problem else "#1b5e20"
+                self.status.value = f"<span role='status' style='color:{colour}'>● {text}</span>"
+                self._done.set()
+
+    def _subject(self, label: str) -> Subject:
+        if label not in self._subjects:
+            self._subjects[label] = Subject(self._runs[label].load_model(), self.sample, self._batches)
+        return self._subjects[label]
+
+    def _show_numbers(self, current: Callable[[], bool]) -> bool:
+        compressor, tuned = self.compressor, self.tune.value
+        rows, points = [], {}
+        for label in self.runs.value:
+            subject = self._subject(label)
+            dense = subject.answer(Magnitude(0.0), tuned=False)
+            if not current():
+                return False
+            found = subject.answer(compressor, tuned)
+            if not current():
+                return False
+            points[label] = found
+            changed = int((found.classes != dense.classes).sum())
+            rows.append((label, 100 * found.accuracy, 100 * (found.accuracy - dense.accuracy), found.loss, changed))
+        self.numbers.value = _table(rows, str(compressor), len(self.sample))
+        self._show_curve()
+        self._show_flips()
+        return current()
+
+    def _show_curve(self) -> None:
+        pattern, tuned = self.pattern.value, self.tune.value
+        curves = {
+            label: self._subjects[label].curve(pattern + BITS[self.bits.value], tuned) for label in self.runs.value
+        }
+        points = {label: self._subjects[label].answers.get((self.compressor, tuned)) for label in self.runs.value}
+        methods = {label: self._runs[label].experiment.method for label in self.runs.value}
+        self.curve.value = _png(
+            plots.explorer_curve(curves, points, methods, self.compressor.sparsity, 1 / self.sample.num_classes)
+        )
+
+    def _show_flips(self) -> None:
+        label = self.runs.value[0] if self.runs.value else None
+        if label is None:
+            return
+        subject = self._subjects[label]
+        dense, found = subject.answer(Magnitude(0.0), False), subject.answer(self.compressor, self.tune.value)
+        changed = (dense.classes != found.classes).nonzero().flatten()
+        order = changed[dense.confidence[changed].argsort(descending=True)][:12]
+        names = self.sample.classes
+        captions = [
+            f"{names[dense.classes[i]]} → {names[found.classes[i]]}\n({names[self.sample.labels[i]]})"
+            for i in order.tolist()
+        ]
+        title = f"{label}: {len(changed)} of {len(self.sample)} predictions change"
+        self.flips.value = _png(plots.examples(self.sample.images[order], captions, title))
+
+    def _show_layers(self, current: Callable[[], bool]) -> bool:
+        tables = {label: layer_profile(self._subjects[label].model, self.compressor) for label in self.runs.value}
+        self._draw_layers(tables)
+        return current()
+
+    def _show_blame(self, current: Callable[[], bool]) -> bool:
+        tables = {}
+        for label in self.runs.value:
+            tables[label] = self._subjects[label].blame(self.compressor)
+            if not current():
+                return False
+        self._draw_layers(tables)
+        return current()
+
+    def _draw_layers(self, tables: dict[str, pd.DataFrame]) -> None:
+        named = {self._runs[label].experiment.method: table for label, table in tables.items()}
+        if named and len({tuple(table["layer"]) for table in named.values()}) == 1:  # of one architecture
+            self.layers.value = _png(plots.layer_profile(named))
+
+    def _show_slice(self, current: Callable[[], bool]) -> bool:
+        tables = {}
+        for label in self.runs.value:
+            tables[self._runs[label].experiment.method] = self._subjects[label].slice(self.compressor)
+            if not current():
+                return False
+        if tables:
+            self.slice.value = _png(plots.loss_slice(tables))
+        return current()
+
+    def _fill_curve(self, current: Callable[[], bool]) -> bool:
+        """Work out the rest of the curve, a point at a time, so that a move of the slider does not wait long."""
+        pattern, tuned, suffix = self.pattern.value, self.tune.value, BITS[self.bits.value]
+        levels = [] if ":" in pattern else [parse(f"{pattern}@{level!r}{suffix}") for level in _CURVE]
+        for compressor in levels:
+            for label in self.runs.value:
+                self._subjects[label].answer(compressor, tuned)
+                if not current():
+                    return False
+        if levels:
+            self._show_curve()
+        return current()
+
+
+def explorer(runs: Sequence[Run], **options: Any) -> Explorer:
+    """Return a panel that shows what compression does to `runs`; put it last in a cell, or ``display`` it.
+
+    Args:
+        runs: finished runs on the same data.
+        options: sample, calibration and delay of `Explorer`.
+    """
+    return Explorer(runs, **options)
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    with plots.style():
+        figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()
+
+
+def _table(rows: Sequence[tuple[str, float, float, float, int]], spec: str, count: int) -> str:
+    head = "".join(f"<th style='text-align:right;padding:0 1em'>{name}</th>" for name in
+                   ("accuracy, %", "to dense, points", "loss, nats", "predictions changed"))  # fmt: skip
+    body = "".join(
+        f"<tr><td>{html.escape(label)}</td>"
+        + "".join(f"<td style='text-align:right;padding:0 1em'>{cell}</td>" for cell in
+                  (f"<b class='accuracy'>{accuracy:.1f}</b>", f"{change:+.1f}".replace("-", "−"), f"{loss:.3f}", changed))
+        + "</tr>"
+        for label, accuracy, change, loss, changed in rows
+    )  # fmt: skip
+    where = f"{html.escape(spec)}, on {count} test images"
+    return f"<table><tr><th style='text-align:left'>{where}</th>{head}</tr>{body}</table>"

@@ -1,0 +1,107 @@
+"""The explorer without a browser: its controls, its numbers, and what happens when it is moved about."""
+
+import re
+import time
+
+import pytest
+
+import cram_bench as cb
+from cram_bench.compress import Magnitude, parse
+
+pytest.importorskip("ipywidgets")
+
+
+@pytest.fixture
+def runs():
+    experiments = [cb.experiment.recipe("digits", method, epochs=1) for method in ("sgd", "cram+-multi")]
+    return cb.runs.ensure_all(experiments, progress=False)
+
+
+def shown(explorer):
+    """Accuracies in per cent as they stand in the table, by run."""
+    rows = re.findall(r"<tr><td>([^<]*)</td>.*?<b class='accuracy'>([\d.]+)</b>", explorer.numbers.value)
+    return {label: float(value) for label, value in rows}
+
+
+def measured(run, spec, tuned, sample=500, calibration=500):
+    train, test = run.experiment.load_data()
+    table = cb.probes.sparsity_curve(run.load_model(), test.sample(sample), [spec], train.calibration(calibration))
+    compressor = parse(spec)
+    row = table[(table["pattern"] == compressor.pattern) & (table["calibrated"] == tuned)].iloc[-1]
+    return round(100 * row["accuracy"], 1)
+
+
+@pytest.mark.parametrize(("pattern", "bits"), [("global", "float32"), ("uniform", "8 bits"), ("2:4", "float32")])
+@pytest.mark.parametrize("tuned", [True, False])
+def test_the_numbers_are_those_of_the_probe(pattern, bits, tuned, runs):
+    explorer = cb.widgets.explorer(runs)
+    explorer.sparsity.value, explorer.pattern.value, explorer.bits.value, explorer.tune.value = (
+        0.9,
+        pattern,
+        bits,
+        tuned,
+    )
+    assert explorer.wait()
+    spec = (pattern if ":" in pattern else f"{pattern}@0.9") + cb.widgets.BITS[bits]
+    assert spec in explorer.numbers.value
+    assert "ready" in explorer.status.value
+    assert list(shown(explorer).values()) == pytest.approx([measured(run, spec, tuned) for run in runs], abs=0.11)
+    pictures = (explorer.curve, explorer.layers, explorer.slice, explorer.flips)
+    assert all(bytes(picture.value[:4]) == b"\x89PNG" for picture in pictures)
+
+
+def test_the_last_of_many_moves_is_what_is_shown(runs):
+    explorer = cb.widgets.explorer(runs, delay=0.01)
+    for step in range(40):
+        explorer.sparsity.value = 0.5 + step / 100
+        time.sleep(0.01)
+    assert explorer.wait()
+    assert "global@0.89" in explorer.numbers.value
+    before = len(explorer._subjects[explorer.runs.value[0]].answers)
+    explorer.sparsity.value = 0.7
+    assert explorer.wait()
+    explorer.sparsity.value = 0.89
+    assert explorer.wait()
+    assert len(explorer._subjects[explorer.runs.value[0]].answers) <= before + 1  # what is known is not asked again
+
+
+def test_the_models_are_left_as_they_were(runs):
+    explorer = cb.widgets.explorer(runs)
+    assert explorer.wait()
+    for label, run in zip(explorer.runs.options, runs, strict=True):
+        state = run.load_model().state_dict()
+        ours = explorer._subjects[label].model.state_dict()
+        assert all((ours[name] == value).all() for name, value in state.items())
+
+
+def test_a_problem_is_shown_and_the_explorer_goes_on(runs, monkeypatch):
+    explorer = cb.widgets.explorer(runs)
+    assert explorer.wait()
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            cb.widgets.Subject, "answer", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("out of <memory>"))
+        )
+        explorer.sparsity.value = 0.33
+        assert explorer.wait()
+        assert "RuntimeError: out of &lt;memory&gt;" in explorer.status.value
+    explorer.sparsity.value = 0.34
+    assert explorer.wait()
+    assert "ready" in explorer.status.value
+
+
+def test_an_n_of_m_pattern_has_no_slider(runs):
+    explorer = cb.widgets.explorer(runs)
+    explorer.pattern.value = "4:8"
+    assert explorer.sparsity.disabled
+    assert str(explorer.compressor) == "4:8"
+    explorer.pattern.value = "global"
+    assert not explorer.sparsity.disabled
+    assert explorer.compressor == Magnitude(0.8)
+
+
+def test_without_runs_there_is_nothing_to_explore(runs):
+    with pytest.raises(ValueError, match="at least one finished run"):
+        cb.widgets.explorer([])
+    other = cb.runs.ensure(cb.experiment.recipe("digits", epochs=1, resize=16), progress=False)
+    with pytest.raises(ValueError, match="on one data set"):
+        cb.widgets.explorer([*runs, other])
