@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import html
 import inspect
 import io
 import json
@@ -18,13 +17,12 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import pandas as pd
 
-from cram_bench import comparisons, compress, experiment, runs
+from cram_bench import comparisons, compress, experiment, pages, runs
 from cram_bench.data import is_folder
 from cram_bench.experiment import Experiment
 from cram_bench.models import unknown
@@ -248,7 +246,8 @@ def build(
             failures[path.stem] = error
     if keep_runs:
         _copy_runs([run for run in trained if run.experiment.seed == 0 and run.failure is None], folder / "runs")
-    _index(folder, [path.stem for path in paths], trained, failures, command)
+    pages.index(folder, [path.stem for path in paths], trained, failures, command)
+    pages.shelf(folder.parent)
     return Built(folder, failures)
 
 
@@ -344,7 +343,7 @@ def _execute(path: Path, parameters: dict[str, Any], folder: Path, trained: Sequ
             shutil.copy(path, part)
     _without_machine_paths(part)
     os.replace(part, target)
-    _export(target)
+    pages.export(target)
     if error is None:
         done.parent.mkdir(exist_ok=True)
         done.write_text(key + "\n")
@@ -379,17 +378,6 @@ def _without_machine_paths(notebook: Path) -> None:
     notebook.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def _export(notebook: Path) -> None:
-    from nbconvert import HTMLExporter
-    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
-
-    exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
-    exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)
-    body, _ = exporter.from_filename(str(notebook))
-    title = notebook.stem.replace("_", " ")
-    notebook.with_suffix(".html").write_text(_page(title, f'<p><a href="index.html">← report</a></p>\n{body}'))
-
-
 def _copy_runs(finished: Sequence[runs.Run], folder: Path) -> None:
     for run in finished:
         target = folder / run.id
@@ -400,89 +388,3 @@ def _copy_runs(finished: Sequence[runs.Run], folder: Path) -> None:
             shutil.copytree(run.path, part)
             shutil.rmtree(target, ignore_errors=True)
             os.replace(part, target)
-
-
-def _index(
-    folder: Path, questions: Sequence[str], trained: Sequence[runs.Run], failures: Mapping[str, str], command: str
-) -> None:
-    """Write ``index.html``: figure, table, provenance, then everything else."""
-    lead = questions[0]
-    first = trained[0].experiment
-    figures = sorted(path.stem for path in (folder / "figures").glob("*.svg"))
-    tables = sorted(path.stem for path in (folder / "tables").glob("*.csv"))
-    machine = runs.machine()
-    finished = [run for run in trained if run.failure is None]
-    parts = [f"<h1>{_text(folder.name)}: {_text(lead.replace('_', ' '))}</h1>"]
-    if failures:
-        items = "".join(f"<li><b>{_text(stem)}</b>: {_text(error)}</li>" for stem, error in failures.items())
-        parts.append(f'<div class="failed"><p>Notebooks that failed:</p><ul>{items}</ul></div>')
-    if lead in figures:
-        parts.append(_figure(lead))
-    summary = folder / "tables" / "accuracy_summary.csv"
-    if not summary.exists():
-        summary = folder / "tables" / f"{lead}_summary.csv"
-        if summary.exists():
-            parts.append(pd.read_csv(summary, dtype=str).fillna("").to_html(index=False, border=0))
-    else:
-        parts.append(pd.read_csv(summary, dtype=str).fillna("").to_html(index=False, border=0))
-        parts.append(
-            "<p>Test accuracy in per cent after one-shot pruning of the share of prunable weights at the head of the "
-            "column, by the pattern that the figure names, and BatchNorm tuning; the dense model is untuned. "
-            "± is one standard deviation over seeds.</p>"
-        )
-    devices = ", ".join(sorted({run.environment["device"] for run in finished}))
-    commits = ", ".join(sorted({run.environment["commit"] for run in finished}))
-    seeds = ", ".join(map(str, sorted({run.experiment.seed for run in trained})))
-    epochs = ", ".join(map(str, sorted({run.experiment.epochs for run in trained})))
-    minutes = sum(run.environment["seconds"] for run in finished) / 60
-    facts = {
-        "Command": f"<code>{_text(command or machine['command'])}</code>",
-        "Experiment": _text(
-            f"{Path(first.dataset).name}, {first.model}, {epochs} epochs, seeds {seeds}, {first.precision}"
-        ),
-        "Report made": _text(f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC at commit {machine['commit']}"),
-        "Runs trained at commit": _text(commits),
-        "Device": _text(f"{devices}; {minutes:.1f} minutes of training in all"),
-        "Versions": _text(", ".join(f"{k} {v}" for k, v in machine["versions"].items())),
-    }
-    parts.append("<h2>What made it</h2><dl>" + "".join(f"<dt>{k}</dt><dd>{v}</dd>" for k, v in facts.items()) + "</dl>")
-    links = "".join(
-        f'<li><a href="{s}.html">{s.replace("_", " ")}</a> (<a href="{s}.ipynb">notebook</a>)</li>' for s in questions
-    )
-    parts.append(f"<h2>Notebooks</h2><ul>{links}</ul>")
-    csv = "".join(f'<li><a href="tables/{s}.csv">{s.replace("_", " ")}</a></li>' for s in tables)
-    parts.append(f"<h2>Tables (CSV)</h2><ul>{csv}</ul>")
-    parts.append("<h2>Figures</h2>" + "".join(_figure(stem) for stem in figures if stem != lead))
-    part = folder / ".index.html.part"
-    part.write_text(_page(folder.name, "\n".join(parts)))
-    os.replace(part, folder / "index.html")
-
-
-def _figure(stem: str) -> str:
-    name = stem.replace("_", " ")
-    links = f'<a href="figures/{stem}.svg">SVG</a>, <a href="figures/{stem}.png">PNG</a>'
-    return f'<figure><img src="figures/{stem}.svg" alt="{name}"><figcaption>{name} ({links})</figcaption></figure>'
-
-
-def _text(value: str) -> str:
-    return html.escape(value)
-
-
-def _page(title: str, body: str) -> str:
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>
-<meta name="viewport" content="width=device-width">
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
-img {{ max-width: 100%; height: auto }} figure {{ margin: 1.5rem 0 }} figcaption {{ color: #555; font-size: .85rem }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; display: block; overflow-x: auto }}
-th, td {{ padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }}
-th:first-child, td:first-child {{ text-align: left }}
-pre {{ background: #f6f6f6; padding: .6rem .8rem; overflow-x: auto; font-size: .82rem; line-height: 1.4 }}
-code {{ background: #f6f6f6; padding: .1rem .25rem }} pre code {{ padding: 0 }}
-dt {{ font-weight: 600 }} dd {{ margin: 0 0 .4rem }}
-.failed {{ border-left: 4px solid #D55E00; padding-left: 1rem }} .anchor-link {{ display: none }}
-</style></head><body>
-{body}
-</body></html>
-"""

@@ -1,6 +1,7 @@
 """The notebooks through papermill on digits, and what the report's folder then holds."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -233,3 +234,16 @@ def test_a_question_that_is_not_known_is_refused_before_anything_trains(question
     with pytest.raises(ValueError, match="did you mean 'equal_cost'|at least one notebook"):
         report.build("digits", questions=questions, reports=folders[0] / "none")
     assert not (folders[0] / "none").exists()
+
+
+def test_the_page_carries_a_slider_and_the_shelf_compares_reports(built):
+    index = (built.folder / "index.html").read_text()
+    data = json.loads(re.search(r"const data = (\{.*?\}), \$ =", index)[1])
+    table = pd.read_csv(built.folder / "tables" / "accuracy_vs_sparsity.csv")
+    tuned = table[table["calibrated"] & (table["method"] == "sgd")].set_index("sparsity")["accuracy"]
+    assert data["values"]["global|True"]["sgd"]["0.9"] == [pytest.approx(tuned[0.9]), None]
+    assert data["methods"]["sgd"] == ["SGD", "#000000"]
+    assert "http" not in re.sub(r"https?://(www.w3.org|arxiv.org)", "", index)  # nothing from the network
+    shelf = (built.folder.parent / "index.html").read_text()
+    assert f"{built.folder.name}/figures/accuracy_vs_sparsity.svg" in shelf
+    assert "CrAM+-Multi" in shelf

@@ -1,0 +1,228 @@
+"""The pages of a report: HTML that needs no kernel and no network."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+
+from cram_bench import runs
+from cram_bench.plots import look
+from cram_bench.probes import mean_and_std
+
+
+def index(
+    folder: Path, questions: Sequence[str], trained: Sequence[runs.Run], failures: Mapping[str, str], command: str
+) -> None:
+    """Write ``index.html``: figure, table, provenance, then everything else."""
+    lead = questions[0]
+    first = trained[0].experiment
+    figures = sorted(path.stem for path in (folder / "figures").glob("*.svg"))
+    tables = sorted(path.stem for path in (folder / "tables").glob("*.csv"))
+    machine = runs.machine()
+    finished = [run for run in trained if run.failure is None]
+    parts = [f"<h1>{text(folder.name)}: {text(lead.replace('_', ' '))}</h1>"]
+    if failures:
+        items = "".join(f"<li><b>{text(stem)}</b>: {text(error)}</li>" for stem, error in failures.items())
+        parts.append(f'<div class="failed"><p>Notebooks that failed:</p><ul>{items}</ul></div>')
+    if lead in figures:
+        parts.append(figure(lead))
+    curves = folder / "tables" / "accuracy_vs_sparsity.csv"
+    if lead == "accuracy_vs_sparsity" and curves.exists():
+        parts.append(slider(pd.read_csv(curves)))
+    summary = folder / "tables" / "accuracy_summary.csv"
+    if not summary.exists():
+        summary = folder / "tables" / f"{lead}_summary.csv"
+        if summary.exists():
+            parts.append(pd.read_csv(summary, dtype=str).fillna("").to_html(index=False, border=0))
+    else:
+        parts.append(pd.read_csv(summary, dtype=str).fillna("").to_html(index=False, border=0))
+        parts.append(
+            "<p>Test accuracy in per cent after one-shot pruning of the share of prunable weights at the head of the "
+            "column, by the pattern that the figure names, and BatchNorm tuning; the dense model is untuned. "
+            "± is one standard deviation over seeds.</p>"
+        )
+    devices = ", ".join(sorted({run.environment["device"] for run in finished}))
+    commits = ", ".join(sorted({run.environment["commit"] for run in finished}))
+    seeds = ", ".join(map(str, sorted({run.experiment.seed for run in trained})))
+    epochs = ", ".join(map(str, sorted({run.experiment.epochs for run in trained})))
+    minutes = sum(run.environment["seconds"] for run in finished) / 60
+    facts = {
+        "Command": f"<code>{text(command or machine['command'])}</code>",
+        "Experiment": text(
+            f"{Path(first.dataset).name}, {first.model}, {epochs} epochs, seeds {seeds}, {first.precision}"
+        ),
+        "Report made": text(f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC at commit {machine['commit']}"),
+        "Runs trained at commit": text(commits),
+        "Device": text(f"{devices}; {minutes:.1f} minutes of training in all"),
+        "Versions": text(", ".join(f"{k} {v}" for k, v in machine["versions"].items())),
+    }
+    _write(
+        folder / "report.json",
+        json.dumps({"title": lead.replace("_", " "), "facts": facts}, indent=1, ensure_ascii=False),
+    )
+    parts.append("<h2>What made it</h2><dl>" + "".join(f"<dt>{k}</dt><dd>{v}</dd>" for k, v in facts.items()) + "</dl>")
+    links = "".join(
+        f'<li><a href="{s}.html">{s.replace("_", " ")}</a> (<a href="{s}.ipynb">notebook</a>)</li>' for s in questions
+    )
+    parts.append(f"<h2>Notebooks</h2><ul>{links}</ul>")
+    csv = "".join(f'<li><a href="tables/{s}.csv">{s.replace("_", " ")}</a></li>' for s in tables)
+    parts.append(f"<h2>Tables (CSV)</h2><ul>{csv}</ul>")
+    parts.append("<h2>Figures</h2>" + "".join(figure(stem) for stem in figures if stem != lead))
+    part = folder / ".index.html.part"
+    part.write_text(page(folder.name, "\n".join(parts)))
+    os.replace(part, folder / "index.html")
+
+
+def slider(curves: pd.DataFrame) -> str:
+    """Return a panel whose slider moves over the measured sparsities: accuracies of every method, and a marked curve.
+
+    Nothing is computed or interpolated in the page: it shows the means over seeds that it carries.
+
+    Args:
+        curves: columns method, seed, pattern, sparsity, calibrated, accuracy.
+    """
+    known = curves.dropna(subset=["accuracy"])
+    reduced = mean_and_std(known, "accuracy", ["method", "pattern", "sparsity", "calibrated"])
+    patterns = [
+        p for p in dict.fromkeys(known["pattern"]) if (known.loc[known["pattern"] == p, "sparsity"] > 0).sum() > 0
+    ]
+    values: dict[str, dict[str, dict[str, list[float | None]]]] = {}
+    for row in reduced.to_dict("records"):
+        for pattern in patterns if row["sparsity"] == 0 else [row["pattern"]]:
+            place = values.setdefault(f"{pattern}|{bool(row['calibrated'])}", {}).setdefault(row["method"], {})
+            place[f"{row['sparsity']:g}"] = [row["mean"], None if pd.isna(row["std"]) else row["std"]]
+    methods = {name: look(name)[:2] for name in dict.fromkeys(known["method"])}
+    data = json.dumps({"values": values, "methods": methods, "patterns": patterns}).replace("</", "<\\/")
+    return _SLIDER.replace("__DATA__", data)
+
+
+def shelf(reports: Path) -> None:
+    """Write ``index.html`` over all reports in a folder: their headline figures and tables, side by side."""
+    cards = []
+    for folder in sorted(path.parent for path in reports.glob("*/report.json")):
+        about = json.loads((folder / "report.json").read_text())
+        lead = about["title"].replace(" ", "_")
+        link = html.escape(f"{folder.name}/index.html")
+        parts = [f'<h2><a href="{link}">{text(folder.name)}</a></h2><p>{text(about["title"])}</p>']
+        if (folder / "figures" / f"{lead}.svg").exists():
+            parts.append(
+                f'<a href="{link}"><img src="{text(folder.name)}/figures/{lead}.svg" alt="{text(about["title"])}"></a>'
+            )
+        for name in ("accuracy_summary", f"{lead}_summary"):
+            table = folder / "tables" / f"{name}.csv"
+            if table.exists():
+                parts.append(pd.read_csv(table, dtype=str).fillna("").to_html(index=False, border=0))
+                break
+        shown = ("Experiment", "Device", "Report made")
+        parts.append("<dl>" + "".join(f"<dt>{k}</dt><dd>{about['facts'][k]}</dd>" for k in shown) + "</dl>")
+        cards.append(f"<section>{''.join(parts)}</section>")
+    body = f"<h1>Reports</h1><div class='shelf'>{''.join(cards)}</div>"
+    _write(reports / "index.html", page("Reports", body))
+
+
+def export(notebook: Path) -> None:
+    """Write an executed notebook as a page beside it."""
+    from nbconvert import HTMLExporter
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+
+    exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
+    exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)
+    body, _ = exporter.from_filename(str(notebook))
+    title = notebook.stem.replace("_", " ")
+    notebook.with_suffix(".html").write_text(page(title, f'<p><a href="index.html">← report</a></p>\n{body}'))
+
+
+def figure(stem: str) -> str:
+    """Return the markup of a figure of the report, with its downloads."""
+    name = stem.replace("_", " ")
+    links = f'<a href="figures/{stem}.svg">SVG</a>, <a href="figures/{stem}.png">PNG</a>'
+    return f'<figure><img src="figures/{stem}.svg" alt="{name}"><figcaption>{name} ({links})</figcaption></figure>'
+
+
+def text(value: str) -> str:
+    """Escape for HTML."""
+    return html.escape(value)
+
+
+def page(title: str, body: str) -> str:
+    """Return a whole page in the house style."""
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{text(title)}</title>
+<meta name="viewport" content="width=device-width">
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
+img {{ max-width: 100%; height: auto }} figure {{ margin: 1.5rem 0 }} figcaption {{ color: #555; font-size: .85rem }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; display: block; overflow-x: auto }}
+th, td {{ padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }}
+th:first-child, td:first-child {{ text-align: left }}
+pre {{ background: #f6f6f6; padding: .6rem .8rem; overflow-x: auto; font-size: .82rem; line-height: 1.4 }}
+code {{ background: #f6f6f6; padding: .1rem .25rem }} pre code {{ padding: 0 }}
+dt {{ font-weight: 600 }} dd {{ margin: 0 0 .4rem }}
+.shelf {{ display: flex; flex-wrap: wrap; gap: 2rem }} .shelf section {{ flex: 1 1 26rem; min-width: 0 }}
+.slider {{ border: 1px solid #ddd; border-radius: 6px; padding: .8rem 1rem; margin: 1rem 0 }}
+.slider input[type=range] {{ width: 100% }} .slider svg {{ width: 100%; height: auto }}
+.failed {{ border-left: 4px solid #D55E00; padding-left: 1rem }} .anchor-link {{ display: none }}
+</style></head><body>
+{body}
+</body></html>
+"""
+
+
+def _write(path: Path, content: str) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(content)
+    os.replace(part, path)
+
+
+_SLIDER = """<div class="slider"><p><b>Move the slider</b> over the measured sparsities (mean over seeds).</p>
+<label>sparsity <output id="level"></output> <input type="range" id="where" min="0" step="1" aria-label="sparsity"></label>
+<p><label>pattern <select id="pattern"></select></label>
+<label><input type="checkbox" id="tuned" checked> BatchNorm tuned after pruning</label></p>
+<svg id="chart" viewBox="0 0 640 260" role="img" aria-label="accuracy against sparsity"></svg>
+<table id="numbers"></table></div>
+<script>
+(() => {
+  const data = __DATA__, $ = id => document.getElementById(id);
+  for (const name of data.patterns) $("pattern").add(new Option(name));
+  const percent = s => s === "0" ? "dense" : (100 * s).toFixed(0) + " %";
+  function chosen() {
+    const tuned = $("tuned").checked, all = data.values;
+    return all[$("pattern").value + "|" + (tuned ? "True" : "False")] || all[$("pattern").value + "|False"] || {};
+  }
+  function draw() {
+    const curves = chosen(), first = Object.values(curves)[0] || {};
+    const levels = Object.keys(first).sort((a, b) => a - b), slider = $("where");
+    slider.max = levels.length - 1;
+    const at = Math.min(+slider.value, levels.length - 1), level = levels[at];
+    $("level").textContent = percent(level);
+    const x = i => 44 + i * 580 / Math.max(1, levels.length - 1), y = v => 226 - 210 * v;
+    let svg = "", rows = "<tr><th>method</th><th>accuracy, %</th><th>± std</th></tr>";
+    for (const v of [0, 0.25, 0.5, 0.75, 1])
+      svg += `<line x1="44" x2="624" y1="${y(v)}" y2="${y(v)}" stroke="#e4e4e4"/>` +
+        `<text x="38" y="${y(v) + 4}" font-size="11" text-anchor="end">${100 * v}</text>`;
+    levels.forEach((l, i) => svg += `<text x="${x(i)}" y="246" font-size="11" text-anchor="middle">${percent(l)}</text>`);
+    svg += `<line x1="${x(at)}" x2="${x(at)}" y1="16" y2="226" stroke="#888"/>`;
+    for (const [method, [label, colour]] of Object.entries(data.methods)) {
+      const curve = curves[method];
+      if (!curve) { rows += `<tr><td>${label}</td><td></td><td></td></tr>`; continue; }
+      const points = levels.map((l, i) => curve[l] ? `${x(i)},${y(curve[l][0])}` : "").join(" ");
+      svg += `<polyline fill="none" stroke="${colour}" stroke-width="2" points="${points}"/>`;
+      if (!curve[level]) continue;
+      const [mean, std] = curve[level];
+      svg += `<circle cx="${x(at)}" cy="${y(mean)}" r="5" fill="${colour}" stroke="#fff"/>`;
+      rows += `<tr><td style="border-left:6px solid ${colour}">${label}</td><td data-method="${method}">` +
+        `${(100 * mean).toFixed(1)}</td><td>${std === null ? "" : (100 * std).toFixed(1)}</td></tr>`;
+    }
+    $("chart").innerHTML = svg;
+    $("numbers").innerHTML = rows;
+  }
+  for (const id of ["where", "pattern", "tuned"]) $(id).addEventListener("input", draw);
+  draw();
+})();
+</script>"""
