@@ -181,7 +181,7 @@ def _write(path: Path, content: str) -> None:
 
 
 _SLIDER = """<div class="slider"><p><b>Move the slider</b> over the measured sparsities (mean over seeds).</p>
-<label>sparsity <output id="level"></output> <input type="range" id="where" min="0" step="1" aria-label="sparsity"></label>
+<label>sparsity <output id="level"></output> <input type="range" id="where" min="0" step="1" value="0" aria-label="sparsity"></label>
 <p><label>pattern <select id="pattern"></select></label>
 <label><input type="checkbox" id="tuned" checked> BatchNorm tuned after pruning</label></p>
 <svg id="chart" viewBox="0 0 640 260" role="img" aria-label="accuracy against sparsity"></svg>

@@ -113,6 +113,7 @@ def test_browser_jupyterlab_explorer(page, notebook, tmp_path):
     with server(command, port, tmp_path) as address:
         page.goto(f"{address}/lab/tree/explore.ipynb?token=T&reset")
         page.locator(".jp-NotebookPanel .jp-Cell").first.wait_for(timeout=60_000)
+        page.get_by_text("| Idle").wait_for(timeout=60_000)  # cells that run before the kernel is there are passed over
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.locator("li[data-command='runmenu:run-all']").click()
         move_and_compare(page)
