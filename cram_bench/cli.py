@@ -77,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(run=_report)
 
     probe = commands.add_parser("probe", help="measure a finished run: accuracy against sparsity, and local loss")
-    probe.add_argument("folder", metavar="RUN", help="a run's folder, or the beginning of its id")
+    probe.add_argument("folder", metavar="RUN", help="a run's folder or the beginning of its id; or a safetensors file")
+    probe.add_argument("--arch", help="of a safetensors file: the model, such as resnet20 or torchvision:resnet18")
+    probe.add_argument("--data", help="of a safetensors file: a data set or an image folder to probe on")
     probe.add_argument(
         "--calibration", type=int, default=2000, help="training images for BatchNorm tuning (default: 2000)"
     )
@@ -191,26 +193,53 @@ def _report(arguments: argparse.Namespace) -> int:
 def _probe(arguments: argparse.Namespace) -> int:
     from cram_bench import probes, report, runs
 
-    store = runs.Store()
-    run = store.open(arguments.folder)
-    train, test = run.experiment.load_data()
-    model = run.load_model()
+    if arguments.folder.endswith(".safetensors"):
+        train, test, model = _file(arguments)
+        augment, name = True, arguments.folder
+    else:
+        if arguments.arch or arguments.data:
+            raise ValueError("--arch and --data belong to a safetensors file; a run knows its own")
+        run = runs.Store().open(arguments.folder)
+        train, test = run.experiment.load_data()
+        model = run.load_model()
+        augment, name = run.experiment.augment, f"{run.id}: {run.label}, {run.experiment.epochs} epochs"
     sample = train.sample(arguments.sample)
     levels = [f"global@{level:g}" for level in probes.LEVELS]
     tables = {
         "sparsity_curve": probes.sparsity_curve(
-            model, test, [*levels, "2:4"], train.calibration(arguments.calibration, run.experiment.augment)
+            model, test, [*levels, "2:4"], train.calibration(arguments.calibration, augment)
         ),
         "cram_gap": probes.cram_gap(model, sample, levels),
         "sam_sharpness": probes.sam_sharpness(model, sample, [0.05, 0.1, 0.2]),
         "loss_in_ball": probes.loss_in_ball(model, sample),
+        "layer_blame": probes.layer_blame(model, sample, "global@0.9"),
+        "curvature": probes.curvature(model, sample.sample(200)),
     }
-    print(f"{run.id}: {run.label}, {run.experiment.epochs} epochs; test {len(test)} images, local loss {len(sample)}")
+    print(f"{name}; test {len(test)} images, local loss {len(sample)}, curvature {min(200, len(sample))}")
     for name, table in tables.items():
         print(f"\n{name}\n{table.to_string(index=False)}")
         if arguments.out:
             report.Output(arguments.out).table(table, name)
     return 0
+
+
+def _file(arguments: argparse.Namespace) -> Any:
+    """Return (train, test, model) of a safetensors file of somebody else's training."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from cram_bench import data, models
+
+    if not arguments.arch or not arguments.data:
+        raise ValueError("a safetensors file needs --arch, the model, and --data, what to probe it on")
+    train, test = data.load(arguments.data)
+    model = models.create(arguments.arch, train.num_classes, train.channels, train.image_size)
+    try:
+        model.load_state_dict(load_file(arguments.folder))
+    except (SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{arguments.folder} does not fit {arguments.arch}: {reason[:200]}") from None
+    return train, test, model
 
 
 if __name__ == "__main__":

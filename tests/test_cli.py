@@ -4,7 +4,9 @@ import sys
 import pandas as pd
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
+import cram_bench as cb
 from cram_bench import cli
 
 
@@ -36,8 +38,27 @@ def test_train_prints_the_folder_last_and_finds_it_again(capsys, tmp_path):
     status, out, _ = run(capsys, "probe", folder, "--sample", "100", "--out", str(tmp_path / "out"))
     assert status == 0
     assert {path.stem for path in (tmp_path / "out" / "tables").iterdir()} == {
-        "sparsity_curve", "cram_gap", "sam_sharpness", "loss_in_ball",
+        "sparsity_curve", "cram_gap", "sam_sharpness", "loss_in_ball", "layer_blame", "curvature",
     }  # fmt: skip
+
+
+def test_somebody_elses_weights_are_probed(capsys, tmp_path):
+    model = cb.models.create("convnet", 10, 1)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    file = str(tmp_path / "model.safetensors")
+    status, out, _ = run(capsys, "probe", file, "--arch", "convnet", "--data", "digits", "--sample", "50")
+    assert status == 0
+    assert "sparsity_curve" in out
+    for arguments, message in (
+        (["probe", file], "needs --arch"),
+        (["probe", file, "--arch", "resnet20", "--data", "digits"], "does not fit resnet20"),
+        (["probe", file, "--arch", "convet", "--data", "digits"], "did you mean 'convnet'"),
+        (["probe", "0123", "--arch", "convnet"], "belong to a safetensors file"),
+    ):
+        status, _, err = run(capsys, *arguments)
+        assert status == 1
+        assert message in err
+        assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -213,3 +213,26 @@ def test_blame_gives_each_layer_its_part_of_the_masks_alone(model, digits):
         losses = [float(F.cross_entropy(logits(m, digits[1]), digits[1].labels)) for m in (other, model)]
         assert row.rise == pytest.approx(losses[0] - losses[1], abs=1e-5)
         assert row.zeros == int((~masks[row.layer]).sum())
+
+
+def test_stability_puts_the_probes_together(model, digits):
+    few = digits[1].sample(40)
+    table = cb.probes.stability(model, digits[1], "global@0.8", calibration=digits[0], rho=0.1, few=few)
+    assert table["weights"].tolist() == ["dense", "global@0.8"]
+    dense = table.iloc[0]
+    assert dense["gap"] == pytest.approx(cb.probes.cram_gap(model, digits[1], ["global@0.8"], 0.1)["gap"].iloc[0])
+    assert dense["sharpness"] == pytest.approx(cb.probes.sam_sharpness(model, digits[1], 0.05)["sharpness"].iloc[0])
+    assert dense["trace"] == pytest.approx(cb.probes.curvature(model, few)["value"].iloc[-1])
+    other = cb.compress.compressed(model, cb.compress.Magnitude(0.8))
+    cb.compress.tune_batchnorm(other, digits[0].calibration())
+    assert table.iloc[1]["loss"] == pytest.approx(cb.train.evaluate(other, digits[1])["loss"], rel=1e-4)
+    assert table.iloc[1]["eigenvalue"] == pytest.approx(cb.probes.curvature(other, few)["value"].iloc[0], rel=1e-2)
+
+
+def test_verdicts_claim_nothing_without_a_spread():
+    rows = [("a", 0, 1.0), ("a", 1, 1.2), ("b", 0, 1.1), ("b", 1, 1.3), ("c", 0, 0.1)]
+    table = pd.DataFrame(rows, columns=["method", "seed", "loss"]).assign(weights="dense")
+    assert cb.probes.verdicts(table, "a", "b", ["loss"])["verdict"].tolist() == ["undecided"]
+    assert cb.probes.verdicts(table, "c", "b", ["loss"])["verdict"].tolist() == ["undecided"]  # one seed
+    worse = table.assign(loss=table["loss"] + 5 * (table["method"] == "a"))
+    assert cb.probes.verdicts(worse, "a", "b", ["loss"])["verdict"].tolist() == ["contradicts"]

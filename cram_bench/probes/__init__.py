@@ -19,6 +19,7 @@ from cram_bench.probes.over_runs import ablation_means, accuracy_table, mean_and
 from cram_bench.probes.paths import loss_along_path, loss_at, loss_on_plane
 from cram_bench.probes.sharpness import cram_gap, sam_sharpness, sharpness_over_radii
 from cram_bench.probes.sparsity import LEVELS, sparsity_curve
+from cram_bench.probes.stability import stability, verdicts
 
 __all__ = [
     "LEVELS",
@@ -47,6 +48,8 @@ __all__ = [
     "sharpness_over_radii",
     "sparsity_curve",
     "spectral_density",
+    "stability",
     "transfer_accuracy",
+    "verdicts",
     "weight_histogram",
 ]
