@@ -449,6 +449,41 @@ def spectral_density(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def loss_on_plane(
+    grid: pd.DataFrame, corners: pd.DataFrame, names: Sequence[str] = ("dense", "pruned", "fine-tuned")
+) -> Figure:
+    """Draw the loss on the plane through three models, as contours on a log scale, with the path between them.
+
+    Args:
+        grid: columns a, b (Euclidean distance between weights), loss.
+        corners: columns a, b of the three models, in the order of the path.
+        names: of the three models.
+    """
+    losses = grid.pivot_table(index="b", columns="a", values="loss")
+    levels = np.linspace(*np.log10([losses.to_numpy().min(), losses.to_numpy().max()]), 13)
+    with style(), mpl.rc_context({"axes.grid": False}):
+        figure = Figure(figsize=(5.4, 4.4))
+        axis = figure.subplots()
+        filled = axis.contourf(
+            losses.columns, losses.index, np.log10(losses.to_numpy()), levels, cmap="cividis", extend="both"
+        )
+        axis.contour(losses.columns, losses.index, np.log10(losses.to_numpy()), levels, colors="white", linewidths=0.4)
+        axis.plot(corners["a"], corners["b"], color="white", marker="o", linewidth=1.6, markeredgecolor="black")
+        for name, a, b in zip(names, corners["a"], corners["b"], strict=True):
+            axis.annotate(
+                name, (a, b), (6, 6), textcoords="offset points", color="white", fontweight="bold", fontsize=9
+            )
+        axis.set_aspect("equal")
+        axis.set_xlabel("along the first step, distance between weights")
+        axis.set_ylabel("orthogonal to it")
+        axis.set_title("The plane through three models")
+        bar = figure.colorbar(filled, ax=axis)
+        ticks = np.linspace(levels[0], levels[-1], 5)
+        bar.set_ticks(list(ticks), labels=[f"{10**tick:.2g}" for tick in ticks])
+        bar.set_label("loss, nats (log scale)")
+    return figure
+
+
 def _methods(table: pd.DataFrame) -> list[str]:
     present = list(dict.fromkeys(table["method"]))
     known = [method for method in METHODS if method in present]

@@ -68,6 +68,14 @@ def test_plots_leave_matplotlibs_settings_alone():
     assert dict(mpl.rcParams) == before
 
 
+def test_the_plane_shows_its_three_models():
+    grid = pd.DataFrame(itertools.product([-1.0, 0.0, 1.0], [0.0, 1.0]), columns=["a", "b"])
+    grid = grid.assign(loss=np.linspace(0.1, 3, 6))
+    figure = cb.plots.loss_on_plane(grid, pd.DataFrame({"a": [0.0, 1.0, 0.5], "b": [0.0, 0.0, 1.0]}))
+    assert {"dense", "pruned", "fine-tuned"} <= {text.get_text() for text in figure.axes[0].texts}
+    figure.savefig(io.BytesIO(), format="png")
+
+
 def test_ablations_show_the_first_row_and_differences_to_it():
     means = pd.DataFrame({"dense": [0.9, 0.88, np.nan], "90": [0.5, 0.62, np.nan]}, index=["CrAM+", "other", "broken"])
     figure = cb.plots.ablations(means)

@@ -236,3 +236,10 @@ def test_verdicts_claim_nothing_without_a_spread():
     assert cb.probes.verdicts(table, "c", "b", ["loss"])["verdict"].tolist() == ["undecided"]  # one seed
     worse = table.assign(loss=table["loss"] + 5 * (table["method"] == "a"))
     assert cb.probes.verdicts(worse, "a", "b", ["loss"])["verdict"].tolist() == ["contradicts"]
+
+
+def test_a_landscape_around_the_compressed_weights_is_that_of_the_compressed_model(model, digits):
+    other = cb.compress.compressed(model, cb.compress.Magnitude(0.8))
+    for probe in (cb.probes.loss_in_ball, cb.probes.loss_in_plane):
+        around = probe(model, digits[1], points=3, compressor="global@0.8")
+        pd.testing.assert_frame_equal(around, probe(other, digits[1], points=3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import pandas as pd
@@ -105,7 +106,13 @@ def loss_along_compressions(
 
 
 def loss_in_ball(
-    model: nn.Module, data: Batches, radius: float = 0.5, points: int = 11, directions: int = 3, seed: int = 0
+    model: nn.Module,
+    data: Batches,
+    radius: float = 0.5,
+    points: int = 11,
+    directions: int = 3,
+    seed: int = 0,
+    compressor: Compressor | str | None = None,
 ) -> pd.DataFrame:
     """Evaluate the loss along several random filter-normalised directions, a slice each.
 
@@ -116,23 +123,47 @@ def loss_in_ball(
         points: per slice; odd includes the model itself.
         directions: how many; they are the sample that the spread in figures comes from.
         seed: direction i is drawn from seed + i.
+        compressor: look around C(θ) instead of θ; the directions are normalised by its filters.
 
     Returns:
         Columns direction, a (signed distance in filter norms), loss (nats), accuracy (fraction).
     """
     steps = np.linspace(-radius, radius, points)
     slices = []
-    for index in range(directions):
-        table = loss_on_grid(model, data, [random_direction(model, seed + index)], steps)
-        slices.append(table.assign(direction=index))
+    with _at(model, compressor):
+        for index in range(directions):
+            table = loss_on_grid(model, data, [random_direction(model, seed + index)], steps)
+            slices.append(table.assign(direction=index))
     return pd.concat(slices, ignore_index=True)[["direction", "a", "loss", "accuracy"]]
 
 
-def loss_in_plane(model: nn.Module, data: Batches, radius: float = 0.5, points: int = 9, seed: int = 0) -> pd.DataFrame:
+def loss_in_plane(
+    model: nn.Module,
+    data: Batches,
+    radius: float = 0.5,
+    points: int = 9,
+    seed: int = 0,
+    compressor: Compressor | str | None = None,
+) -> pd.DataFrame:
     """Evaluate the loss on a square grid spanned by two random filter-normalised directions.
+
+    Args:
+        model: any torch classifier; left as it was found.
+        data: a fixed sample.
+        radius: the square runs from −radius to radius on either axis, in units of each filter's norm.
+        points: per axis.
+        seed: of the first direction; the second is drawn from seed + 1.
+        compressor: look around C(θ) instead of θ.
 
     Returns:
         Columns a, b (signed distances in filter norms), loss (nats), accuracy (fraction); points² rows.
     """
-    pair = [random_direction(model, seed), random_direction(model, seed + 1)]
-    return loss_on_grid(model, data, pair, np.linspace(-radius, radius, points))
+    with _at(model, compressor):
+        pair = [random_direction(model, seed), random_direction(model, seed + 1)]
+        return loss_on_grid(model, data, pair, np.linspace(-radius, radius, points))
+
+
+def _at(model: nn.Module, compressor: Compressor | str | None) -> AbstractContextManager[object]:
+    if compressor is None:
+        return nullcontext()
+    return applied(model, parse(compressor) if isinstance(compressor, str) else compressor)
