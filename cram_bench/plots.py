@@ -84,12 +84,12 @@ def accuracy_vs_sparsity(table: pd.DataFrame, pattern: str = "global", chance: f
             if chance is not None:
                 axis.axhline(chance, color="#888888", linestyle=":", linewidth=1.2)
                 axis.annotate("guessing", (0, chance), (0, 3), textcoords="offset points", color="#666666", fontsize=8)
-            axis.set_xlabel(f"sparsity, % of prunable weights that are zero ({pattern} magnitude)")
+            axis.set_xlabel(f"sparsity, % of prunable weights ({pattern})")
             axis.set_title(titles[flag])
-            axis.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+            axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
         axes[0].set_ylabel("test accuracy, %")
         axes[0].set_ylim(0, 1.02)
-        _legend(figure, axes[0], table, "mean ± std")
+        _legend(figure, axes[-1], table, "mean ± std")
     return figure
 
 
@@ -111,10 +111,10 @@ def equal_cost(table: pd.DataFrame) -> Figure:
         for axis, (title, part) in zip(axes, sides.items(), strict=True):
             _lines(axis, _at_even_steps(axis, part), "step", "accuracy", band="std")
             axis.set_title(title)
-            axis.set_xlabel("sparsity, % of prunable weights that are zero (global magnitude)")
-            axis.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+            axis.set_xlabel("sparsity, % of prunable weights (global)")
+            axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
         axes[0].set_ylabel("test accuracy, %")
-        _legend(figure, axes[0], table, "mean ± std")
+        _legend(figure, axes[-1], table, "mean ± std")
     return figure
 
 
@@ -143,7 +143,7 @@ def ablations(table: pd.DataFrame) -> Figure:
         axis.set_xticks(range(table.shape[1]), list(table.columns))
         axis.set_yticks(range(len(table)), list(table.index))
         axis.tick_params(length=0)
-        axis.set_xlabel("sparsity, % of prunable weights that are zero (global magnitude)")
+        axis.set_xlabel("sparsity, % of prunable weights (global)")
         axis.set_title("Accuracy in %, and differences to it in points", loc="left")
         figure.colorbar(image, ax=axis, label="points of accuracy", ticks=[-limit, -1, 0, 1, limit], format="%+.3g")
     return figure
@@ -166,7 +166,7 @@ def transfer(table: pd.DataFrame, target: str, chance: float | None = None) -> F
         axis.set_xlabel("sparsity held while fine-tuning, %")
         axis.set_ylabel(f"test accuracy on {target}, %")
         axis.set_title("Fine-tuned sparse, by the method that made the source")
-        axis.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
         _legend(figure, axis, table, "mean ± std")
     return figure
 
@@ -206,7 +206,7 @@ def loss_along_compression(table: pd.DataFrame) -> Figure:
             axis.set_title(f"to {target.pattern}, {100 * target.sparsity:g} % zeros")
             axis.set_xlabel("t:  0 dense,  1 pruned")
         axes[0].set_ylabel("training loss, nats (log scale)")
-        _legend(figure, axes[0], table, "lowest to highest")
+        _legend(figure, axes[-1], table, "lowest to highest")
     return figure
 
 
@@ -328,7 +328,7 @@ def layer_profile(tables: Mapping[str, pd.DataFrame]) -> Figure:
         axes[0].set_yticks(range(len(layers)), layers, fontsize=7)
         axes[0].set_ylim(len(layers) - 0.5, -0.5)
         axes[0].set_xlim(-0.02, 1.02)
-        axes[0].xaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+        axes[0].xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
         axes[0].set_xlabel("zeros in the layer, %")
         axes[0].set_title("Where the zeros are")
         if blamed:
@@ -390,8 +390,8 @@ def explorer_curve(
         axis.axhline(chance, color="#888888", linestyle=":", linewidth=1.2)
         axis.set_xlim(-0.02, 1.02)
         axis.set_ylim(0, 1.02)
-        axis.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
-        axis.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+        axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
         axis.set_xlabel("sparsity, % of prunable weights that are zero")
         axis.set_ylabel("accuracy on the sample, %")
         axis.set_title("Accuracy against sparsity")
@@ -460,7 +460,8 @@ def loss_on_plane(
         names: of the three models.
     """
     losses = grid.pivot_table(index="b", columns="a", values="loss")
-    levels = np.linspace(*np.log10([losses.to_numpy().min(), losses.to_numpy().max()]), 13)
+    low, high = (float(np.log10(bound)) for bound in (losses.to_numpy().min(), losses.to_numpy().max()))
+    levels = np.linspace(low, max(high, low + 0.1), 13)
     with style(), mpl.rc_context({"axes.grid": False}):
         figure = Figure(figsize=(5.4, 4.4))
         axis = figure.subplots()
@@ -521,12 +522,38 @@ def _line(axis: Axes, table: pd.DataFrame, x: str, y: str, method: str, band: st
         axis.fill_between(mean.index, low.to_numpy(), high.to_numpy(), color=colour, alpha=0.22, linewidth=0)
 
 
+def _label_lines(axis: Axes) -> None:
+    """Write every line's label at its right end, in its colour, pushed apart where ends lie close."""
+    lines = [line for line in axis.get_lines() if not str(line.get_label()).startswith("_")]
+    ends = []
+    for line in lines:
+        points = np.column_stack([line.get_xdata(), line.get_ydata()]).astype(float)
+        points = points[np.isfinite(points).all(axis=1)]
+        if len(points):
+            height = float(axis.transAxes.inverted().transform(axis.transData.transform(points[-1]))[1])
+            ends.append((height, points[-1], line))
+    ends.sort(key=lambda end: end[0])
+    gap, places = 0.075, [end[0] for end in ends]
+    for index in range(1, len(places)):  # upwards, then down again from the top edge
+        places[index] = max(places[index], places[index - 1] + gap)
+    for index in reversed(range(len(places))):
+        places[index] = min(places[index], 1.0 - gap * (len(places) - 1 - index))
+    for place, (_, point, line) in zip(places, ends, strict=True):
+        axis.annotate(
+            str(line.get_label()), xy=(float(point[0]), float(point[1])), xytext=(1.03, place), textcoords="axes fraction",
+            color=line.get_color(), va="center", fontsize=9, annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": line.get_color(), "linewidth": 0.6, "shrinkB": 3, "shrinkA": 0},
+        )  # fmt: skip
+
+
 def _legend(figure: Figure, axis: Axes, table: pd.DataFrame, band: str) -> None:
-    handles: Sequence[Any] = axis.get_legend_handles_labels()[0]
+    """Label the lines where they end, and say below what the band is."""
+    figure.draw_without_rendering()  # the layout decides where the ends are
+    _label_lines(axis)
+    handles: list[Any] = []
     seeds = table["seed"].nunique()
     directions = table["direction"].nunique() if "direction" in table else 1
     if seeds > 1 or directions > 1:
         count = f"{seeds} seed{'s' if seeds > 1 else ''}" + (f" × {directions} directions" if directions > 1 else "")
-        handles = [*handles, Line2D([], [], color="#888888", alpha=0.35, linewidth=7, label=f"{band}, {count}")]
-    columns = 5 if figure.get_figwidth() > 7 else 3
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), columns))
+        handles.append(Line2D([], [], color="#888888", alpha=0.35, linewidth=7, label=f"{band}, {count}"))
+        figure.legend(handles=handles, loc="outside lower center")
