@@ -18,15 +18,14 @@ from cram_bench.models import unknown
 def equal_cost(
     dataset: str, methods: Sequence[str], seeds: int | Sequence[int], model: str = "", epochs: int = 0, **changes: Any
 ) -> list[Experiment]:
-    """Return `grid`, and the methods that cost one gradient a step once more with twice the epochs.
+    """Return `grid`, and the methods that cost less once more with as many epochs as the dearest one pays for.
 
     So every method is there at equal epochs, and at equal gradient evaluations (`Experiment.gradients`).
     """
     short = grid(dataset, methods, seeds, model, epochs, **changes)
     most = max(experiment.gradients for experiment in short)
-    return short + [
-        replace(e, epochs=2 * e.epochs, warmup_epochs=2 * e.warmup_epochs) for e in short if e.gradients < most
-    ]
+    longer = [(e, round(e.epochs * most / e.gradients)) for e in short if e.gradients < most]
+    return short + [replace(e, epochs=n, warmup_epochs=e.warmup_epochs * n / e.epochs) for e, n in longer]
 
 
 def language(

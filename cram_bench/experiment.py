@@ -72,10 +72,10 @@ class Experiment:
     """Whether CrAM divides its ascent by the norm, as SAM does."""
     mask_interval: int = 1
     """Uses of a compressor per choice of its masks, at least 1."""
-    plain: float = 0.5
-    """Of cram-single: the probability of a plain step, in [0, 1)."""
+    plain: float = 0.0
+    """Of CrAM: the probability of a plain step, in [0, 1)."""
     ramp: bool = False
-    """Of cram-single: lower that probability linearly from 1 to ``plain`` over the training."""
+    """Of CrAM: lower that probability linearly from 1 to ``plain`` over the training."""
     ascent: str = "momentum"
     """Of cram-single: ``momentum`` or ``gradient``."""
     start: str = ""
@@ -134,8 +134,10 @@ class Experiment:
             raise ValueError("halves needs a method of two gradients a step, and a batch of 4 images at least")
         if self.method == "cram-half" and not self.halves:
             raise ValueError("method 'cram-half' needs halves; without them it is 'cram+-multi'")
-        if self.ramp and self.method != "cram-single":
-            raise ValueError(f"ramp belongs to method 'cram-single', not to {self.method!r}")
+        if (self.ramp or self.plain) and not METHODS[self.method].compresses:
+            raise ValueError(f"plain and ramp belong to the CrAM methods, not to {self.method!r}")
+        if (self.ramp or self.plain) and self.halves:
+            raise ValueError("plain and ramp leave out gradients, and halves needs both")
         for spec in (*self.compressors, *([self.prune] if self.prune else [])):
             compress.parse(spec)
         if METHODS[self.method].compresses != bool(self.compressors):
@@ -147,13 +149,17 @@ class Experiment:
             raise ValueError(f"method {self.method!r} {need}; it was given {self.compressors!r}")
 
     @property
-    def gradients(self) -> int:
-        """How often the training evaluates the gradient at every image: epochs × evaluations a step.
+    def gradients(self) -> float:
+        """How often the training evaluates the gradient at every image, on average: epochs × evaluations a step.
 
         >>> recipe("digits", "cram+", epochs=15).gradients, recipe("digits", "cram-half", epochs=30).gradients
-        (30, 30)
+        (30.0, 30.0)
+        >>> recipe("digits", "cram+", epochs=20, ramp=True).gradients  # a half of the second gradients is left out
+        30.0
         """
-        return self.epochs * (1 if self.halves else METHODS[self.method].passes)
+        plain = (1 + self.plain) / 2 if self.ramp else self.plain
+        second = 0.0 if self.halves else METHODS[self.method].passes - 1
+        return self.epochs * (1 + second * (1 - plain))
 
     @property
     def id(self) -> str:
@@ -244,7 +250,7 @@ def _cram(plus: bool) -> Callable[[Experiment, nn.Module, Optimizer], Optimizer]
 
 def _cram_single(experiment: Experiment, model: nn.Module, base: Optimizer) -> Optimizer:
     ascent: Any = experiment.ascent
-    return CrAMSingle(model, base, plain=experiment.plain, ascent=ascent, **_compression(experiment))
+    return CrAMSingle(model, base, ascent=ascent, **_compression(experiment))
 
 
 def _compression(experiment: Experiment) -> dict[str, Any]:
@@ -254,13 +260,14 @@ def _compression(experiment: Experiment) -> dict[str, Any]:
         "sparse_gradients": experiment.sparse_gradients,
         "normalize": experiment.normalize,
         "mask_interval": experiment.mask_interval,
+        "plain": experiment.plain,
         "seed": experiment.seed,
     }
 
 
 _MULTI = tuple(f"global@{tenths / 10:g}" for tenths in range(3, 10))
 
-_SINGLE = {"rho": 0.02, "compressors": (*_MULTI, "global@0.95"), "ramp": True, "plain": 0.0}
+_SINGLE = {"rho": 0.02, "compressors": (*_MULTI, "global@0.95"), "ramp": True}
 
 _UPPER = tuple(f"global@{tenths / 10:g}" for tenths in range(5, 10))
 _LANGUAGE: dict[str, Any] = {

@@ -79,7 +79,7 @@ class Callback:
 
 
 class Ramp(Callback):
-    """Lower the probability of a plain step of `CrAMSingle` linearly, from 1 at the first step to its setting at the last.
+    """Lower the probability of a plain step of `CrAM` or `CrAMSingle` linearly, from 1 at the first step to its setting.
 
     p(t) = 1 − (1 − p) t/T: what compresses is learnt when the loss is already low.
     """

@@ -117,6 +117,12 @@ def hand_normalized(values, x, y, draw, rho=0.3, sparsity=0.5):
     return [m * s + gi for m, s, gi in zip(masks, second, g, strict=True)]
 
 
+def hand_sometimes(values, x, y, draw):
+    if float(torch.rand((), generator=draw)) < 0.4:
+        return gradient_at(values, x, y)
+    return hand_cram(values, x, y, draw)
+
+
 def hand_held(memory, values, x, y, draw, sparsities, interval, rho=0.2):
     """Masks of a sparsity serve `interval` uses of it, counted per sparsity."""
     g = gradient_at(values, x, y)
@@ -227,6 +233,11 @@ RULES = {
     "cram+-multi held masks": (
         lambda m, b: cb.optim.CrAM(m, b, [Magnitude(s) for s in LEVELS], seed=7, mask_interval=3),
         Hand(hand_held, sparsities=LEVELS, interval=3),
+        {},
+    ),
+    "cram+ with plain steps": (
+        lambda m, b: cb.optim.CrAM(m, b, Magnitude(0.5), plain=0.4),
+        hand_sometimes,
         {},
     ),
     "momentum-sam": (lambda m, b: cb.optim.MomentumSAM(m, b), Hand(hand_momentum_sam), {}),

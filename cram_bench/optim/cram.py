@@ -52,12 +52,14 @@ class CrAM(TwoPass):
         sparse_gradients: mask the gradient taken at the compressed weights.
         normalize: ascend by ρ g/‖g‖₂ as SAM does, the norm over all parameters; ρ is then in units of weight.
         mask_interval: uses of a compressor per choice of its masks; 1 chooses anew at every step.
-        seed: seeds the draw of compressors. Over several devices that of the first counts.
+        plain: probability of a plain step, which uses g alone and costs one pass; `cram_bench.train.Ramp` lowers it
+            from 1 while training goes on.
+        seed: seeds the draw of compressors, and of plain steps. Over several devices that of the first counts.
         exclude: shell patterns over parameter names that stay dense.
 
     Raises:
-        ValueError: no compressor is given, `rho` is negative or not finite, `mask_interval` is not an integer ≥ 1, or
-            nothing is prunable.
+        ValueError: no compressor is given, `rho` is negative or not finite, `mask_interval` is not an integer ≥ 1,
+            `plain` is outside [0, 1), or nothing is prunable.
         TypeError: something among `compressors` is not a `Compressor`.
     """
 
@@ -71,12 +73,15 @@ class CrAM(TwoPass):
         sparse_gradients: bool = True,
         normalize: bool = False,
         mask_interval: int = 1,
+        plain: float = 0.0,
         seed: int = 0,
         exclude: Iterable[str] = (),
     ) -> None:
         check_rho(rho)
+        _check_plain(plain)
         super().__init__(model, base, rho=rho)
         self.plus = plus
+        self.plain = plain
         self.sparse_gradients = sparse_gradients
         self.normalize = normalize
         self.prunable = prunable(self.model, exclude)
@@ -88,6 +93,11 @@ class CrAM(TwoPass):
 
     def _snapshot(self) -> Callable[[], None]:
         return self.draw.snapshot()
+
+    def _gradients(self, closure: Closure, scale: float | None) -> Any:
+        if self.plain and _tossed(self.draw.generator, self.plain):
+            return closure()
+        return super()._gradients(closure, scale)
 
     def _moved(self, parameters: list[Tensor]) -> list[Tensor]:
         return _distinct(parameters, self.prunable)
@@ -171,8 +181,7 @@ class CrAMSingle(Wrapper):
         exclude: Iterable[str] = (),
     ) -> None:
         check_rho(rho)
-        if not 0 <= plain < 1:
-            raise ValueError(f"plain, the probability of a plain step, must be in [0, 1), not {plain!r}")
+        _check_plain(plain)
         if ascent not in get_args(Ascending):
             raise ValueError(f"ascent must be one of {', '.join(get_args(Ascending))}, not {ascent!r}")
         if ascent == "momentum":
@@ -187,7 +196,7 @@ class CrAMSingle(Wrapper):
         self._last: dict[Tensor, Tensor] = {}
 
     def _gradients(self, closure: Closure, scale: float | None) -> Any:
-        if float(torch.rand((), generator=self.draw.generator)) < self.plain:
+        if _tossed(self.draw.generator, self.plain):
             return closure()
         moved = _distinct(self._parameters(), self.prunable)
         with self._restored([*moved, *self.model.buffers()], always=True):
@@ -234,6 +243,15 @@ class CrAMSingle(Wrapper):
     def __repr__(self) -> str:
         choices = ", ".join(map(str, self.draw.compressors))
         return f"CrAMSingle({choices}; plain={self.plain}, ascent={self.ascent}, base={self.base!r})"
+
+
+def _check_plain(plain: float) -> None:
+    if not 0 <= plain < 1:
+        raise ValueError(f"plain, the probability of a plain step, must be in [0, 1), not {plain!r}")
+
+
+def _tossed(generator: torch.Generator, probability: float) -> bool:
+    return float(torch.rand((), generator=generator)) < probability
 
 
 def _distinct(parameters: list[Tensor], prunable: Mapping[str, Tensor]) -> list[Tensor]:
