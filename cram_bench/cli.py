@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         if arguments.debug:
             raise
-        print(f"cram-bench: {error}", file=sys.stderr)
+        print(f"cram-bench: {(str(error) or type(error).__name__).splitlines()[0]}", file=sys.stderr)
         return 1
 
 
@@ -205,19 +205,19 @@ def _probe(arguments: argparse.Namespace) -> int:
         augment, name = run.experiment.augment, f"{run.id}: {run.label}, {run.experiment.epochs} epochs"
     sample = train.sample(arguments.sample)
     levels = [f"global@{level:g}" for level in probes.LEVELS]
+    calibration = train.calibration(arguments.calibration, augment)
     tables = {
-        "sparsity_curve": probes.sparsity_curve(
-            model, test, [*levels, "2:4"], train.calibration(arguments.calibration, augment)
-        ),
-        "cram_gap": probes.cram_gap(model, sample, levels),
-        "sam_sharpness": probes.sam_sharpness(model, sample, [0.05, 0.1, 0.2]),
-        "loss_in_ball": probes.loss_in_ball(model, sample),
-        "layer_blame": probes.layer_blame(model, sample, "global@0.9"),
-        "curvature": probes.curvature(model, sample.sample(200)),
+        "sparsity_curve": lambda: probes.sparsity_curve(model, test, [*levels, "2:4"], calibration),
+        "cram_gap": lambda: probes.cram_gap(model, sample, levels),
+        "sam_sharpness": lambda: probes.sam_sharpness(model, sample, [0.05, 0.1, 0.2]),
+        "loss_in_ball": lambda: probes.loss_in_ball(model, sample),
+        "layer_blame": lambda: probes.layer_blame(model, sample, "global@0.9"),
+        "curvature": lambda: probes.curvature(model, sample.sample(200)),
     }
-    print(f"{name}; test {len(test)} images, local loss {len(sample)}, curvature {min(200, len(sample))}")
-    for name, table in tables.items():
-        print(f"\n{name}\n{table.to_string(index=False)}")
+    print(f"{name}; test {len(test)} examples, local loss {len(sample)}, curvature {min(200, len(sample))}")
+    for name, measure in tables.items():  # shown as they come: the last ones take longest
+        table = measure()
+        print(f"\n{name}\n{table.to_string(index=False)}", flush=True)
         if arguments.out:
             report.Output(arguments.out).table(table, name)
     return 0

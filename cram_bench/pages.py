@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import quote
 
 import pandas as pd
 
@@ -34,7 +35,9 @@ def index(
         parts.append(figure(lead))
     curves = folder / "tables" / "accuracy_vs_sparsity.csv"
     if lead == "accuracy_vs_sparsity" and curves.exists():
-        parts.append(slider(pd.read_csv(curves)))
+        table = pd.read_csv(curves)
+        if "accuracy" in table and table["accuracy"].notna().any():
+            parts.append(slider(table))
     summary = folder / "tables" / "accuracy_summary.csv"
     if not summary.exists():
         summary = folder / "tables" / f"{lead}_summary.csv"
@@ -79,6 +82,9 @@ def index(
     os.replace(part, folder / "index.html")
 
 
+_OURS = '<meta name="generator" content="cram_bench">'
+
+
 def slider(curves: pd.DataFrame) -> str:
     """Return a panel whose slider moves over the measured sparsities: accuracies of every method, and a marked curve.
 
@@ -97,33 +103,43 @@ def slider(curves: pd.DataFrame) -> str:
         for pattern in patterns if row["sparsity"] == 0 else [row["pattern"]]:
             place = values.setdefault(f"{pattern}|{bool(row['calibrated'])}", {}).setdefault(row["method"], {})
             place[f"{row['sparsity']:g}"] = [row["mean"], None if pd.isna(row["std"]) else row["std"]]
-    methods = {name: look(name)[:2] for name in dict.fromkeys(known["method"])}
-    data = json.dumps({"values": values, "methods": methods, "patterns": patterns}).replace("</", "<\\/")
+    methods = {name: look(name)[:2] for name in dict.fromkeys(curves["method"])}
+    seeds = int(known["seed"].nunique())
+    data = json.dumps({"values": values, "methods": methods, "patterns": patterns, "seeds": seeds}).replace(
+        "</", "<\\/"
+    )
     return _SLIDER.replace("__DATA__", data)
 
 
 def shelf(reports: Path) -> None:
     """Write ``index.html`` over all reports in a folder: their headline figures and tables, side by side."""
+    target = reports / "index.html"
+    if target.exists() and _OURS not in target.read_text(errors="replace"):
+        return  # somebody else's page
     cards = []
     for folder in sorted(path.parent for path in reports.glob("*/report.json")):
-        about = json.loads((folder / "report.json").read_text())
+        try:
+            about = json.loads((folder / "report.json").read_text())
+            about["title"], about["facts"]["Experiment"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # not a report
         lead = about["title"].replace(" ", "_")
-        link = html.escape(f"{folder.name}/index.html")
+        link = f"{quote(folder.name)}/index.html"
         parts = [f'<h2><a href="{link}">{text(folder.name)}</a></h2><p>{text(about["title"])}</p>']
         if (folder / "figures" / f"{lead}.svg").exists():
             parts.append(
-                f'<a href="{link}"><img src="{text(folder.name)}/figures/{lead}.svg" alt="{text(about["title"])}"></a>'
+                f'<a href="{link}"><img src="{quote(folder.name)}/figures/{lead}.svg" alt="{text(about["title"])}"></a>'
             )
         for name in ("accuracy_summary", f"{lead}_summary"):
             table = folder / "tables" / f"{name}.csv"
             if table.exists():
                 parts.append(pd.read_csv(table, dtype=str).fillna("").to_html(index=False, border=0))
                 break
-        shown = ("Experiment", "Device", "Report made")
+        shown = [name for name in ("Experiment", "Device", "Report made") if name in about["facts"]]
         parts.append("<dl>" + "".join(f"<dt>{k}</dt><dd>{about['facts'][k]}</dd>" for k in shown) + "</dl>")
         cards.append(f"<section>{''.join(parts)}</section>")
     body = f"<h1>Reports</h1><div class='shelf'>{''.join(cards)}</div>"
-    _write(reports / "index.html", page("Reports", body))
+    _write(target, page("Reports", body))
 
 
 def export(notebook: Path) -> None:
@@ -154,7 +170,7 @@ def page(title: str, body: str) -> str:
     """Return a whole page in the house style."""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{text(title)}</title>
-<meta name="viewport" content="width=device-width">
+<meta name="viewport" content="width=device-width">{_OURS}
 <style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
 img {{ max-width: 100%; height: auto }} figure {{ margin: 1.5rem 0 }} figcaption {{ color: #555; font-size: .85rem }}
@@ -180,7 +196,8 @@ def _write(path: Path, content: str) -> None:
     os.replace(part, path)
 
 
-_SLIDER = """<div class="slider"><p><b>Move the slider</b> over the measured sparsities (mean over seeds).</p>
+_SLIDER = """<div class="slider"><p><b>Move the slider</b> over the measured sparsities
+(mean over <span id="seeds"></span>).</p>
 <label>sparsity <output id="level"></output> <input type="range" id="where" min="0" step="1" value="0" aria-label="sparsity"></label>
 <p><label>pattern <select id="pattern"></select></label>
 <label><input type="checkbox" id="tuned" checked> BatchNorm tuned after pruning</label></p>
@@ -189,8 +206,9 @@ _SLIDER = """<div class="slider"><p><b>Move the slider</b> over the measured spa
 <script>
 (() => {
   const data = __DATA__, $ = id => document.getElementById(id);
+  $("seeds").textContent = data.seeds + (data.seeds > 1 ? " seeds" : " seed");
   for (const name of data.patterns) $("pattern").add(new Option(name));
-  const percent = s => s === "0" ? "dense" : (100 * s).toFixed(0) + " %";
+  const percent = s => s === "0" ? "dense" : +(100 * s).toFixed(2) + " %";
   function chosen() {
     const tuned = $("tuned").checked, all = data.values;
     return all[$("pattern").value + "|" + (tuned ? "True" : "False")] || all[$("pattern").value + "|False"] || {};
@@ -210,7 +228,7 @@ _SLIDER = """<div class="slider"><p><b>Move the slider</b> over the measured spa
     svg += `<line x1="${x(at)}" x2="${x(at)}" y1="16" y2="226" stroke="#888"/>`;
     for (const [method, [label, colour]] of Object.entries(data.methods)) {
       const curve = curves[method];
-      if (!curve) { rows += `<tr><td>${label}</td><td></td><td></td></tr>`; continue; }
+      if (!curve) { rows += `<tr><td>${label}</td><td>failed</td><td></td></tr>`; continue; }
       const points = levels.map((l, i) => curve[l] ? `${x(i)},${y(curve[l][0])}` : "").join(" ");
       svg += `<polyline fill="none" stroke="${colour}" stroke-width="2" points="${points}"/>`;
       if (!curve[level]) continue;

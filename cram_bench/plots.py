@@ -7,6 +7,7 @@ lowest to highest of losses, which are drawn on log scales and may differ by ord
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -49,10 +50,13 @@ STYLE: dict[str, Any] = {
 }
 
 
+_STYLING = threading.RLock()  # matplotlib's settings are global, and the explorer draws in a thread of its own
+
+
 @contextmanager
 def style() -> Iterator[None]:
-    """Use the house style for a block; matplotlib's own settings come back after it."""
-    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+    """Use the house style for a block; matplotlib's own settings come back after it. One thread at a time."""
+    with _STYLING, mpl.rc_context(STYLE):  # type: ignore[arg-type]
         yield
 
 
@@ -307,11 +311,12 @@ def layer_sensitivity(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def layer_profile(tables: Mapping[str, pd.DataFrame]) -> Figure:
+def layer_profile(tables: Mapping[str, pd.DataFrame], methods: Mapping[str, str] | None = None) -> Figure:
     """Draw how sparse every layer becomes and, where it is known, what that layer alone costs; a line a model.
 
     Args:
-        tables: method or other name → columns layer, sparsity and perhaps rise (nats); all of the same layers.
+        tables: label → columns layer, sparsity and perhaps rise (nats); all of the same layers.
+        methods: label → method, which decides the look; by default the labels are methods.
     """
     blamed = all("rise" in table for table in tables.values())
     with style():
@@ -319,10 +324,9 @@ def layer_profile(tables: Mapping[str, pd.DataFrame]) -> Figure:
         figure = Figure(figsize=(8.2 if blamed else 5.2, 0.19 * len(layers) + 1.5))
         axes = figure.subplots(1, 2 if blamed else 1, sharey=True, squeeze=False)[0]
         for axis, column in zip(axes, ("sparsity", "rise"), strict=False):
-            for name, table in tables.items():
-                label, colour, marker = look(name)
+            for label, colour, marker, dashes, table in _looks(tables, methods):
                 axis.plot(
-                    table[column], range(len(table)), color=colour, marker=marker, label=label, linewidth=1,
+                    table[column], range(len(table)), color=colour, marker=marker, label=label, linewidth=1, linestyle=dashes,
                     markeredgecolor="white", markeredgewidth=0.5,
                 )  # fmt: skip
         axes[0].set_yticks(range(len(layers)), layers, fontsize=7)
@@ -334,30 +338,43 @@ def layer_profile(tables: Mapping[str, pd.DataFrame]) -> Figure:
         if blamed:
             axes[1].set_xscale("symlog", linthresh=0.01)
             axes[1].set_xlabel("rise of the loss by this layer alone, nats\n(linear to 0.01, then log)")
-            axes[1].set_title("Which layer breaks it")
+            axes[1].set_title("Which layer breaks it (untuned)")
         figure.legend(handles=axes[0].get_legend_handles_labels()[0], loc="outside lower center", ncols=3)
     return figure
 
 
-def loss_slice(tables: Mapping[str, pd.DataFrame]) -> Figure:
-    """Draw the loss from the dense to the compressed weights, the compressed point marked.
+def loss_slice(tables: Mapping[str, pd.DataFrame], methods: Mapping[str, str] | None = None) -> Figure:
+    """Draw the loss from the dense to the compressed weights, the compressed point marked; nothing is tuned on the way.
 
     Args:
-        tables: method → columns t, loss (nats).
+        tables: label → columns t, loss (nats).
+        methods: label → method, which decides the look; by default the labels are methods.
     """
     with style():
-        figure = Figure(figsize=(4.2, 3.2))
+        figure = Figure(figsize=(4.6, 3.2))
         axis = figure.subplots()
-        for name, table in tables.items():
-            label, colour, marker = look(name)
-            axis.plot(table["t"], table["loss"], color=colour, label=label)
+        for label, colour, marker, dashes, table in _looks(tables, methods):
+            axis.plot(table["t"], table["loss"], color=colour, label=label, linestyle=dashes)
             at = table.iloc[(table["t"] - 1).abs().argmin()]
             axis.plot(at["t"], at["loss"], color=colour, marker=marker, markersize=8, markeredgecolor="white")
         axis.set_yscale("log")
         axis.set_xlabel("t:  0 dense,  1 compressed")
         axis.set_ylabel("loss, nats (log scale)")
-        axis.set_title("On the way to the compressed weights")
+        axis.set_title("On the way to the compressed weights (untuned)")
+        figure.legend(loc="outside lower center", ncols=1 if len(tables) > 2 else 2, fontsize=8)
     return figure
+
+
+def _looks(
+    tables: Mapping[str, pd.DataFrame], methods: Mapping[str, str] | None
+) -> Iterator[tuple[str, str, str, str, pd.DataFrame]]:
+    """Yield (label, colour, marker, line style, table): a method's second run is dashed, its third dotted."""
+    seen: dict[str, int] = {}
+    for label, table in tables.items():
+        method = methods[label] if methods else label
+        name, colour, marker = look(method)
+        number = seen[method] = seen.get(method, -1) + 1
+        yield (label if methods else name), colour, marker, ("-", "--", ":", "-.")[number % 4], table
 
 
 def explorer_curve(
@@ -379,9 +396,8 @@ def explorer_curve(
     with style():
         figure = Figure(figsize=(5.4, 3.2))
         axis = figure.subplots()
-        for label, curve in curves.items():
-            _, colour, marker = look(methods[label])
-            axis.plot(curve["sparsity"], curve["accuracy"], color=colour, label=label, linewidth=1.5)
+        for label, colour, marker, dashes, curve in _looks(curves, methods):
+            axis.plot(curve["sparsity"], curve["accuracy"], color=colour, label=label, linewidth=1.5, linestyle=dashes)
             if points[label] is not None:
                 axis.plot(
                     sparsity, points[label].accuracy, color=colour, marker=marker, markersize=9, markeredgecolor="white"
@@ -529,9 +545,11 @@ def _label_lines(axis: Axes) -> None:
     for line in lines:
         points = np.column_stack([line.get_xdata(), line.get_ydata()]).astype(float)
         points = points[np.isfinite(points).all(axis=1)]
+        if axis.get_yscale() == "log":
+            points = points[points[:, 1] >= axis.get_ylim()[0]]  # from where the line is last seen
         if len(points):
             height = float(axis.transAxes.inverted().transform(axis.transData.transform(points[-1]))[1])
-            ends.append((height, points[-1], line))
+            ends.append((min(max(height, 0.0), 1.0), points[-1], line))
     ends.sort(key=lambda end: end[0])
     gap, places = 0.075, [end[0] for end in ends]
     for index in range(1, len(places)):  # upwards, then down again from the top edge
@@ -551,9 +569,14 @@ def _legend(figure: Figure, axis: Axes, table: pd.DataFrame, band: str) -> None:
     figure.draw_without_rendering()  # the layout decides where the ends are
     _label_lines(axis)
     handles: list[Any] = []
+    drawn = {line.get_label() for a in figure.axes for line in a.get_lines() if np.isfinite(line.get_ydata()).any()}
+    for label, colour, _ in map(look, _methods(table)):
+        if label not in drawn:
+            handles.append(Line2D([], [], color=colour, label=f"{label}: failed"))
     seeds = table["seed"].nunique()
     directions = table["direction"].nunique() if "direction" in table else 1
     if seeds > 1 or directions > 1:
         count = f"{seeds} seed{'s' if seeds > 1 else ''}" + (f" × {directions} directions" if directions > 1 else "")
         handles.append(Line2D([], [], color="#888888", alpha=0.35, linewidth=7, label=f"{band}, {count}"))
-        figure.legend(handles=handles, loc="outside lower center")
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib.util
 import inspect
 import io
 import json
@@ -198,6 +199,8 @@ def build(
     """
     if reserved := sorted({"dataset", "seeds", "store", "output"} & (parameters or {}).keys()):
         raise ValueError(f"{reserved[0]} is no free parameter: use --dataset, --seeds, --reports or CRAM_BENCH_RUNS")
+    if missing := [name for name in ("papermill", "nbconvert") if importlib.util.find_spec(name) is None]:
+        raise ValueError(f"reports need {missing[0]}, which is not installed: pip install 'cram-bench[report]'")
     folder_of_notebooks = Path(notebooks) if notebooks else notebooks_folder()
     for question in questions:
         if question not in NOTEBOOKS:

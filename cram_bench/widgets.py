@@ -11,7 +11,7 @@ import html
 import io
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,24 +81,26 @@ class Subject:
         known = [
             (compressor.sparsity, answer.accuracy)
             for (compressor, was_tuned), answer in self.answers.items()
-            if was_tuned == tuned and compressor.pattern in (pattern, "global" if compressor.sparsity == 0 else pattern)
+            if was_tuned == tuned and compressor.pattern == pattern
         ]
         return pd.DataFrame(known, columns=["sparsity", "accuracy"]).drop_duplicates("sparsity").sort_values("sparsity")
 
-    def blame(self, compressor: Compressor) -> pd.DataFrame:
+    def blame(self, compressor: Compressor, before: Callable[[], None]) -> pd.DataFrame:
         """Return what each layer's part of the compression costs alone, on the first 200 examples."""
         if compressor not in self.blames:
-            self.blames[compressor] = layer_blame(self.model, self._few, compressor)
+            self.blames[compressor] = layer_blame(self.model, self._few, compressor, before=before)
         return self.blames[compressor]
 
     @property
     def _few(self) -> list[tuple[Tensor, Tensor]]:
         return [(inputs[:200], labels[:200]) for inputs, labels in self.batches[:1]]
 
-    def slice(self, compressor: Compressor) -> pd.DataFrame:
+    def slice(self, compressor: Compressor, before: Callable[[], None]) -> pd.DataFrame:
         """Return the loss on the way to the compressed weights, on the first 200 examples."""
         if compressor not in self.slices:
-            self.slices[compressor] = loss_along_compression(self.model, self._few, compressor, points=7, end=1.2)
+            self.slices[compressor] = loss_along_compression(
+                self.model, self._few, compressor, points=7, end=1.2, before=before
+            )
         return self.slices[compressor]
 
 
@@ -121,13 +123,19 @@ class Explorer:
         finished = [run for run in runs if run.failure is None]
         if not finished:
             raise ValueError("the explorer needs at least one finished run")
-        if len(names := {(run.experiment.dataset, run.experiment.resize) for run in finished}) > 1:
-            raise ValueError(f"the explorer compares runs on one data set, not on {sorted(name for name, _ in names)}")
+        data = {tuple(getattr(run.experiment, name) for name in ("dataset", "resize", "holdout")) for run in finished}
+        if len(data) > 1:
+            raise ValueError(
+                f"the explorer compares runs on one data set, not on (name, resize, holdout) {sorted(data)}"
+            )
         train, test = finished[0].experiment.load_data()
         self.sample = test.sample(sample)
-        batches = train.calibration(calibration, augment=finished[0].experiment.augment)
-        self._batches = batches
-        self._runs = {f"{run.label}, {run.experiment.epochs} epochs": run for run in finished}
+        self._calibration = {
+            augment: train.calibration(calibration, augment=augment)
+            for augment in {run.experiment.augment for run in finished}
+        }
+        self._runs = _labelled(finished)
+        self._methods = {label: run.experiment.method for label, run in self._runs.items()}
         self._subjects: dict[str, Subject] = {}
         self._delay = delay
         self._lock = threading.RLock()
@@ -135,7 +143,6 @@ class Explorer:
         self._wanted = 0
         self._done = threading.Event()
         self._pool = ThreadPoolExecutor(1, "explorer")
-        self._work: Future[None] | None = None
 
         labels = list(self._runs)
         wide = ipw.Layout(width="auto")
@@ -171,6 +178,18 @@ class Explorer:
 
         display(self.widget)  # type: ignore[no-untyped-call]
 
+    def close(self) -> None:
+        """Stop what is being worked out and let go of the models; the panel no longer answers."""
+        with self._lock:
+            self._wanted += 1
+            if self._timer is not None:
+                self._timer.cancel()
+            for control in (self.runs, self.sparsity, self.pattern, self.bits, self.tune):
+                control.unobserve_all("value")
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._subjects.clear()
+        self.widget.close()
+
     @property
     def compressor(self) -> Compressor:
         """What the controls ask for."""
@@ -196,7 +215,9 @@ class Explorer:
             self._timer.start()
 
     def _start(self, wanted: int) -> None:
-        self._work = self._pool.submit(self._answer, wanted)
+        with self._lock:
+            if wanted == self._wanted:
+                self._pool.submit(self._answer, wanted)
 
     def _answer(self, wanted: int) -> None:
         """Answer the question of number `wanted`, the quick parts first; stop when there is a newer one."""
@@ -204,7 +225,9 @@ class Explorer:
             for stage in (self._show_numbers, self._show_layers, self._show_blame, self._show_slice, self._fill_curve):
                 if not stage(lambda: self._wanted == wanted):
                     return
-            self._finish(wanted, "")
+            self._finish(wanted, "" if self.runs.value else "choose a run")
+        except _Stale:
+            return
         except Exception as error:
             self._finish(wanted, f"{type(error).__name__}: {error}")
 
@@ -218,7 +241,8 @@ class Explorer:
 
     def _subject(self, label: str) -> Subject:
         if label not in self._subjects:
-            self._subjects[label] = Subject(self._runs[label].load_model(), self.sample, self._batches)
+            run = self._runs[label]
+            self._subjects[label] = Subject(run.load_model(), self.sample, self._calibration[run.experiment.augment])
         return self._subjects[label]
 
     def _show_numbers(self, current: Callable[[], bool]) -> bool:
@@ -246,15 +270,15 @@ class Explorer:
             label: self._subjects[label].curve(pattern + BITS[self.bits.value], tuned) for label in self.runs.value
         }
         points = {label: self._subjects[label].answers.get((self.compressor, tuned)) for label in self.runs.value}
-        methods = {label: self._runs[label].experiment.method for label in self.runs.value}
         self.curve.value = _png(
-            plots.explorer_curve(curves, points, methods, self.compressor.sparsity, 1 / self.sample.num_classes)
+            plots.explorer_curve(curves, points, self._methods, self.compressor.sparsity, 1 / self.sample.num_classes)
         )
 
     def _show_flips(self) -> None:
-        label = self.runs.value[0] if self.runs.value else None
-        if label is None:
+        self.flips.value = b""
+        if not self.runs.value or self.sample.images.ndim != 4:
             return
+        label = self.runs.value[0]
         subject = self._subjects[label]
         dense, found = subject.answer(Magnitude(0.0), False), subject.answer(self.compressor, self.tune.value)
         changed = (dense.classes != found.classes).nonzero().flatten()
@@ -275,25 +299,19 @@ class Explorer:
     def _show_blame(self, current: Callable[[], bool]) -> bool:
         tables = {}
         for label in self.runs.value:
-            tables[label] = self._subjects[label].blame(self.compressor)
-            if not current():
-                return False
+            tables[label] = self._subjects[label].blame(self.compressor, _only(current))
         self._draw_layers(tables)
         return current()
 
     def _draw_layers(self, tables: dict[str, pd.DataFrame]) -> None:
-        named = {self._runs[label].experiment.method: table for label, table in tables.items()}
-        if named and len({tuple(table["layer"]) for table in named.values()}) == 1:  # of one architecture
-            self.layers.value = _png(plots.layer_profile(named))
+        alike = len({tuple(table["layer"]) for table in tables.values()}) == 1  # of one architecture
+        self.layers.value = _png(plots.layer_profile(tables, self._methods)) if alike else b""
 
     def _show_slice(self, current: Callable[[], bool]) -> bool:
         tables = {}
         for label in self.runs.value:
-            tables[self._runs[label].experiment.method] = self._subjects[label].slice(self.compressor)
-            if not current():
-                return False
-        if tables:
-            self.slice.value = _png(plots.loss_slice(tables))
+            tables[label] = self._subjects[label].slice(self.compressor, _only(current))
+        self.slice.value = _png(plots.loss_slice(tables, self._methods)) if tables else b""
         return current()
 
     def _fill_curve(self, current: Callable[[], bool]) -> bool:
@@ -310,8 +328,31 @@ class Explorer:
         return current()
 
 
+class _Stale(Exception):
+    """There is a newer question."""
+
+
+def _only(current: Callable[[], bool]) -> Callable[[], None]:
+    def check() -> None:
+        if not current():
+            raise _Stale
+
+    return check
+
+
+def _labelled(runs: Sequence[Run]) -> dict[str, Run]:
+    """Give every run a label of its own: method, seed and epochs, and where that is not enough model and id."""
+    plain = [f"{run.label}, {run.experiment.epochs} epochs" for run in runs]
+    return {
+        label if plain.count(label) == 1 else f"{label}, {run.experiment.model}, {run.id}": run
+        for label, run in zip(plain, runs, strict=True)
+    }
+
+
 def explorer(runs: Sequence[Run], **options: Any) -> Explorer:
     """Return a panel that shows what compression does to `runs`; put it last in a cell, or ``display`` it.
+
+    It works in a thread of its own until `Explorer.close` is called; one that is replaced in a notebook is best closed.
 
     Args:
         runs: finished runs on the same data.

@@ -28,6 +28,9 @@ FIGURES = {
         table(sparsity=[0.0, 0.5]).assign(pattern="global", calibrated=True, epochs=2, gradients=4)
     ),
     "transfer": lambda: cb.plots.transfer(table(sparsity=[0.0, 0.5]), "digits", chance=0.1),
+    "density": lambda: cb.plots.spectral_density(
+        table(eigenvalue=[0.0, 1.0, 2.0]).assign(density=lambda t: t["loss"])
+    ),
     "planes": lambda: cb.plots.loss_planes(table(a=[-1.0, 0.0, 1.0], b=[-1.0, 0.0, 1.0]).query("seed == 0")),
 }
 
@@ -81,4 +84,20 @@ def test_ablations_show_the_first_row_and_differences_to_it():
     figure = cb.plots.ablations(means)
     assert [text.get_text() for text in figure.axes[0].texts] == ["90.0", "50.0", "−2.0", "+12.0", "failed", "failed"]
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["CrAM+", "other", "broken"]
+    figure.savefig(io.BytesIO(), format="png")
+
+
+def test_a_method_that_failed_is_named():
+    frame = table(sparsity=[0.5, 0.9]).assign(rho=0.2)
+    frame.loc[frame["method"] == "sgd", ["gap", "sparsity"]] = np.nan
+    figure = cb.plots.gaps(frame)
+    assert "SGD: failed" in {text.get_text() for legend in figure.legends for text in legend.get_texts()}
+
+
+def test_layer_sensitivity_names_layers_and_sizes():
+    rows = itertools.product(["conv1.weight", "linear.weight"], [0.5, 0.9])
+    frame = pd.DataFrame(rows, columns=["layer", "sparsity"]).assign(weights=432, rise=[0.0, 0.5, 0.001, 2.0])
+    figure = cb.plots.layer_sensitivity(frame)
+    labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert labels == ["conv1.weight (432)", "linear.weight (432)"]
     figure.savefig(io.BytesIO(), format="png")

@@ -19,7 +19,7 @@ def test_environment_yml_agrees_with_pyproject():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     groups = [project["dependencies"], *project["optional-dependencies"].values()]
     wanted = {requirement.lower() for group in groups for requirement in group}
-    conda_names = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+    conda_names = {"torch": "pytorch", "matplotlib": "matplotlib-base", "playwright": "playwright-python"}
     wanted = {re.sub(r"^[a-z0-9-]+", lambda m: conda_names.get(m[0], m[0]), requirement) for requirement in wanted}
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     items = environment["dependencies"]

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel  # only this one has second derivatives
 
 from cram_bench.data import Batches, batches_of
 from cram_bench.probes.common import probing
@@ -57,17 +58,14 @@ def curvature(
         raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, not {kind!r}")
     if top < 1 or vectors < 1 or parts < 2:
         raise ValueError(f"top and vectors must be at least 1 and parts at least 2, not {top}, {vectors} and {parts}")
-    with probing(model):
-        inputs, labels = _joined(data)
-        if len(labels) < parts:
-            raise ValueError(f"{len(labels)} samples do not make {parts} parts")
-        size = len(labels) // parts
-        pieces = list(zip(inputs[: size * parts].split(size), labels[: size * parts].split(size), strict=True))
-        whole = _eigenvalues(_operator(model, [(inputs, labels)], kind), top, seed)
-        of_parts = np.array([_eigenvalues(_operator(model, [piece], kind), top, seed) for piece in pieces])
-        traces = np.array([_trace(_operator(model, [p], kind), vectors, seed + i) for i, p in enumerate(pieces)])
+    with probing(model), sdpa_kernel(SDPBackend.MATH):
+        whole = _batches(data)
+        pieces = _split(whole, parts)
+        values = _eigenvalues(_operator(model, whole, kind), top, seed)
+        of_parts = np.array([_eigenvalues(_operator(model, piece, kind), top, seed) for piece in pieces])
+        traces = np.array([_trace(_operator(model, p, kind), vectors, seed + i) for i, p in enumerate(pieces)])
     errors = of_parts.std(0, ddof=1) / np.sqrt(parts)
-    rows = [("eigenvalue", i + 1, float(whole[i]), float(errors[i])) for i in range(top)]
+    rows = [("eigenvalue", i + 1, float(values[i]), float(errors[i])) for i in range(top)]
     rows.append(("trace", 0, float(traces.mean()), float(traces.std(ddof=1) / np.sqrt(parts))))
     return pd.DataFrame(rows, columns=["quantity", "rank", "value", "error"])
 
@@ -99,9 +97,9 @@ def spectral_density(
         raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, not {kind!r}")
     with _quiet():
         from curvlinops import lanczos_approximate_spectrum
-    with probing(model), torch.random.fork_rng():
+    with probing(model), sdpa_kernel(SDPBackend.MATH), torch.random.fork_rng():
         torch.manual_seed(seed)
-        operator = _operator(model, [_joined(data)], kind)
+        operator = _operator(model, _batches(data), kind)
         size = sum(p.numel() for p in model.parameters() if p.requires_grad)
         # Left to itself it finds the ends of the spectrum from a starting vector that no seed decides.
         ends = tuple(float(_eigenvalues(operator, 1, seed, which)[0]) for which in ("SA", "LA"))
@@ -140,11 +138,28 @@ def _trace(operator: Any, vectors: int, seed: int) -> float:
     return total / vectors
 
 
-def _joined(data: Batches) -> tuple[Tensor, Tensor]:
-    batches = list(batches_of(data))
+def _batches(data: Batches) -> list[tuple[Tensor, Tensor]]:
+    batches = [(inputs, labels) for inputs, labels in batches_of(data)]
     if not batches:
         raise ValueError("the data to probe on are empty")
-    return torch.cat([inputs for inputs, _ in batches]), torch.cat([labels for _, labels in batches])
+    return batches
+
+
+def _split(batches: list[tuple[Tensor, Tensor]], parts: int) -> list[list[tuple[Tensor, Tensor]]]:
+    """Cut the data into equal parts by position; what is left over at the end is in none."""
+    count = sum(len(labels) for _, labels in batches)
+    if count < parts:
+        raise ValueError(f"{count} samples do not make {parts} parts")
+    size = count // parts
+    pieces: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(parts)]
+    start = 0
+    for inputs, labels in batches:
+        for index, piece in enumerate(pieces):
+            low, high = max(start, index * size), min(start + len(labels), (index + 1) * size)
+            if low < high:
+                piece.append((inputs[low - start : high - start], labels[low - start : high - start]))
+        start += len(labels)
+    return pieces
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -44,9 +44,20 @@ def random_direction(model: nn.Module, seed: int) -> dict[str, Tensor]:
 
 
 def loss_on_grid(
-    model: nn.Module, data: Batches, directions: Sequence[Mapping[str, Tensor]], steps: Sequence[float] | np.ndarray
+    model: nn.Module,
+    data: Batches,
+    directions: Sequence[Mapping[str, Tensor]],
+    steps: Sequence[float] | np.ndarray,
+    before: Callable[[], None] = lambda: None,
 ) -> pd.DataFrame:
     """Evaluate L(θ + Σ aᵢ dᵢ) for every combination of `steps` along each direction.
+
+    Args:
+        model: any torch classifier; left as it was found.
+        data: a fixed sample.
+        directions: parameter name → tensor, each.
+        steps: values of every aᵢ.
+        before: called before every evaluation; what it raises ends the probe.
 
     Returns:
         A row per point: one column per direction, ``a``, ``b`` …, then loss (nats) and accuracy (fraction).
@@ -62,6 +73,7 @@ def loss_on_grid(
                 raise ValueError(f"the direction moves {unknown[0]!r}, which is not a parameter of the model")
         start = {name: p.detach().clone() for name, p in parameters.items()}
         for point in itertools.product(map(float, steps), repeat=len(directions)):
+            before()
             with torch.no_grad():
                 for name, parameter in parameters.items():
                     parameter.copy_(start[name])  # from the start every time: errors do not add up
@@ -75,7 +87,12 @@ def loss_on_grid(
 
 
 def loss_along_compression(
-    model: nn.Module, data: Batches, compressor: Compressor | str, points: int = 11, end: float = 1.0
+    model: nn.Module,
+    data: Batches,
+    compressor: Compressor | str,
+    points: int = 11,
+    end: float = 1.0,
+    before: Callable[[], None] = lambda: None,
 ) -> pd.DataFrame:
     """Evaluate the loss on the straight line from the dense to the compressed weights, θ + t (C(θ) − θ).
 
@@ -85,6 +102,7 @@ def loss_along_compression(
         compressor: an operator or its specification.
         points: how many values of t, from 0 to `end`.
         end: 1 ends at C(θ); a little more looks beyond.
+        before: called before every evaluation; what it raises ends the probe.
 
     Returns:
         Columns t, loss (nats), accuracy (fraction). BatchNorm statistics are those of the dense model.
@@ -94,7 +112,7 @@ def loss_along_compression(
     with applied(model, compressor):
         change = {name: p.detach() - dense[name] for name, p in model.named_parameters()}
     change = {name: tensor for name, tensor in change.items() if bool(tensor.any())}
-    return loss_on_grid(model, data, [change], np.linspace(0, end, points)).rename(columns={"a": "t"})
+    return loss_on_grid(model, data, [change], np.linspace(0, end, points), before).rename(columns={"a": "t"})
 
 
 def loss_along_compressions(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -57,17 +57,22 @@ def layer_profile(model: nn.Module, compressor: Compressor | str, exclude: Itera
     """Tell how a compressor spreads its zeros over the layers.
 
     Returns:
-        A row per prunable layer: layer, weights, zeros, sparsity (zeros/weights).
+        A row per prunable layer: layer, weights, zeros (exact ones, those that quantization makes included), sparsity
+        (zeros/weights).
     """
     compressor = parse(compressor) if isinstance(compressor, str) else compressor
-    with applied(model, compressor, exclude) as masks:
-        rows = [(name, mask.numel(), mask.numel() - int(mask.sum())) for name, mask in masks.items()]
+    with applied(model, compressor, exclude):
+        rows = [(name, w.numel(), int((w == 0).sum())) for name, w in prunable(model, exclude).items()]
     table = pd.DataFrame(rows, columns=["layer", "weights", "zeros"])
     return table.assign(sparsity=table["zeros"] / table["weights"])
 
 
 def layer_blame(
-    model: nn.Module, data: Batches, compressor: Compressor | str, exclude: Iterable[str] = ()
+    model: nn.Module,
+    data: Batches,
+    compressor: Compressor | str,
+    exclude: Iterable[str] = (),
+    before: Callable[[], None] = lambda: None,
 ) -> pd.DataFrame:
     """Ask which layer breaks a compressed model: give every layer its part of the compression alone, and evaluate.
 
@@ -78,6 +83,7 @@ def layer_blame(
         data: a fixed sample.
         compressor: an operator or its specification.
         exclude: shell patterns over parameter names that stay dense.
+        before: called before every evaluation; what it raises ends the probe.
 
     Returns:
         `layer_profile`, and rise: of the loss over the dense model's when this layer alone is compressed, nats.
@@ -90,6 +96,7 @@ def layer_blame(
         with applied(model, compressor, exclude):
             compressed = {name: weight.detach().clone() for name, weight in weights.items()}
         for name, weight in weights.items():
+            before()
             with preserved(model):
                 copy_into([weight], [compressed[name]])
                 rises.append(evaluate(model, data)["loss"] - dense)
