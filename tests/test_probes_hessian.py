@@ -102,8 +102,9 @@ def test_bad_input(changes, message, problem):
 
 def test_a_model_with_attention_has_a_curvature_too():
     torch.manual_seed(0)
-    model = cb.models.create("vit_tiny", 10, 1, image_size=8)
-    data = [(torch.randn(4, 1, 8, 8), torch.arange(4)), (torch.randn(3, 1, 8, 8), torch.arange(3))]
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.Sequential(layer, nn.Flatten(), nn.Linear(24, 3))
+    data = [(torch.randn(4, 3, 8), torch.arange(4) % 3), (torch.randn(3, 3, 8), torch.arange(3))]
     table = cb.probes.curvature(model, data, vectors=1, parts=2)
     assert np.isfinite(table["value"]).all()
     assert table["value"].iloc[0] > 0
