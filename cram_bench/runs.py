@@ -165,7 +165,10 @@ class Store:
         for root in (*reversed(self.also), self.root):
             for path in root.glob("[0-9a-f]*") if root.is_dir() else ():
                 if (path / "model.safetensors").is_file():
-                    found[path.name] = Run.open(path)
+                    try:
+                        found[path.name] = Run.open(path)
+                    except RunError as error:  # one bad folder must not hide all others
+                        warnings.warn(f"left out: {error}", stacklevel=2)
         return sorted(found.values(), key=lambda run: json.dumps(run.experiment.settings(), sort_keys=True))
 
     def table(self) -> pd.DataFrame:

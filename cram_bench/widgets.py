@@ -247,7 +247,7 @@ class Explorer:
 
     def _show_numbers(self, current: Callable[[], bool]) -> bool:
         compressor, tuned = self.compressor, self.tune.value
-        rows, points = [], {}
+        rows = []
         for label in self.runs.value:
             subject = self._subject(label)
             dense = subject.answer(Magnitude(0.0), tuned=False)
@@ -256,10 +256,11 @@ class Explorer:
             found = subject.answer(compressor, tuned)
             if not current():
                 return False
-            points[label] = found
             changed = int((found.classes != dense.classes).sum())
             rows.append((label, 100 * found.accuracy, 100 * (found.accuracy - dense.accuracy), found.loss, changed))
-        self.numbers.value = _table(rows, str(compressor), len(self.sample))
+            self.numbers.value = _table(rows, str(compressor), len(self.sample))  # a row as soon as it is known
+        if not rows:
+            self.numbers.value = ""
         self._show_curve()
         self._show_flips()
         return current()

@@ -28,9 +28,7 @@ FIGURES = {
         table(sparsity=[0.0, 0.5]).assign(pattern="global", calibrated=True, epochs=2, gradients=4)
     ),
     "transfer": lambda: cb.plots.transfer(table(sparsity=[0.0, 0.5]), "digits", chance=0.1),
-    "density": lambda: cb.plots.spectral_density(
-        table(eigenvalue=[0.0, 1.0, 2.0]).assign(density=lambda t: t["loss"])
-    ),
+    "density": lambda: cb.plots.spectral_density(table(eigenvalue=[0.0, 1.0, 2.0]).assign(density=lambda t: t["loss"])),
     "planes": lambda: cb.plots.loss_planes(table(a=[-1.0, 0.0, 1.0], b=[-1.0, 0.0, 1.0]).query("seed == 0")),
 }
 

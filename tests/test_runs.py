@@ -324,3 +324,11 @@ def test_a_change_that_fails_keeps_its_row():
     assert means.notna().all(axis=1).tolist() == [True, False]
     texts = [text.get_text() for text in cb.plots.ablations(means).axes[0].texts]
     assert texts[2:] == ["failed", "failed"]
+
+
+def test_a_run_that_cannot_be_read_does_not_hide_the_others():
+    good, bad = ensure(tiny(epochs=1)), ensure(tiny(epochs=2))
+    settings = json.loads((bad.path / "settings.json").read_text()) | {"lr": -1.0}
+    (bad.path / "settings.json").write_text(json.dumps(settings))
+    with pytest.warns(UserWarning, match=r"left out: .*lr must be positive, not -1.0"):
+        assert Store().runs() == [good]
