@@ -40,13 +40,26 @@ class Source:
     """Channels, height and width."""
     flip: bool = True
     """Whether a mirrored image keeps its label: not so for written digits."""
+    names: tuple[str, ...] = ()
+    """Class names in label order; numbers where there are none."""
 
 
 TORCHVISION = {
-    "cifar10": Source("CIFAR10", 10, 50_000),
+    "cifar10": Source(
+        "CIFAR10",
+        10,
+        50_000,
+        names=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    ),
     "cifar100": Source("CIFAR100", 100, 50_000),
     "mnist": Source("MNIST", 10, 60_000, (1, 28, 28), flip=False),
-    "fashion_mnist": Source("FashionMNIST", 10, 60_000, (1, 28, 28)),
+    "fashion_mnist": Source(
+        "FashionMNIST",
+        10,
+        60_000,
+        (1, 28, 28),
+        names=("top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"),
+    ),
 }
 SENTENCES: dict[str, tuple[str, ...]] = {"sst2": ("negative", "positive")}
 """Sets of sentences, read by `cram_bench.text`: name → class names in label order."""
@@ -485,7 +498,8 @@ def _size(shape: tuple[int, ...]) -> str:
 
 
 def _named(name: str) -> dict[str, Any]:
-    return {"classes": tuple(map(str, range(TORCHVISION[name].classes))), "flip": TORCHVISION[name].flip}
+    source = TORCHVISION[name]
+    return {"classes": source.names or tuple(map(str, range(source.classes))), "flip": source.flip}
 
 
 def _build(
@@ -571,7 +585,7 @@ def _cached(
 ) -> tuple[Dataset, Dataset]:
     """Decode with `read`, or take the cache, which is named by the sources' paths, sizes and times."""
     stats = [(str(p.resolve()), (s := p.stat()).st_size, s.st_mtime_ns) for p in sources]
-    key = hashlib.sha256(json.dumps([_FORMAT, stats, build["classes"]]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([_FORMAT, stats, len(build["classes"])]).encode()).hexdigest()[:16]
     cache = _Cache(cache_root() / "decoded" / f"{name}-{key}.safetensors")
     arrays = cache.read()
     if arrays is None:

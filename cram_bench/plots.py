@@ -360,7 +360,7 @@ def loss_slice(tables: Mapping[str, pd.DataFrame], methods: Mapping[str, str] | 
         axis.set_yscale("log")
         axis.set_xlabel("t:  0 dense,  1 compressed")
         axis.set_ylabel("loss, nats (log scale)")
-        axis.set_title("On the way to the compressed weights (untuned)")
+        axis.set_title("Loss on the way there (untuned)")
         figure.legend(loc="outside lower center", ncols=1 if len(tables) > 2 else 2, fontsize=8)
     return figure
 
