@@ -411,7 +411,8 @@ def explorer_curve(
         axis.set_xlabel("sparsity, % of prunable weights that are zero")
         axis.set_ylabel("accuracy on the sample, %")
         axis.set_title("Accuracy against sparsity")
-        figure.legend(loc="outside lower center", ncols=1 if len(curves) > 2 else 2, fontsize=8)
+        if curves:
+            figure.legend(loc="outside lower center", ncols=1 if len(curves) > 2 else 2, fontsize=8)
     return figure
 
 
