@@ -13,7 +13,7 @@ help:
 	@echo "make lab       open JupyterLab on notebooks/"
 	@echo "make test      lint, type check and test"
 	@echo "make cifar10   the committed CIFAR-10 report (an hour or more a seed on two cores)"
-	@echo "make readme    copy the committed report's table into README.md"
+	@echo "make readme    copy the committed reports' tables into README.md"
 	@echo "make install   create $(VENV) and install everything into it"
 	@echo "make clean     remove $(VENV) and caches; runs/ and reports/ stay"
 
@@ -29,7 +29,9 @@ report: install
 	$(BIN)/cram-bench report --dataset digits
 
 cifar10: install
-	$(BIN)/cram-bench report --dataset cifar10 --profile full --keep-runs
+	$(BIN)/cram-bench report --dataset cifar10 --profile full --keep-runs -p curvature_sample 100
+	$(BIN)/cram-bench report --dataset cifar10 --profile full --keep-runs --notebook accuracy_vs_sparsity -p epochs 15 \
+	  -p methods '[sgd, cram-single, cram+-multi]' -p patterns '[global, "2:4", "4:8"]' --name cifar10-resnet20-15-epochs
 	$(MAKE) readme
 
 lab: install

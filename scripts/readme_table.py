@@ -1,11 +1,11 @@
-"""Copy the committed report's table into README.md, between its markers, so that no number there is typed by hand."""
+"""Copy the committed reports' tables into README.md, between its markers, so that no number there is typed by hand."""
 
 from pathlib import Path
 
 import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
-REPORT = ROOT / "reports" / "cifar10-resnet20"
+REPORTS = ("cifar10-resnet20-15-epochs", "cifar10-resnet20")
 BEGIN, END = "<!-- begin table: make readme -->", "<!-- end table -->"
 
 
@@ -24,6 +24,11 @@ def table(report: Path) -> str:
     return "\n".join([*lines, "", note])
 
 
+def tables(reports: Path) -> str:
+    """Return the tables of all committed reports, the headline first."""
+    return "\n\n".join(table(reports / name) for name in REPORTS)
+
+
 def filled(readme: str, content: str) -> str:
     """Return the text of the README with `content` between the markers."""
     before, _, rest = readme.partition(BEGIN)
@@ -33,4 +38,4 @@ def filled(readme: str, content: str) -> str:
 
 if __name__ == "__main__":
     readme = ROOT / "README.md"
-    readme.write_text(filled(readme.read_text(), table(REPORT)))
+    readme.write_text(filled(readme.read_text(), tables(ROOT / "reports")))
