@@ -298,7 +298,7 @@ def test_a_start_that_does_not_fit_is_refused():
         ensure(recipe("digits", epochs=1, start="0123456789ab"))
     with pytest.raises(ValueError, match="prune needs start"):
         recipe("digits", prune="global@0.5")
-    with pytest.raises(ValueError, match="start must be the id of a run, not 'there'"):
+    with pytest.raises(ValueError, match="start must be the id of a run, twelve hexadecimal digits, not 'there'"):
         recipe("digits", start="there")
 
 

@@ -120,7 +120,7 @@ def test_a_half_of_a_batch_is_not_the_shorter_half():
 
 @needs_encoder
 def test_the_language_notebook_runs_on_its_own_data(tmp_path, monkeypatch):
-    monkeypatch.setenv("CRAM_BENCH_DATA", os.fspath(folder(tmp_path, ROWS * 4)))
+    monkeypatch.setenv("CRAM_BENCH_DATA", os.fspath(folder(tmp_path, ROWS * 10)))
     small = {"epochs": 1, "sparsities": [0.5]}
     built = cb.report.build(parameters=small, questions=["language"], reports=tmp_path)
     assert built.failures == {}
