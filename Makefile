@@ -12,7 +12,7 @@ help:
 	@echo "make report    train SGD, SAM and CrAM on the digits and write reports/digits-convnet-quick/index.html"
 	@echo "make lab       open JupyterLab on notebooks/"
 	@echo "make test      lint, type check and test"
-	@echo "make cifar10   the committed CIFAR-10 report (an hour or more a seed on two cores)"
+	@echo "make cifar10   the committed CIFAR-10 reports (some hours on two cores, where nothing is trained)"
 	@echo "make readme    copy the committed reports' tables into README.md"
 	@echo "make install   create $(VENV) and install everything into it"
 	@echo "make clean     remove $(VENV) and caches; runs/ and reports/ stay"

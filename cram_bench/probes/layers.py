@@ -12,13 +12,14 @@ from cram_bench._preserve import copy_into, preserved
 from cram_bench.compress import Compressor, Magnitude, applied, parse, prunable, tune_batchnorm
 from cram_bench.data import Batches, Dataset, batches_of
 from cram_bench.probes.common import probing
+from cram_bench.probes.sparsity import LEVELS
 from cram_bench.train import evaluate
 
 
 def layer_sensitivity(
     model: nn.Module,
     data: Batches,
-    sparsities: Sequence[float] = (0.5, 0.7, 0.8, 0.9, 0.95),
+    sparsities: Sequence[float] = LEVELS,
     calibration: Batches | None = None,
     exclude: Iterable[str] = (),
 ) -> pd.DataFrame:
