@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cram_bench._preserve import preserved
-from cram_bench.data import Batches, batches_of
+from cram_bench.data import Batches, Dataset, batches_of
 
 
 @contextmanager
@@ -36,3 +36,8 @@ def loss_and_gradient(model: nn.Module, data: Batches, batch_size: int = 500) ->
         raise ValueError("the data to probe on are empty")
     named = model.named_parameters()
     return total / count, {name: p.grad / count for name, p in named if p.grad is not None}
+
+
+def tuning_data(calibration: Batches | None) -> Batches | None:
+    """Return what to tune BatchNorm on: `Dataset.calibration` of a `Dataset`, anything else as it is."""
+    return calibration.calibration() if isinstance(calibration, Dataset) else calibration

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cram_bench._preserve import preserved
 from cram_bench.compress import Compressor, apply_, parse, tune_batchnorm
 from cram_bench.data import Batches, Dataset, batches_of
-from cram_bench.probes.common import probing
+from cram_bench.probes.common import probing, tuning_data
 from cram_bench.train import evaluate
 
 
@@ -52,8 +52,7 @@ def flips(
         (right before), ``mended`` (right after) or ``moved`` (wrong both times).
     """
     compressor = parse(compressor) if isinstance(compressor, str) else compressor
-    if isinstance(calibration, Dataset):
-        calibration = calibration.calibration()
+    calibration = tuning_data(calibration)
     labels, before, confidence = predictions(model, data)
     with preserved(model):
         apply_(model, compressor, exclude)

@@ -10,8 +10,8 @@ from torch import nn
 
 from cram_bench._preserve import copy_into, preserved
 from cram_bench.compress import Compressor, Magnitude, applied, parse, prunable, tune_batchnorm
-from cram_bench.data import Batches, Dataset, batches_of
-from cram_bench.probes.common import probing
+from cram_bench.data import Batches, batches_of
+from cram_bench.probes.common import probing, tuning_data
 from cram_bench.probes.sparsity import LEVELS
 from cram_bench.train import evaluate
 
@@ -36,8 +36,7 @@ def layer_sensitivity(
         A row per layer and sparsity: layer (parameter name), weights (how many), sparsity, accuracy (a fraction), loss
         (nats), rise (of the loss over the dense model's, nats).
     """
-    if isinstance(calibration, Dataset):
-        calibration = calibration.calibration()
+    calibration = tuning_data(calibration)
     rows = []
     with probing(model):
         dense = evaluate(model, data)["loss"]

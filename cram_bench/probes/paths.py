@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from cram_bench._preserve import preserved
 from cram_bench.compress import tune_batchnorm
-from cram_bench.data import Batches, Dataset, batches_of
-from cram_bench.probes.common import probing
+from cram_bench.data import Batches, batches_of
+from cram_bench.probes.common import probing, tuning_data
 from cram_bench.train import evaluate
 
 
@@ -109,8 +109,7 @@ def loss_at(
     """
     states = [_parameters(corner) | _buffers(corner) for corner in corners]
     _alike(states)
-    if isinstance(calibration, Dataset):
-        calibration = calibration.calibration()
+    calibration = tuning_data(calibration)
     rows = []
     with probing(model):
         targets = dict(model.named_parameters()) | dict(model.named_buffers())

@@ -9,8 +9,8 @@ from torch import nn
 
 from cram_bench._preserve import preserved
 from cram_bench.compress import Compressor, Magnitude, Masks, apply_, parse, tune_batchnorm
-from cram_bench.data import Batches, Dataset, batches_of
-from cram_bench.probes.common import probing
+from cram_bench.data import Batches, batches_of
+from cram_bench.probes.common import probing, tuning_data
 from cram_bench.train import evaluate
 
 LEVELS = (0.5, 0.7, 0.8, 0.9, 0.95)
@@ -50,8 +50,7 @@ def sparsity_curve(
         ValueError: a specification cannot be read, or the data are empty.
     """
     chosen = [parse(c) if isinstance(c, str) else c for c in compressors]
-    if isinstance(calibration, Dataset):
-        calibration = calibration.calibration()
+    calibration = tuning_data(calibration)
     rows = []
     with probing(model):
         for compressor in (Magnitude(0.0), *(c for c in chosen if c != Magnitude(0.0))):

@@ -8,7 +8,8 @@ import pandas as pd
 from torch import nn
 
 from cram_bench.compress import Compressor, applied, parse, tune_batchnorm
-from cram_bench.data import Batches, Dataset, batches_of
+from cram_bench.data import Batches, batches_of
+from cram_bench.probes.common import tuning_data
 from cram_bench.probes.hessian import curvature
 from cram_bench.probes.over_runs import mean_and_std
 from cram_bench.probes.sharpness import cram_gap, sam_sharpness
@@ -45,8 +46,7 @@ def stability(
         eigenvalue_error, trace and trace_error (nats per squared weight; standard errors over parts of the sample).
     """
     compressor = parse(compressor) if isinstance(compressor, str) else compressor
-    if isinstance(calibration, Dataset):
-        calibration = calibration.calibration()
+    calibration = tuning_data(calibration)
     rows = [_measured(model, data, few, radius, seed) | {"weights": "dense"}]
     rows[0]["gap"] = float(cram_gap(model, data, [compressor], rho)["gap"].iloc[0])
     with applied(model, compressor):
