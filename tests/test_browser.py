@@ -96,8 +96,13 @@ def move_and_compare(page):
     handle.focus()
     handle.press("ArrowRight")
     page.get_by_text("global@0.81,").wait_for(timeout=20_000)
-    shown = [float(text) for text in page.locator("b.accuracy").all_inner_texts()]
     runs = cb.runs.ensure_all(cb.experiment.grid("digits", METHODS, 1, epochs=2), progress=False)
+    shown = []
+    for _ in range(200):  # a row a run appears as it is computed: the table is whole when each run has its own
+        shown = [float(text) for text in page.locator("b.accuracy").all_inner_texts()]
+        if len(shown) == len(runs):
+            break
+        page.wait_for_timeout(100)
     train, test = runs[0].experiment.load_data()
     for run, value in zip(runs, shown, strict=True):
         curve = cb.probes.sparsity_curve(run.load_model(), test.sample(1000), ["global@0.81"], train.calibration(500))
