@@ -17,6 +17,7 @@ import io
 import json
 import math
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from cram_bench._files import write_tensors
 
 
 @dataclass(frozen=True)
@@ -358,6 +361,12 @@ def _digits() -> tuple[Dataset, Dataset]:
 
 def _parquet_files(folder: Path) -> dict[str, list[Path]] | None:
     found = {split: sorted(folder.glob(f"{split}-*.parquet")) for split in ("train", "test")}
+    for split, paths in found.items():
+        for path in paths:  # a lost shard must not become a smaller data set
+            if match := re.search(r"-of-(\d+)\.parquet$", path.name):
+                names = {f"{split}-{index:05}-of-{match[1]}.parquet" for index in range(int(match[1]))}
+                if missing := sorted(names - {path.name for path in paths}):
+                    raise DataError(f"{folder / missing[0]} is missing; {split} has {len(paths)} of {match[1]} shards")
     return found if all(found.values()) else None
 
 
@@ -556,25 +565,18 @@ class _Cache:
         return {split: (tensors[f"{split}.images"], tensors[f"{split}.labels"]) for split in ("train", "test")}
 
     def write(self, arrays: dict[str, tuple[Tensor, Tensor]]) -> None:
-        from safetensors.torch import save_file
-
         tensors = {
             f"{s}.{n}": t.contiguous()
             for s, pair in arrays.items()
             for n, t in zip(("images", "labels"), pair, strict=True)
         }
-        part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, part, {"sha256": _digest(tensors)})
-            os.replace(part, self.path)
+            write_tensors(self.path, tensors, {"sha256": _digest(tensors)})
         except OSError as error:
             warnings.warn(
                 f"decoded images could not be cached in {self.path.parent}: {_first_line(error)}", stacklevel=4
             )
-        finally:
-            with contextlib.suppress(OSError):
-                part.unlink()
 
 
 def _cached(

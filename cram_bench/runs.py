@@ -5,17 +5,20 @@
       .training/1f0c…/     one that trains, was interrupted or failed: settings.json, checkpoint.pt or failed.json
       .locks/1f0c….lock    held by the process that trains it; the system frees it when that process dies
 
-A folder gets its final name by one rename when everything in it is written, so what has the name is whole.
+A folder gets its final name by one rename when everything in it is written, so what has the name is whole. Its
+environment.json holds the SHA-256 of all files, itself included, and every reading compares.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import fcntl
 import hashlib
 import io
 import json
 import os
+import pickle
 import platform
 import shutil
 import subprocess
@@ -30,10 +33,11 @@ from typing import Any
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load
 from torch import nn
 
 from cram_bench import compress, models
+from cram_bench._files import sealed, sha256, unsealed, write, write_tensors
 from cram_bench.compress import Masks
 from cram_bench.data import Dataset, fingerprint
 from cram_bench.experiment import METHODS, Experiment
@@ -42,6 +46,7 @@ from cram_bench.progress import Progress
 from cram_bench.train import Callback, DivergedError, Fit, Ramp, fit
 
 _FILES = ("settings.json", "history.csv", "model.safetensors")
+_FORMAT = 1  # of a run's folder; raise it when an older version could misread a new one
 
 
 class RunError(ValueError):
@@ -66,10 +71,10 @@ class Run:
         path = Path(path)
         if not (path / "model.safetensors").is_file():
             raise RunError(f"{path} is not a finished run: it has no model.safetensors")
+        settings = _read(path, "settings.json")
         try:
-            settings = json.loads((path / "settings.json").read_text())
-            return cls(path, Experiment.of(settings))
-        except (OSError, ValueError, TypeError) as error:
+            return cls(path, Experiment.of(json.loads(settings)))
+        except (ValueError, TypeError) as error:
             raise RunError(f"the settings in {path} cannot be used: {error}") from error
 
     @property
@@ -84,13 +89,21 @@ class Run:
 
     @property
     def environment(self) -> dict[str, Any]:
-        """Commit, versions, device, times, command, shape of the data and checksums, as written by the training."""
-        return json.loads((self.path / "environment.json").read_text())
+        """Commit, versions, device, times, command, shape of the data and checksums, as written by the training.
+
+        Raises:
+            RunError: the file is missing or damaged, or of a newer version of this package.
+        """
+        return _environment(self.path)
 
     @property
     def history(self) -> pd.DataFrame:
-        """One row per epoch: lr, losses, accuracies (fractions), seconds."""
-        return pd.read_csv(self.path / "history.csv")
+        """One row per epoch: lr, losses, accuracies (fractions), seconds.
+
+        Raises:
+            RunError: the file does not match its checksum.
+        """
+        return pd.read_csv(io.BytesIO(_read(self.path, "history.csv")))
 
     def load_model(self) -> nn.Module:
         """Build the network and load its trained weights, in eval mode on the CPU.
@@ -98,17 +111,16 @@ class Run:
         Raises:
             RunError: the weights do not match their checksum or the network.
         """
-        file = self.path / "model.safetensors"
-        try:
-            environment = self.environment
-            digest, shape = environment["sha256"][file.name], environment["data"]
-        except (OSError, ValueError, KeyError) as error:
-            raise RunError(f"environment.json in {self.path} cannot be used: {error!r}") from error
-        if _sha256(file) != digest:
-            raise RunError(f"{file} is damaged: its checksum does not match; delete {self.path} to train it again")
+        weights = load(_read(self.path, "model.safetensors"))
+        shape = self.environment["data"]
         with torch.random.fork_rng():
             model = models.create(self.experiment.model, shape["num_classes"], shape["channels"], shape["image_size"])
-        model.load_state_dict(load_file(file))
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise RunError(
+                f"the weights in {self.path} do not fit {self.experiment.model}: {' '.join(str(error).split())[:200]}"
+            ) from error
         return model.to(memory_format=torch.channels_last).eval()
 
 
@@ -135,13 +147,19 @@ class Store:
         Raises:
             RunError: a folder has its name and holds another experiment.
         """
-        for root in (self.root, *self.also):
+        roots = [root for root in (self.root, *self.also) if root.is_dir()]
+        for root in roots:
             path = root / experiment.id
             if (path / "model.safetensors").is_file():
                 run = Run.open(path)
                 if run.experiment != experiment:
                     raise RunError(f"{path} holds other settings than its name says; move it away")
                 return run
+        for root in roots:  # a default that changed since gives the same settings another name
+            for path in _folders(root):
+                with contextlib.suppress(OSError, ValueError, TypeError):
+                    if Experiment.of(json.loads((path / "settings.json").read_text())) == experiment:
+                        return Run.open(path)
         return None
 
     def open(self, name: str | os.PathLike[str]) -> Run:
@@ -163,12 +181,11 @@ class Store:
         """Return all finished runs, ordered by their settings."""
         found = {}
         for root in (*reversed(self.also), self.root):
-            for path in root.glob("[0-9a-f]*") if root.is_dir() else ():
-                if (path / "model.safetensors").is_file():
-                    try:
-                        found[path.name] = Run.open(path)
-                    except RunError as error:  # one bad folder must not hide all others
-                        warnings.warn(f"left out: {error}", stacklevel=2)
+            for path in _folders(root):
+                try:
+                    found[path.name] = Run.open(path)
+                except RunError as error:  # one bad folder must not hide all others
+                    warnings.warn(f"left out: {error}", stacklevel=2)
         return sorted(found.values(), key=lambda run: json.dumps(run.experiment.settings(), sort_keys=True))
 
     def table(self) -> pd.DataFrame:
@@ -181,6 +198,8 @@ class Store:
             try:
                 experiment = Experiment.of(json.loads((path / "settings.json").read_text()))
             except (OSError, ValueError, TypeError):
+                continue
+            if (self.root / path.name / "model.safetensors").is_file():  # finished, and killed before it was tidied
                 continue
             state = (
                 "failed"
@@ -197,14 +216,30 @@ class Store:
     def failure(self, experiment: Experiment) -> str | None:
         """Return why `experiment` failed, if it did."""
         file = self.root / ".training" / experiment.id / "failed.json"
-        return json.loads(file.read_text())["reason"] if file.exists() else None
+        if not file.exists():
+            return None
+        try:
+            return str(json.loads(file.read_text())["reason"])
+        except (ValueError, KeyError, TypeError):
+            return f"{file} is damaged"
 
     @contextlib.contextmanager
     def lock(self, experiment: Experiment) -> Iterator[None]:
-        """Hold the run of `experiment` alone; wait while another living process holds it."""
+        """Hold the run of `experiment` alone; wait while another living process holds it.
+
+        Raises:
+            OSError: the store cannot be written.
+        """
         path = self.root / ".locks" / f"{experiment.id}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "w") as file:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(path, "w")  # noqa: SIM115
+        except OSError as error:
+            how = "set CRAM_BENCH_RUNS to a folder of your own"
+            raise type(error)(
+                error.errno, f"the run store cannot be written: {error.strerror}; {how}", str(path)
+            ) from error
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -222,6 +257,45 @@ class Store:
             except BlockingIOError:
                 return True
         return False
+
+
+def _environment(path: Path) -> dict[str, Any]:
+    """Read environment.json, which vouches for itself and for the other files."""
+    try:
+        content = unsealed((path / "environment.json").read_text(), "environment.json")
+        for name in _FILES:
+            content["sha256"][name]
+    except (OSError, ValueError, KeyError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else _reason(error)
+        raise RunError(f"{path / 'environment.json'} is damaged: {reason}; delete {path} to train it again") from error
+    if content.get("format", 1) != _FORMAT:
+        raise RunError(
+            f"{path} has format {content['format']}, of another version of cram_bench; this one reads {_FORMAT}"
+        )
+    return content
+
+
+def _read(path: Path, name: str) -> bytes:
+    """Return the content of a file of a run, compared with its checksum."""
+    expected = _environment(path)["sha256"][name]
+    try:
+        content = (path / name).read_bytes()
+    except OSError as error:
+        raise RunError(f"{path / name} cannot be read: {_reason(error)}; delete {path} to train it again") from error
+    if hashlib.sha256(content).hexdigest() != expected:
+        raise RunError(f"{path / name} is damaged: its checksum does not match; delete {path} to train it again")
+    return content
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _folders(root: Path) -> list[Path]:
+    """Return the folders of finished runs in a store."""
+    return [path for path in sorted(root.glob("[0-9a-f]*")) if (path / "model.safetensors").is_file()]
 
 
 def summary(runs: Sequence[Run]) -> pd.DataFrame:
@@ -272,6 +346,7 @@ def ensure(
     """
     store = store or Store()
     if run := store.find(experiment):
+        shutil.rmtree(store.root / ".training" / experiment.id, ignore_errors=True)  # of one killed while tidying
         return _same_data(run)
     with store.lock(experiment):
         if run := store.find(experiment):  # another process finished it while this one waited
@@ -318,11 +393,11 @@ def _train(
     work = store.root / ".training" / experiment.id
     work.mkdir(parents=True, exist_ok=True)
     note = work / "data.json"
-    if note.exists() and json.loads(note.read_text()) != images:
+    if note.exists() and note.read_text().strip() != json.dumps(images):
         (work / "checkpoint.pt").unlink(missing_ok=True)
         warnings.warn(f"the images in {experiment.dataset} have changed, training starts anew", stacklevel=3)
-    _write_text(note, json.dumps(images))
-    _write_text(work / "settings.json", json.dumps(experiment.settings(), indent=2))
+    write(note, json.dumps(images))
+    write(work / "settings.json", json.dumps(experiment.settings(), indent=2))
     model = experiment.build_model(train).to(device)
     masks = _inherit(model, experiment, store) if experiment.start else None
     optimizer = experiment.build_optimizer(model)
@@ -354,12 +429,17 @@ def _train(
                 callbacks=callbacks,
             )
     except DivergedError as error:
-        _write_text(work / "failed.json", json.dumps({"reason": str(error)}))
+        write(work / "failed.json", json.dumps({"reason": str(error)}))
         raise
-    pd.DataFrame(history).to_csv(work / "history.csv", index=False)
+    staged = work / "finished"  # beside the checkpoint, which goes when the run has its final name
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir()
+    write(staged / "settings.json", json.dumps(experiment.settings(), indent=2))
+    write(staged / "history.csv", pd.DataFrame(history).to_csv(index=False))
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, work / "model.safetensors")
+    write_tensors(staged / "model.safetensors", weights)
     description = {
+        "format": _FORMAT,
         **machine(device),
         "threads": used,
         "compile": compile,
@@ -367,15 +447,14 @@ def _train(
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(sum(row["seconds"] for row in history), 1),
         "data": _shape(train, test) | {"fingerprint": images},
-        "sha256": {name: _sha256(work / name) for name in _FILES},
+        "sha256": {name: sha256(staged / name) for name in _FILES},
     }
-    _write_text(work / "environment.json", json.dumps(description, indent=2))
-    for name in ("checkpoint.pt", "data.json"):
-        (work / name).unlink(missing_ok=True)
+    write(staged / "environment.json", sealed(description, "environment.json"))
     final = store.root / experiment.id
     if final.exists():  # without weights, or find() would have taken it
         shutil.rmtree(final)
-    os.rename(work, final)
+    os.rename(staged, final)
+    shutil.rmtree(work, ignore_errors=True)
     return Run(final, experiment)
 
 
@@ -388,23 +467,22 @@ class Checkpoint(Callback):
     def on_start(self, fit: Fit) -> None:
         if not self.path.exists():
             return
+        before = copy.deepcopy(fit.state_dict())
         try:
             data = self.path.read_bytes()
             content, digest = data[:-32], data[-32:]
             if hashlib.sha256(content).digest() != digest:
                 raise ValueError("its checksum does not match")
-        except (OSError, ValueError) as error:
-            warnings.warn(f"{self.path} is damaged, training starts anew: {error}", stacklevel=2)
-            return
-        fit.load_state_dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
+            fit.load_state_dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
+            fit.load_state_dict(before)  # nothing of it stays
+            warnings.warn(f"{self.path} is damaged, training starts anew: {_reason(error)}", stacklevel=2)
 
     def on_epoch(self, fit: Fit) -> None:
-        part, file = self.path.with_suffix(".part"), io.BytesIO()
-        torch.save(
-            fit.state_dict(), file
-        )  # a checkpoint is the file of torch and its SHA-256, which torch does not check
-        part.write_bytes(file.getvalue() + hashlib.sha256(file.getvalue()).digest())
-        os.replace(part, self.path)
+        file = io.BytesIO()
+        torch.save(fit.state_dict(), file)
+        # a checkpoint is the file of torch and its SHA-256, which torch does not check
+        write(self.path, file.getvalue() + hashlib.sha256(file.getvalue()).digest())
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
@@ -491,13 +569,3 @@ def _row(experiment: Experiment, state: str, epoch: int | None, accuracy: Any) -
     keep = ("dataset", "model", "method", "seed", "epochs")
     settings = {name: getattr(experiment, name) for name in keep}
     return {"run": experiment.id, **settings, "state": state, "epoch": epoch, "accuracy": accuracy}
-
-
-def _write_text(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text + "\n")
-    os.replace(part, path)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

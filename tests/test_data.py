@@ -296,6 +296,15 @@ def test_bad_requests(call, message):
 REAL = Path(os.environ.get("CRAM_BENCH_DATA", "")) / "cifar10"
 
 
+def test_a_lost_shard_is_named(tmp_path):
+    folder = tmp_path / "cifar10"
+    write_parquet(folder, "train", [3, 0])
+    write_parquet(folder, "test", [1])
+    (folder / "train-00000-of-00001.parquet").rename(folder / "train-00000-of-00002.parquet")
+    with pytest.raises(DataError, match=r"train-00001-of-00002.parquet is missing; train has 1 of 2 shards"):
+        load("cifar10", tmp_path)
+
+
 @pytest.mark.skipif(not list(REAL.glob("train-*.parquet")), reason="no CIFAR-10 in CRAM_BENCH_DATA")
 def test_a_slice_of_real_cifar10(tmp_path):
     (tmp_path / "cifar10").mkdir()

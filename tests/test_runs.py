@@ -1,3 +1,4 @@
+import hashlib
 import io
 import json
 import os
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 
 import cram_bench as cb
 from cram_bench import runs
+from cram_bench._files import sealed
 from cram_bench.experiment import recipe
 from cram_bench.runs import Run, RunError, Store, ensure, ensure_all
 from cram_bench.train import DivergedError
@@ -90,18 +92,46 @@ def test_damaged_weights_are_noticed():
         run.load_model()
 
 
+def rewrite(run, **settings):
+    """Change settings of a finished run with everything that vouches for them, as another version might have."""
+    text = json.dumps(json.loads((run.path / "settings.json").read_text()) | settings)
+    (run.path / "settings.json").write_text(text)
+    environment = run.environment
+    environment["sha256"]["settings.json"] = hashlib.sha256(text.encode()).hexdigest()
+    (run.path / "environment.json").write_text(sealed(environment, "environment.json"))
+
+
 def test_a_folder_with_other_settings_is_refused():
     run = ensure(tiny(epochs=1))
-    settings = json.loads((run.path / "settings.json").read_text())
-    (run.path / "settings.json").write_text(json.dumps(settings | {"lr": 0.3}))
+    rewrite(run, lr=0.3)
     with pytest.raises(RunError, match="holds other settings than its name says"):
         ensure(tiny(epochs=1))
-    (run.path / "settings.json").write_text(json.dumps(settings | {"epcohs": 1}))
+    rewrite(run, epcohs=1)
     with pytest.raises(RunError, match="unknown setting 'epcohs'"):
         Run.open(run.path)
-    (run.path / "settings.json").write_text("{")
-    with pytest.raises(RunError, match="cannot be used"):
-        Run.open(run.path)
+
+
+def test_a_run_under_the_name_of_other_defaults_is_found(monkeypatch):
+    run = ensure(tiny(epochs=1))
+    os.rename(run.path, run.path.with_name("0123456789ab"))
+    monkeypatch.setattr(runs, "fit", lambda *a, **k: pytest.fail("trained again"))
+    assert ensure(tiny(epochs=1)).path.name == "0123456789ab"
+
+
+def test_a_run_of_a_newer_format_is_refused():
+    run = ensure(tiny(epochs=1))
+    (run.path / "environment.json").write_text(sealed(run.environment | {"format": 7}, "environment.json"))
+    with pytest.raises(RunError, match="has format 7, of another version of cram_bench; this one reads 1"):
+        ensure(tiny(epochs=1))
+
+
+def test_a_run_of_a_version_without_own_checksum_is_read():
+    run = ensure(tiny(epochs=1))
+    environment = run.environment
+    del environment["sha256"]["environment.json"], environment["format"]
+    (run.path / "environment.json").write_text(json.dumps(environment))
+    assert Run.open(run.path) == run
+    run.load_model()
 
 
 def test_two_processes_that_ask_for_one_run_do_not_collide(tmp_path):
@@ -328,7 +358,6 @@ def test_a_change_that_fails_keeps_its_row():
 
 def test_a_run_that_cannot_be_read_does_not_hide_the_others():
     good, bad = ensure(tiny(epochs=1)), ensure(tiny(epochs=2))
-    settings = json.loads((bad.path / "settings.json").read_text()) | {"lr": -1.0}
-    (bad.path / "settings.json").write_text(json.dumps(settings))
+    rewrite(bad, lr=-1.0)
     with pytest.warns(UserWarning, match=r"left out: .*lr must be positive, not -1.0"):
         assert Store().runs() == [good]

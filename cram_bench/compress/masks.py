@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from cram_bench._files import write_tensors
 from cram_bench._preserve import copy_into
 
 
@@ -89,15 +90,7 @@ class Masks(Mapping[str, Tensor]):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, whole or not at all."""
-        from safetensors.torch import save_file
-
-        path = Path(path)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            save_file({name: mask.contiguous() for name, mask in self.items()}, part)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        write_tensors(Path(path), {name: mask.contiguous() for name, mask in self.items()})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Masks:

@@ -1,0 +1,314 @@
+"""Kill, fill, forbid, damage: nothing is lost and nothing half-written is trusted."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import time
+import warnings
+
+import pandas as pd
+import pytest
+import torch
+
+import cram_bench as cb
+from cram_bench import _files, runs
+from cram_bench.experiment import recipe
+from cram_bench.runs import RunError, Store, ensure, ensure_all
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork is needed")
+ROUNDS = int(os.environ.get("CRAM_BENCH_TEST_ROUNDS", 8))  # trainings that are killed at random until they end
+WANTED = recipe("digits", "cram+-multi", epochs=4, plain=0.25)
+NAMES = (str, bytes, os.PathLike)
+FINISHED = {"settings.json", "history.csv", "model.safetensors", "environment.json"}
+
+
+def child(work):
+    """Run `work` in a process of its own; return its process id."""
+    if (pid := os.fork()) == 0:
+        status = 1
+        try:
+            with open(os.devnull, "w") as nothing, contextlib.redirect_stderr(nothing):
+                work()
+            status = 0
+        finally:
+            os._exit(status)
+    return pid
+
+
+def dying(step, folder, work, *arguments, **options):
+    """Call `work` in a process that dies at `step`; return its exit status."""
+    return ended(child(lambda: (dies_at(step, folder), work(*arguments, **options))))
+
+
+def ended(pid):
+    """Wait for a process; return its exit status, or minus the signal that killed it."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def dies_at(step, folder):
+    """Kill this process just before it opens, renames or removes something in `folder` for the `step`-th time."""
+    events = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}
+    count = 0
+
+    def hook(event, arguments):
+        nonlocal count
+        if event in events and any(str(folder) in os.fsdecode(name) for name in arguments if isinstance(name, NAMES)):
+            count += 1
+            if count == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """The weights and the history of a training that nothing disturbed."""
+    run = ensure(WANTED, Store(tmp_path_factory.mktemp("straight")), threads=1, progress=False)
+    return (run.path / "model.safetensors").read_bytes(), run.history.drop(columns="seconds")
+
+
+def check(store, straight):
+    """The store holds the run, whole and equal to the undisturbed one, and nothing else."""
+    run = store.find(WANTED)
+    assert {path.name for path in run.path.iterdir()} == FINISHED
+    assert (run.path / "model.safetensors").read_bytes() == straight[0]
+    pd.testing.assert_frame_equal(run.history.drop(columns="seconds"), straight[1])
+    run.load_model()
+    assert store.table()["state"].tolist() == ["finished"]
+
+
+def test_a_training_killed_before_every_single_change_of_a_file(tmp_path, straight):
+    kills = 0
+    for step in range(1, 1000):
+        store = Store(tmp_path / str(step))
+        if dying(step, store.root, ensure, WANTED, store, threads=1) == 0:
+            check(store, straight)
+            break
+        kills += 1
+        if run := store.find(WANTED):  # killed after the run had its name
+            assert {path.name for path in run.path.iterdir()} == FINISHED
+        else:
+            assert set(store.table()["state"]) <= {"interrupted"}
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # nothing is found damaged
+            ensure(WANTED, store, threads=1, progress=False)
+        check(store, straight)
+        shutil.rmtree(store.root)
+    assert kills > 40
+
+
+def test_a_training_killed_again_and_again_at_random(tmp_path, straight):
+    store, dice, kills = Store(tmp_path / "store"), random.Random(0), 0
+    begin = time.monotonic()
+    Store(tmp_path / "measure")
+    assert ended(child(lambda: ensure(WANTED, Store(tmp_path / "measure"), threads=1))) == 0
+    whole = time.monotonic() - begin
+    for _ in range(ROUNDS):
+        reached = 0
+        for _ in range(200):
+            pid = child(lambda: ensure(WANTED, store, threads=1))
+            time.sleep(dice.uniform(0, whole))
+            os.kill(pid, signal.SIGKILL)
+            if ended(pid) == 0:
+                break
+            kills += 1
+            assert store.find(WANTED) is None or {p.name for p in store.find(WANTED).path.iterdir()} == FINISHED
+            checkpoint = store.root / ".training" / WANTED.id / "checkpoint.pt"
+            if checkpoint.exists():  # no epoch that was finished is lost
+                epoch = torch.load(checkpoint, weights_only=True)["epoch"]
+                assert epoch >= reached
+                reached = epoch
+        ensure(WANTED, store, threads=1, progress=False)
+        check(store, straight)
+        shutil.rmtree(store.root)
+    assert kills >= ROUNDS
+
+
+def test_a_killed_process_does_not_hold_its_lock(tmp_path):
+    store = Store(tmp_path / "store")
+    reader, writer = os.pipe()
+
+    def holds():
+        with store.lock(WANTED):
+            os.write(writer, b"x")
+            time.sleep(60)
+
+    pid = child(holds)
+    os.read(reader, 1)
+    assert store._locked(WANTED)
+    os.kill(pid, signal.SIGKILL)
+    ended(pid)
+    with store.lock(WANTED):
+        pass
+
+
+def test_eight_processes_with_overlapping_experiments_train_each_once(tmp_path):
+    experiments = [recipe("digits", method, epochs=1, seed=seed) for method in ("sgd", "cram+") for seed in range(4)]
+    experiments.append(recipe("digits", epochs=1, lr=1e30))
+    serial = Store(tmp_path / "serial")
+    ensure_all(experiments, serial, threads=1, progress=False)
+    store, log = Store(tmp_path / "store"), tmp_path / "log"
+    fit = runs.fit
+
+    def counted(*arguments, **options):
+        with log.open("a") as file:
+            file.write("trained\n")
+        return fit(*arguments, **options)
+
+    def asks(number):
+        runs.fit = counted
+        order = random.Random(number).sample(experiments, 7)
+        ensure_all(order, store, threads=1)
+
+    pids = [child(lambda number=number: asks(number)) for number in range(8)]
+    os.kill(pids[0], signal.SIGKILL)
+    assert [ended(pid) for pid in pids][1:] == [0] * 7
+    ensure_all(experiments, store, threads=1, progress=False)
+    trained = len(log.read_text().splitlines())
+    assert len(experiments) - 1 <= trained <= len(experiments) + 1  # the killed one may have begun one
+    pd.testing.assert_frame_equal(store.table(), serial.table())
+    for run in serial.runs():
+        assert (store.find(run.experiment).path / "model.safetensors").read_bytes() == (
+            run.path / "model.safetensors"
+        ).read_bytes()
+
+
+@pytest.mark.parametrize("name", sorted(FINISHED))
+def test_a_flipped_bit_is_noticed_and_named(name):
+    run = ensure(WANTED, threads=1, progress=False)
+    file, dice = run.path / name, random.Random(1)
+    content = file.read_bytes()
+    for _ in range(60):
+        place, bit = dice.randrange(len(content)), dice.randrange(8)
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << bit
+        file.write_bytes(bytes(damaged))
+        said = ""
+        try:
+            opened = runs.Run.open(run.path)
+            opened.history, opened.load_model()
+        except RunError as error:
+            said = str(error)
+        if said:
+            assert f"{file} is damaged" in said
+            assert "\n" not in said
+        else:  # a blank of JSON, without a meaning
+            assert name == "environment.json"
+            assert json.loads(damaged) == json.loads(content)
+
+
+def test_a_full_disk_leaves_the_store_intact(tmp_path, straight, capfd):
+    """A limit on the size of files stands in for the disk: the same call fails at the same place."""
+    store = Store(tmp_path / "store")
+    pid = child(lambda: ensure(WANTED, store, threads=1))  # until the first checkpoint is there
+    checkpoint = store.root / ".training" / WANTED.id / "checkpoint.pt"
+    while not checkpoint.exists() and store.find(WANTED) is None:
+        time.sleep(0.001)
+    os.kill(pid, signal.SIGKILL)
+    ended(pid)
+    before = checkpoint.read_bytes()
+
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+        command = ["train", "--method", "cram+-multi", "--epochs", "4", "-s", "plain", "0.25", "--threads", "1"]
+        os.environ["CRAM_BENCH_RUNS"] = str(store.root)
+        with open(tmp_path / "said", "w", buffering=1) as said, contextlib.redirect_stderr(said):
+            assert cb.cli.main(command) == 1
+
+    assert ended(child(limited)) == 0
+    said = (tmp_path / "said").read_text().splitlines()[-1]
+    assert said == f"cram-bench: [Errno {errno.EFBIG}] File too large; nothing was changed: '{checkpoint}'"
+    assert checkpoint.read_bytes() == before
+    assert not list(store.root.rglob("*.part"))
+    ensure(WANTED, store, threads=1, progress=False)
+    check(store, straight)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs users")
+def test_a_store_that_may_only_be_read(tmp_path):
+    run = ensure(WANTED, Store(tmp_path / "store"), threads=1, progress=False)
+    folders = [tmp_path / "store", *(tmp_path / "store").rglob("*")]
+    above = list(tmp_path.parents)[:3]
+    modes = {path: path.stat().st_mode for path in (tmp_path, *above)}
+
+    def asks():
+        if os.geteuid() == 0:
+            os.setgid(65534)
+            os.setuid(65534)
+        store = Store(tmp_path / "store")
+        assert ensure(WANTED, store) == run  # what is there is read
+        run.load_model()
+        with pytest.raises(OSError, match="the run store cannot be written: Permission denied; set CRAM_BENCH_RUNS"):
+            ensure(recipe("digits", epochs=1), store)
+
+    try:
+        for path in modes:
+            if path.owner() == tmp_path.owner() and path != path.parent:
+                with contextlib.suppress(OSError):
+                    path.chmod(path.stat().st_mode | 0o055)
+        for path in folders:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        assert ended(child(asks)) == 0
+    finally:
+        for path in folders:
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        for path, mode in modes.items():
+            with contextlib.suppress(OSError):
+                path.chmod(mode)
+
+
+def test_a_checkpoint_of_another_training_starts_anew(tmp_path, straight):
+    store = Store(tmp_path / "store")
+    work = store.root / ".training" / WANTED.id
+    work.mkdir(parents=True)
+    model = WANTED.build_model(cb.data.load("digits")[0])
+    wrong = {"model": {name: value * 0 for name, value in model.state_dict().items()}, "optimizer": {"nothing": 1}}
+    torch.save(wrong, work / "plain.pt")
+    content = (work / "plain.pt").read_bytes()
+    (work / "checkpoint.pt").write_bytes(content + hashlib.sha256(content).digest())
+    (work / "plain.pt").unlink()
+    with pytest.warns(UserWarning, match=r"checkpoint.pt is damaged, training starts anew"):
+        ensure(WANTED, store, threads=1, progress=False)
+    check(store, straight)
+
+
+def test_a_cache_of_images_killed_anywhere_is_built_again(tmp_path, monkeypatch):
+    from PIL import Image
+
+    dice = random.Random(0)
+    for split in ("train", "test"):
+        for label in ("day", "night"):
+            (tmp_path / "sky" / split / label).mkdir(parents=True)
+            for index in range(3):
+                Image.new("L", (8, 8), dice.randrange(256)).save(tmp_path / "sky" / split / label / f"{index}.png")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "plain"))
+    expected = cb.data.load(tmp_path / "sky")[0].images
+    for step in range(1, 50):
+        cache = tmp_path / f"cache{step}"
+        monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+        status = dying(step, cache, cb.data.load, tmp_path / "sky")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert torch.equal(cb.data.load(tmp_path / "sky")[0].images, expected)
+            assert torch.equal(cb.data.load(tmp_path / "sky")[0].images, expected)
+        if status == 0:
+            break
+    assert status == 0
+    assert step > 3
+
+
+def test_what_a_killed_writer_left_is_removed_later(tmp_path):
+    left = tmp_path / ".table.csv.1-abc.part"
+    left.write_text("half")
+    _files.write(tmp_path / "table.csv", "a\n")
+    assert left.exists()  # it may belong to a process that still writes
+    os.utime(left, (0, 0))
+    _files.write(tmp_path / "table.csv", "b\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
