@@ -302,7 +302,7 @@ def test_a_lost_shard_is_named(tmp_path):
     write_parquet(folder, "test", [1])
     (folder / "train-00000-of-00001.parquet").rename(folder / "train-00000-of-00002.parquet")
     with pytest.raises(DataError, match=r"train-00001-of-00002.parquet is missing; train has 1 of 2 shards"):
-        load("cifar10", tmp_path)
+        cb.data.load("cifar10", tmp_path)
 
 
 @pytest.mark.skipif(not list(REAL.glob("train-*.parquet")), reason="no CIFAR-10 in CRAM_BENCH_DATA")
