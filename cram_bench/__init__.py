@@ -3,7 +3,7 @@
     import cram_bench as cb
 
 Rooms, in the order in which they may use each other: `compress`, `data`, `models`, `optim`, `train`,
-`experiment`, `runs`, `probes`, `plots`, `report`, `cli`. Each is loaded when it is first used.
+`experiment`, `runs`, `probes`, `plots`, `report`, `reproduce`, `cli`. Each is loaded when it is first used.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ _ROOMS = (
     "plots",
     "widgets",
     "report",
+    "reproduce",
     "cli",
 )
 __all__ = ["__version__", *_ROOMS]

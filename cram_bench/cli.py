@@ -1,4 +1,4 @@
-"""The command line: ``cram-bench train | report | probe | runs``.
+"""The command line: ``cram-bench train | report | reproduce | probe | runs``.
 
 Nothing heavy is imported before a command is known, so that ``--help`` answers at once.
 """
@@ -88,6 +88,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     probe.add_argument("--out", help="folder to write tables/*.csv to")
     probe.set_defaults(run=_probe)
+
+    again = commands.add_parser("reproduce", help="train and build a report again, and say what differs")
+    again.add_argument("report", metavar="REPORT", help="the report's folder")
+    again.add_argument(
+        "--into", default="reproduced", help="folder for the new report and its runs (default: reproduced)"
+    )
+    again.add_argument(
+        "--reuse-runs", action="store_true", help="take finished runs from the store instead of training"
+    )
+    again.add_argument("--csv", action="store_true", help="print as CSV")
+    again.set_defaults(run=_reproduce)
 
     runs = commands.add_parser("runs", help="list the runs in the store")
     runs.add_argument("--csv", action="store_true", help="print as CSV")
@@ -188,6 +199,15 @@ def _report(arguments: argparse.Namespace) -> int:
         print(f"cram-bench: the notebook {name} failed: {error}", file=sys.stderr)
     print(built.folder / "index.html")
     return 1 if built.failures else 0
+
+
+def _reproduce(arguments: argparse.Namespace) -> int:
+    from cram_bench import reproduce
+
+    table = reproduce.reproduce(arguments.report, arguments.into, retrain=not arguments.reuse_runs)
+    print(table.to_csv(index=False) if arguments.csv else table.to_string(index=False))
+    differing = table[(table["state"] != "same") & (table["kind"] != "version") & (table["kind"] != "device")]
+    return 1 if len(differing) else 0
 
 
 def _probe(arguments: argparse.Namespace) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,14 +12,15 @@ from urllib.parse import quote
 import pandas as pd
 
 from cram_bench import runs
+from cram_bench._files import write
 from cram_bench.plots import look
 from cram_bench.probes import mean_and_std
 
 
 def index(
     folder: Path, questions: Sequence[str], trained: Sequence[runs.Run], failures: Mapping[str, str], command: str
-) -> None:
-    """Write ``index.html``: figure, table, provenance, then everything else."""
+) -> dict[str, str]:
+    """Write ``index.html``: figure, table, provenance, then everything else; return the provenance, as markup."""
     lead = questions[0]
     first = trained[0].experiment
     figures = sorted(path.stem for path in (folder / "figures").glob("*.svg"))
@@ -65,10 +65,6 @@ def index(
         "Device": text(f"{devices}; {minutes:.1f} minutes of training in all"),
         "Versions": text(", ".join(f"{k} {v}" for k, v in machine["versions"].items())),
     }
-    _write(
-        folder / "report.json",
-        json.dumps({"title": lead.replace("_", " "), "facts": facts}, indent=1, ensure_ascii=False),
-    )
     parts.append("<h2>What made it</h2><dl>" + "".join(f"<dt>{k}</dt><dd>{v}</dd>" for k, v in facts.items()) + "</dl>")
     links = "".join(
         f'<li><a href="{s}.html">{s.replace("_", " ")}</a> (<a href="{s}.ipynb">notebook</a>)</li>' for s in questions
@@ -77,9 +73,8 @@ def index(
     csv = "".join(f'<li><a href="tables/{s}.csv">{s.replace("_", " ")}</a></li>' for s in tables)
     parts.append(f"<h2>Tables (CSV)</h2><ul>{csv}</ul>")
     parts.append("<h2>Figures</h2>" + "".join(figure(stem) for stem in figures if stem != lead))
-    part = folder / ".index.html.part"
-    part.write_text(page(folder.name, "\n".join(parts)))
-    os.replace(part, folder / "index.html")
+    write(folder / "index.html", page(folder.name, "\n".join(parts)))
+    return facts
 
 
 _OURS = '<meta name="generator" content="cram_bench">'
@@ -139,7 +134,7 @@ def shelf(reports: Path) -> None:
         parts.append("<dl>" + "".join(f"<dt>{k}</dt><dd>{about['facts'][k]}</dd>" for k in shown) + "</dl>")
         cards.append(f"<section>{''.join(parts)}</section>")
     body = f"<h1>Reports</h1><div class='shelf'>{''.join(cards)}</div>"
-    _write(target, page("Reports", body))
+    write(target, page("Reports", body))
 
 
 def export(notebook: Path) -> None:
@@ -151,7 +146,7 @@ def export(notebook: Path) -> None:
     exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)
     body, _ = exporter.from_filename(str(notebook))
     title = notebook.stem.replace("_", " ")
-    notebook.with_suffix(".html").write_text(page(title, f'<p><a href="index.html">← report</a></p>\n{body}'))
+    write(notebook.with_suffix(".html"), page(title, f'<p><a href="index.html">← report</a></p>\n{body}'))
 
 
 def figure(stem: str) -> str:
@@ -188,12 +183,6 @@ dt {{ font-weight: 600 }} dd {{ margin: 0 0 .4rem }}
 {body}
 </body></html>
 """
-
-
-def _write(path: Path, content: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(content)
-    os.replace(part, path)
 
 
 _SLIDER = """<div class="slider"><p><b>Move the slider</b> over the measured sparsities

@@ -24,6 +24,7 @@ from typing import Any, get_args, get_origin
 import pandas as pd
 
 from cram_bench import comparisons, compress, experiment, pages, runs
+from cram_bench._files import sealed, sha256, whole, write
 from cram_bench.data import is_folder
 from cram_bench.experiment import Experiment
 from cram_bench.models import unknown
@@ -125,7 +126,8 @@ class Output:
                 folder = self.folder / "figures"
                 folder.mkdir(parents=True, exist_ok=True)
                 for suffix, metadata in (("svg", {"Date": None, "Title": alt}), ("png", {"Title": alt})):
-                    figure.savefig(folder / f"{name}.{suffix}", metadata=metadata)
+                    with whole(folder / f"{name}.{suffix}") as part:
+                        figure.savefig(part, format=suffix, metadata=metadata)
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png")
         return Image(buffer.getvalue(), width=int(figure.get_figwidth() * 110), alt=alt)
@@ -136,9 +138,7 @@ class Output:
             folder = self.folder / "tables"
             folder.mkdir(parents=True, exist_ok=True)
             named_index = table.index.name is not None
-            part = folder / f".{name}.part"
-            table.to_csv(part, index=named_index, float_format="%.8g")
-            os.replace(part, folder / f"{name}.csv")
+            write(folder / f"{name}.csv", table.to_csv(index=named_index, float_format="%.8g"))
         return table
 
 
@@ -174,6 +174,7 @@ def build(
     reports: str | os.PathLike[str] = "reports",
     notebooks: str | os.PathLike[str] | None = None,
     name: str | None = None,
+    store: runs.Store | None = None,
     keep_runs: bool = False,
     command: str = "",
     **how: Any,
@@ -189,6 +190,7 @@ def build(
         reports: the folder that holds reports.
         notebooks: the folder of the notebooks; by default those of this package.
         name: of the report's folder; by default dataset-model, with ``-quick`` after it for that profile.
+        store: the run store; by default ``Store()``, and the runs that are kept beside the report.
         keep_runs: copy the finished seed-0 runs to ``runs/`` in the report.
         command: what to print as the command that made the report.
         how: device, threads and compile, as in `cram_bench.runs.ensure`.
@@ -237,7 +239,7 @@ def build(
     folder = Path(reports).absolute() / (
         name or "-".join([title, *(["quick"] if profile == "quick" else []), *_beyond(questions)])
     )
-    store = runs.Store(also=[folder / "runs"])
+    store = store or runs.Store(also=[folder / "runs"])
     given |= {"dataset": wanted[0].dataset, "output": str(folder), "store": str(store.root)}
     trained = runs.ensure_all(wanted, store, **how)
     folder.mkdir(parents=True, exist_ok=True)
@@ -249,9 +251,36 @@ def build(
             failures[path.stem] = error
     if keep_runs:
         _copy_runs([run for run in trained if run.experiment.seed == 0 and run.failure is None], folder / "runs")
-    pages.index(folder, [path.stem for path in paths], trained, failures, command)
+    facts = pages.index(folder, [path.stem for path in paths], trained, failures, command)
+    asked = {"dataset": dataset, "profile": profile, "seeds": seeds, "parameters": dict(parameters or {})}
+    about = {
+        "title": paths[0].stem.replace("_", " "),
+        "facts": facts,
+        "build": asked | {"questions": [path.stem for path in paths]},
+        "runs": [_identity(run) for run in trained],
+        "versions": runs.machine()["versions"],
+        "sha256": {path.relative_to(folder).as_posix(): sha256(path) for path in _made(folder, paths)},
+    }
+    write(folder / "report.json", sealed(about, "report.json"))
     pages.shelf(folder.parent)
     return Built(folder, failures)
+
+
+def _identity(run: runs.Run) -> dict[str, Any]:
+    """Say what a run was and how it was made, for who makes it again."""
+    identity: dict[str, Any] = {"id": run.id, "settings": run.experiment.settings()}
+    if run.failure is not None:
+        return identity | {"failure": run.failure}
+    environment = run.environment
+    names = ("commit", "device", "threads", "compile", "seconds")
+    return identity | {"weights": environment["sha256"]["model.safetensors"]} | {n: environment[n] for n in names}
+
+
+def _made(folder: Path, notebooks: Sequence[Path]) -> list[Path]:
+    """List the files of a report that its notebooks made."""
+    pages_of = [folder / f"{path.stem}.{suffix}" for path in notebooks for suffix in ("ipynb", "html")]
+    others = [folder / name for path in notebooks for name in outputs(path)]
+    return sorted({path for path in (*pages_of, *others) if path.exists()})
 
 
 def _planned(plan: Callable[..., Any], parameters: Mapping[str, Any]) -> list[Experiment]:
@@ -349,7 +378,7 @@ def _execute(path: Path, parameters: dict[str, Any], folder: Path, trained: Sequ
     pages.export(target)
     if error is None:
         done.parent.mkdir(exist_ok=True)
-        done.write_text(key + "\n")
+        write(done, key + "\n")
     return error
 
 
@@ -389,5 +418,6 @@ def _copy_runs(finished: Sequence[runs.Run], folder: Path) -> None:
             part = folder / f".{run.id}.part"
             shutil.rmtree(part, ignore_errors=True)
             shutil.copytree(run.path, part)
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(part, target)
+            if target.exists():
+                shutil.rmtree(target)
+            os.rename(part, target)

@@ -1,0 +1,71 @@
+"""A report made twice on one machine is the same to the last byte of its weights and tables."""
+
+import io
+import json
+import shutil
+
+import pandas as pd
+import pytest
+
+from cram_bench import cli, report
+from cram_bench._files import sealed, unsealed
+from cram_bench.reproduce import ReportError, reproduce
+
+SMALL = {"epochs": 2, "sparsities": [0.5, 0.9], "methods": ["sgd", "cram-single"]}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("CRAM_BENCH_RUNS", "XDG_CACHE_HOME"):
+            patch.setenv(name, str(tmp_path_factory.mktemp("own")))
+        reports = tmp_path_factory.mktemp("reports")
+        made = report.build("digits", "quick", 1, SMALL, questions=["accuracy_vs_sparsity"], reports=reports)
+    assert not made.failures
+    return made.folder
+
+
+def test_a_report_is_the_same_when_made_again(built, tmp_path, capsys):
+    assert cli.main(["reproduce", str(built), "--into", str(tmp_path / "again"), "--csv"]) == 0
+    table = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    assert set(table["state"]) == {"same"}
+    assert table["kind"].value_counts().to_dict() == {"version": 4, "table": 3, "run": 2, "device": 1}
+    for name in ("accuracy_vs_sparsity", "accuracy_summary"):
+        again = tmp_path / "again" / built.name / "tables" / f"{name}.csv"
+        assert again.read_bytes() == (built / "tables" / f"{name}.csv").read_bytes()
+
+
+def test_what_differs_is_said(built, tmp_path, capsys):
+    edited = tmp_path / "edited" / built.name
+    shutil.copytree(built, edited)
+    file = edited / "tables" / "accuracy_vs_sparsity.csv"
+    table = pd.read_csv(file)
+    table.loc[1, "accuracy"] += 0.25
+    table.to_csv(file, index=False)
+    (edited / "accuracy_vs_sparsity.html").unlink()
+    about = unsealed((edited / "report.json").read_text(), "report.json")
+    about["runs"][0]["weights"] = "0" * 64
+    about["versions"]["torch"] = "1.0"
+    (edited / "report.json").write_text(sealed(about, "report.json"))
+    assert cli.main(["reproduce", str(edited), "--into", str(tmp_path / "again")]) == 1
+    said = capsys.readouterr().out
+    assert "1.0, now" in said
+    assert "SGD, seed 0: weights 00000000, now" in said
+    assert "accuracy in 1 of" in said
+    assert "by 0.25 at most" in said
+    rows = reproduce(edited, tmp_path / "again", progress=False).set_index("name")
+    assert rows.loc["accuracy_vs_sparsity.html", "state"] == "missing"
+    assert set(rows.loc["tables/accuracy_vs_sparsity.csv", "state"]) == {"edited", "differs"}
+
+
+def test_a_damaged_or_an_old_note_is_refused(built, tmp_path):
+    with pytest.raises(ReportError, match="is not a report: it has no report.json"):
+        reproduce(tmp_path, tmp_path / "again")
+    with pytest.raises(ReportError, match="holds the report that is to be compared"):
+        reproduce(built, built.parent)
+    (tmp_path / "report.json").write_text((built / "report.json").read_text().replace('"epochs": 2', '"epochs": 3'))
+    with pytest.raises(ReportError, match="is damaged: its checksum does not match"):
+        reproduce(tmp_path, tmp_path / "again")
+    (tmp_path / "report.json").write_text(json.dumps({"title": "x", "facts": {}}))
+    with pytest.raises(ReportError, match="does not say how the report was made; an older version wrote it"):
+        reproduce(tmp_path, tmp_path / "again")
