@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import cram_bench as cb
-from cram_bench import _files, runs
+from cram_bench import _files, report, runs
 from cram_bench.experiment import recipe
 from cram_bench.runs import RunError, Store, ensure, ensure_all
 
@@ -42,6 +42,26 @@ def child(work):
     return pid
 
 
+def is_in(folder, event, arguments):
+    """Tell whether an audit event is about opening, renaming or removing something in `folder`."""
+    events = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}
+    return event in events and any(str(folder) in os.fsdecode(name) for name in arguments if isinstance(name, NAMES))
+
+
+def dies_at(step, folder):
+    """Kill this process just before it opens, renames or removes something in `folder` for the `step`-th time."""
+    count = 0
+
+    def hook(event, arguments):
+        nonlocal count
+        if is_in(folder, event, arguments):
+            count += 1
+            if count == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
 def dying(step, folder, work, *arguments, **options):
     """Call `work` in a process that dies at `step`; return its exit status."""
     return ended(child(lambda: (dies_at(step, folder), work(*arguments, **options))))
@@ -50,21 +70,6 @@ def dying(step, folder, work, *arguments, **options):
 def ended(pid):
     """Wait for a process; return its exit status, or minus the signal that killed it."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def dies_at(step, folder):
-    """Kill this process just before it opens, renames or removes something in `folder` for the `step`-th time."""
-    events = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}
-    count = 0
-
-    def hook(event, arguments):
-        nonlocal count
-        if event in events and any(str(folder) in os.fsdecode(name) for name in arguments if isinstance(name, NAMES)):
-            count += 1
-            if count == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(hook)
 
 
 @pytest.fixture(scope="module")
@@ -312,3 +317,29 @@ def test_what_a_killed_writer_left_is_removed_later(tmp_path):
     os.utime(left, (0, 0))
     _files.write(tmp_path / "table.csv", "b\n")
     assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
+
+
+def test_a_report_killed_in_the_middle_is_made_whole(tmp_path):
+    small = {"epochs": 1, "sparsities": [0.5], "methods": ["sgd"]}
+    options = {"questions": ["accuracy_vs_sparsity"], "progress": False}
+
+    def build(reports):
+        return report.build("digits", "quick", 1, small, reports=reports, **options)
+
+    def counts(folder):
+        touched = []
+        sys.addaudithook(lambda event, names: touched.append(1) if is_in(folder, event, names) else None)
+        build(folder)
+        (tmp_path / "count").write_text(str(len(touched)))
+
+    assert ended(child(lambda: counts(tmp_path / "straight"))) == 0
+    (straight,) = (path for path in (tmp_path / "straight").iterdir() if path.is_dir())
+    expected = {path.relative_to(straight) for path in straight.rglob("*") if path.is_file()}
+    count = int((tmp_path / "count").read_text())
+    for step in (count // 2, count - 3):
+        reports = tmp_path / str(step)
+        assert dying(step, reports, build, reports) == -signal.SIGKILL
+        whole = build(reports).folder
+        assert {path.relative_to(whole) for path in whole.rglob("*") if path.is_file()} == expected
+        for name in ("accuracy_vs_sparsity.csv", "accuracy_summary.csv"):
+            assert (whole / "tables" / name).read_bytes() == (straight / "tables" / name).read_bytes()
