@@ -1,0 +1,1 @@
+"""Ratios against peers, both sides measured in one run: ``python -m benchmarks``."""

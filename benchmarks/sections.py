@@ -1,0 +1,260 @@
+"""What is measured. Every section is a function that yields lines of the table; a new one is a function and a line in `SECTIONS`."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+from torch.profiler import ProfilerActivity, profile
+
+import cram_bench as cb
+from benchmarks import peer
+from benchmarks.timing import REPEATS, Ratio, in_turns, seconds
+from cram_bench.compress import select
+from cram_bench.data import Dataset
+from cram_bench.experiment import METHODS, Experiment, recipe
+from cram_bench.train import Fit, _epoch, _objective
+
+BATCH = 128
+STEPS = 8  # in a turn
+SPARSITIES = [tenths / 10 for tenths in range(3, 10)]
+SIZES = {"0.27M": 272_474, "11M": 11_170_000, "25M": 25_500_000, "86M": 86_000_000}
+
+
+def data() -> tuple[Dataset, Dataset]:
+    """CIFAR-10 where it is at hand, else as many random images of its shape: times do not depend on the pixels."""
+    try:
+        return cb.data.load("cifar10")
+    except cb.data.DataError:
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(256, (5000, 3, 32, 32), dtype=torch.uint8, generator=generator)
+        labels = torch.randint(10, (5000,), generator=generator)
+        half = torch.full((3,), 0.5)
+        both = Dataset("random", images, labels, tuple(map(str, range(10))), half, half / 2)
+        return both, both.take(range(1000))
+
+
+class Trainer:
+    """Our training of ResNet-20, as `cram_bench.train.fit` runs it, `STEPS` steps at a time."""
+
+    def __init__(
+        self, method: str, train: Dataset, precision: str = "bfloat16", compile: bool = True, **changes
+    ) -> None:
+        self.experiment: Experiment = recipe("cifar10", method, precision=precision, **changes)
+        self.train = train.take(range(BATCH * STEPS))
+        self.model = self.experiment.build_model(train)
+        self.optimizer = self.experiment.build_optimizer(self.model)
+        self.objective = _objective(self.model, self.train, BATCH, precision, compile)
+        self.seed = itertools.count()
+
+    def __call__(self) -> None:
+        scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1.0)
+        state = Fit(self.model, self.optimizer, scheduler, 1, STEPS)
+        batches = self.train.batches(BATCH, seed=next(self.seed), augment=True, drop_last=True, channels_last=True)
+        _epoch(state, self.objective, batches, False, ())
+
+
+class Straightforward:
+    """The peer's training of the same network, as many steps."""
+
+    def __init__(self, plus: bool, train: Dataset) -> None:
+        torch.manual_seed(0)
+        self.model = cb.models.create("resnet20", train.num_classes)
+        self.model.to(memory_format=torch.contiguous_format).train()
+        self.optimizer = SGD(self.model.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, foreach=False)
+        part = train.take(range(BATCH * STEPS))
+        self.loader = peer.loader(part.images, part.labels, part.mean.tolist(), part.std.tolist(), BATCH)
+        self.plus = plus
+
+    def __call__(self) -> None:
+        for inputs, labels in self.loader:
+            if self.plus:
+                peer.cram_plus_step(self.model, self.optimizer, inputs, labels, SPARSITIES, 0.2)
+            else:
+                peer.sgd_step(self.model, self.optimizer, inputs, labels)
+
+
+def throughput() -> Iterator[Ratio]:
+    """Images a second of every method over the straightforward loop, and the cost of a step over our SGD's."""
+    train, _ = data()
+    sgd_peer, cram_peer = Straightforward(False, train), Straightforward(True, train)
+    ours = {
+        "sgd": Trainer("sgd", train),
+        "sam": Trainer("sam", train),
+        "cram+": Trainer("cram+", train),
+        "cram-single": Trainer("cram-single", train, ramp=False, plain=0.5),
+    }
+    line = partial(in_turns, kind="speed", scale=BATCH * STEPS, unit="images/s")
+    for name, trainer in ours.items():
+        yield line(f"{name} throughput over eager sgd", trainer, sgd_peer)
+    yield line("cram+ throughput over eager", ours["cram+"], cram_peer)
+    for name in ("sam", "cram+", "cram-single"):
+        yield in_turns(f"{name} step over sgd", ours[name], ours["sgd"], kind="cost", unit="s", repeats=3 * REPEATS)
+
+
+def optimizer_share() -> Iterator[Ratio]:
+    """What a step of CrAM+ takes beyond its two forward and backward passes, as a share of the step."""
+    train, _ = data()
+    trainer = Trainer("cram+", train)
+    inputs, labels = next(trainer.train.batches(BATCH, channels_last=True))
+
+    def closure() -> Tensor:
+        trainer.optimizer.zero_grad()
+        loss, _ = trainer.objective(inputs, labels)
+        loss.backward()
+        return loss.detach()
+
+    trainer.model.train()
+
+    def whole() -> None:
+        for _ in range(STEPS):
+            trainer.optimizer.step(closure)
+
+    def passes() -> None:
+        for _ in range(2 * STEPS):
+            closure()
+
+    line = in_turns("optimizer share of step", whole, passes, kind="cost", repeats=3 * REPEATS)
+    yield Ratio(
+        line.name, 1 - 1 / line.ratio, 1 - 1 / line.low, 1 - 1 / line.high,
+        (line.ours - line.peer) / STEPS * 1000, line.ours / STEPS * 1000, "ms",
+    )  # fmt: skip
+
+
+def selection() -> Iterator[Ratio]:
+    """Exact threshold at 90 % against torch's selections, which find the same weights."""
+    for label, count in SIZES.items():
+        scores = torch.randn(count, generator=torch.Generator().manual_seed(0)).abs_()
+        zeros = select.zeros_for(0.9, count)
+        ours = partial(select.keep_largest, scores, zeros)
+        peers: dict[str, Callable[[], Tensor]] = {
+            "topk": lambda scores=scores, kept=count - zeros: (
+                scores >= torch.topk(scores, kept, sorted=False).values.min()
+            ),
+            "kthvalue": lambda scores=scores, zeros=zeros: scores > torch.kthvalue(scores, zeros).values,
+            "sort": lambda scores=scores, zeros=zeros: scores > torch.sort(scores).values[zeros - 1],
+        }
+        for name, theirs in peers.items():
+            if not torch.equal(ours(), theirs()):
+                raise RuntimeError(f"{name} keeps other weights")
+            yield in_turns(f"selection {label} over {name}", ours, theirs, kind="speed", unit="ms")
+
+
+def curve() -> Iterator[Ratio]:
+    """Twenty sparsity levels on a sample of 1,000 images, against copy, prune and evaluate."""
+    train, test = data()
+    model = recipe("cifar10").build_model(train).eval()
+    sample = test.sample(1000)
+    levels = [step / 20 for step in range(20)]
+    inputs = sample.normalise(sample.images)
+    specs = [cb.compress.Magnitude(level) for level in levels]
+    plain = recipe("cifar10").build_model(train).to(memory_format=torch.contiguous_format).eval()
+    plain.load_state_dict(model.state_dict())
+    yield in_turns(
+        "sparsity curve over naive loop",
+        lambda: cb.probes.sparsity_curve(model, sample, specs),
+        lambda: peer.curve(plain, inputs, sample.labels, levels, 500),
+        kind="speed",
+        unit="s",
+    )
+
+
+def memory() -> Iterator[Ratio]:
+    """Peak memory of a step beyond SGD's, in copies of the weights, where the weights outweigh everything else."""
+    width = 1024
+    inputs, labels = torch.randn(2, width), torch.tensor([0, 1])
+    peaks = {}
+    for method in ("sgd", "sam", "cram+", "cram+-multi", "cram-single"):
+        torch.manual_seed(0)
+        model = nn.Sequential(*(nn.Linear(width, width) for _ in range(6)))
+        base = SGD(model.parameters(), 0.1, momentum=0.9)
+        changes = {"ramp": False, "plain": 0.0} if METHODS[method].compresses else {}
+        optimizer = METHODS[method].wrap(recipe("digits", method, **changes), model, base)
+
+        def closure(model: nn.Module = model, optimizer: torch.optim.Optimizer = optimizer) -> Tensor:
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(model(inputs), labels)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)  # makes the momentum
+        peaks[method] = _peak(lambda optimizer=optimizer, closure=closure: optimizer.step(closure))
+    weights = 6 * (width * width + width) * 4
+    for method, peak in peaks.items():
+        if method != "sgd":
+            extra = (peak - peaks["sgd"]) / weights
+            name = "extra memory in weights" if method == "cram+" else f"extra memory of {method} in weights"
+            yield Ratio(name, extra, extra, extra, peak / 2**20, peaks["sgd"] / 2**20, "MiB")
+
+
+def _peak(work: Callable[[], object]) -> int:
+    """Return the greatest sum of bytes that are allocated on the CPU during a call, beyond those before it."""
+    work()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    live = itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    return max(live)
+
+
+def report() -> Iterator[Ratio]:
+    """All notebooks on digits from finished runs, against training and measuring them."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {"CRAM_BENCH_RUNS": f"{folder}/runs"}
+        names = list(cb.report.NOTEBOOKS)
+        listed = [item for name in names if name != "language" for item in ("--notebook", name)]
+
+        def build(reports: str) -> None:
+            command = [*_PYTHON, "-m", "cram_bench", "report", "--dataset", "digits", "--seeds", "1", *listed]
+            subprocess.run(
+                [*command, "--reports", f"{folder}/{reports}"], env=environment, check=True, capture_output=True
+            )
+
+        fresh = seconds(lambda: build("0"))
+        again = [seconds(lambda turn=turn: build(str(turn))) for turn in range(1, 4)]
+        ratios = [fresh / one for one in again]
+        yield Ratio(
+            "report from finished runs over trained ones", statistics.median(ratios), min(ratios), max(ratios),
+            statistics.median(again), fresh, "s",
+        )  # fmt: skip
+
+
+_PYTHON = [sys.executable]
+
+
+def start_up() -> Iterator[Ratio]:
+    """Importing, and the first answer of the command line."""
+
+    def python(*arguments: str) -> Callable[[], object]:
+        return lambda: subprocess.run(
+            [*_PYTHON, *arguments], check=True, capture_output=True, cwd=Path(__file__).parents[1]
+        )
+
+    yield in_turns(
+        "import cram_bench over import torch",
+        python("-c", "import cram_bench as cb; cb.optim.CrAM, cb.compress.Magnitude"),
+        python("-c", "import torch"),
+        kind="cost",
+    )
+    yield in_turns("help over an empty python", python("-m", "cram_bench", "--help"), python("-c", "pass"), kind="cost")
+
+
+SECTIONS: dict[str, Callable[[], Iterator[Ratio]]] = {
+    "throughput": throughput,
+    "optimizer": optimizer_share,
+    "selection": selection,
+    "curve": curve,
+    "memory": memory,
+    "report": report,
+    "start-up": start_up,
+}
