@@ -2,7 +2,7 @@
 
     import cram_bench as cb
 
-Rooms, in the order in which they may use each other: `compress`, `data`, `models`, `optim`, `train`,
+Rooms, in the order in which they may use each other: `compress`, `distributed`, `data`, `models`, `optim`, `train`,
 `experiment`, `runs`, `probes`, `plots`, `report`, `reproduce`, `cli`. Each is loaded when it is first used.
 """
 
@@ -14,8 +14,10 @@ from types import ModuleType
 __version__ = "0.1.0"
 _ROOMS = (
     "compress",
+    "distributed",
     "data",
     "text",
+    "streaming",
     "models",
     "optim",
     "train",

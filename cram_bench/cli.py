@@ -10,7 +10,10 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cram_bench.distributed import Group
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,10 +50,14 @@ def _parser() -> argparse.ArgumentParser:
         default="sgd",
         help="sgd, adamw, sam, momentum-sam, cram, cram+, cram+-multi, cram-half or cram-single (default: sgd)",
     )
+    train.add_argument(
+        "--recipe", metavar="NAME", help="settings of a paper: imagenet-resnet50 (default: for two cores)"
+    )
     train.add_argument("--epochs", type=int, help="passes over the data (default: the recipe's)")
     train.add_argument("--seed", type=int, default=0)
     _settings(train)
     _machine(train)
+    train.add_argument("--workers", type=int, help="processes that decode streamed images (default: one a CPU)")
     train.set_defaults(run=_train)
 
     report = commands.add_parser("report", help="train what is missing, execute the notebooks, write reports/NAME/")
@@ -149,6 +156,16 @@ def _values(pairs: list[list[str]]) -> dict[str, Any]:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    from cram_bench import distributed
+
+    try:
+        with distributed.joined(arguments.device) as group:
+            return _train_together(arguments, group)
+    except distributed.Stopped:
+        return 1  # another process has said why
+
+
+def _train_together(arguments: argparse.Namespace, group: Group) -> int:
     from cram_bench import experiment, runs
 
     changes = _values(arguments.settings)
@@ -157,9 +174,17 @@ def _train(arguments: argparse.Namespace) -> int:
     changes["seed"] = arguments.seed
     if arguments.epochs is not None:
         changes["epochs"] = arguments.epochs
-    wanted = experiment.recipe(arguments.dataset, arguments.method, **changes)
-    run = runs.ensure(wanted, device=arguments.device, threads=arguments.threads, compile=arguments.compile)
-    print(run.path)
+    recipe = experiment.named(arguments.recipe) if arguments.recipe else experiment.recipe
+    run = runs.ensure(
+        recipe(arguments.dataset, arguments.method, **changes),
+        device=arguments.device,
+        threads=arguments.threads,
+        compile=arguments.compile,
+        workers=arguments.workers,
+        group=group,
+    )
+    if group.first:
+        print(run.path)
     return 0
 
 

@@ -118,6 +118,11 @@ class Dataset:
         """Height of the images in pixels."""
         return self.images.shape[2]
 
+    @property
+    def at_once(self) -> int | None:
+        """Images that a batch should have at most where nobody learns from it; None for any number."""
+        return None
+
     def to(self, device: torch.device | str) -> Dataset:
         """Return the data set with its tensors on `device`."""
         moved = {name: getattr(self, name).to(device) for name in ("images", "labels", "mean", "std")}
@@ -182,6 +187,7 @@ class Dataset:
         augment: bool = False,
         drop_last: bool = False,
         channels_last: bool = False,
+        share: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (inputs, labels) once over the data.
 
@@ -191,6 +197,8 @@ class Dataset:
             augment: random crop after padding by an eighth of the side with black, and a mirror where `flip` allows.
             drop_last: leave out a last batch that is smaller.
             channels_last: lay the inputs out channel-innermost.
+            share: (r, n) yields of every batch the images r, r + n, r + 2n …, drawn and augmented as in the whole batch;
+                nothing where that is none.
 
         Yields:
             Normalised float32 inputs (b, channels, height, width) and int64 labels (b,).
@@ -199,62 +207,76 @@ class Dataset:
             ValueError: the batch size is not positive, larger than the data while `drop_last`, or augmentation
                 has no seed.
         """
+        self._check(batch_size, seed, augment, drop_last)
+        rank, world = share
+        generator = torch.Generator().manual_seed(seed or 0)
+        order = torch.arange(len(self)) if seed is None else torch.randperm(len(self), generator=generator)
+        end = len(self) - len(self) % batch_size if drop_last else len(self)
+        for start in range(0, end, batch_size):
+            whole = order[start : min(start + batch_size, end)].to(self.labels.device)
+            index = whole[rank::world]
+            images = self.images[index]
+            if augment:
+                images = augmented(images, generator, self.flip, share=(rank, world, len(whole)))
+            if not len(index):
+                continue
+            inputs = self.normalise(images)
+            if channels_last:
+                inputs = inputs.contiguous(memory_format=torch.channels_last)
+            yield inputs, self.labels[index]
+
+    def _check(self, batch_size: int, seed: int | None, augment: bool, drop_last: bool) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         if drop_last and batch_size > len(self):
             raise ValueError(f"batch_size {batch_size} is larger than the data, {len(self)} images")
         if augment and seed is None:
             raise ValueError("augmentation is random and needs a seed")
-        generator = torch.Generator().manual_seed(seed or 0)
-        order = torch.arange(len(self)) if seed is None else torch.randperm(len(self), generator=generator)
-        end = len(self) - len(self) % batch_size if drop_last else len(self)
-        for start in range(0, end, batch_size):
-            index = order[start : min(start + batch_size, end)].to(self.labels.device)
-            images = self.images[index]
-            if augment:
-                images = augmented(images, generator, self.flip)
-            inputs = self.normalise(images)
-            if channels_last:
-                inputs = inputs.contiguous(memory_format=torch.channels_last)
-            yield inputs, self.labels[index]
 
 
 Batches = Dataset | Iterable[Any]
 """A `Dataset`, or anything that yields (inputs, labels) every time it is iterated, such as a `DataLoader`."""
 
 
-def batches_of(data: Batches, batch_size: int = 500) -> Iterable[tuple[Tensor, Tensor]]:
-    """Yield (inputs, labels) of any kind of data in a fixed order.
+def batches_of(
+    data: Batches, batch_size: int = 500, share: tuple[int, int] = (0, 1)
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """Yield (inputs, labels) of any kind of data in a fixed order; of a `Dataset`, a share as `Dataset.batches` takes it.
 
     Raises:
         TypeError: `data` is an iterator, which could be read only once.
     """
     if isinstance(data, Dataset):
-        return data.batches(batch_size, channels_last=True)
+        return data.batches(min(batch_size, data.at_once or batch_size), channels_last=True, share=share)
     if isinstance(data, Iterator):
         raise TypeError("the data are read more than once: give a list or a DataLoader, not an iterator")
     return data
 
 
-def augmented(images: Tensor, generator: torch.Generator, flip: bool = True) -> Tensor:
+def augmented(
+    images: Tensor, generator: torch.Generator, flip: bool = True, share: tuple[int, int, int] | None = None
+) -> Tensor:
     """Crop every image at random after padding by an eighth of its side (4 pixels of 32), and mirror half of them.
 
     Args:
         images: shape (b, channels, height, width), any dtype; padding is zero.
         generator: a CPU generator, so that every device draws the same.
         flip: whether to mirror.
+        share: (r, n, whole): `images` are those at r, r + n, r + 2n … of a batch of `whole` images, and get what they would
+            get there.
 
     Returns:
         A tensor of the same shape and dtype, on the same device.
     """
     count, _, height, width = images.shape
+    rank, world, whole = share or (0, 1, count)
     pad = max(1, height // 8)
     padded = torch.nn.functional.pad(images, (pad, pad, pad, pad))
-    top, left = torch.randint(2 * pad + 1, (2, count), generator=generator)
+    top, left = torch.randint(2 * pad + 1, (2, whole), generator=generator)[:, rank::world]
     rows = top[:, None] + torch.arange(height)
     columns = left[:, None] + torch.arange(width)
     if flip:
-        mirror = torch.rand(count, generator=generator) < 0.5
+        mirror = torch.rand(whole, generator=generator)[rank::world] < 0.5
         columns = torch.where(mirror[:, None], columns.flip(1), columns)
     rows, columns = rows.to(images.device), columns.to(images.device)
     # Advanced indices around a slice move the channels to the back; gather there and bring them forward again.
@@ -305,7 +327,7 @@ def fingerprint(name: str) -> str | None:
     """Hash names, sizes and times of an image folder's files, to notice when they change; None for anything else."""
     if not is_folder(name) or not (folder := Path(name).expanduser()).is_dir():
         return None
-    files = sorted(path for split in ("train", "test") for path in folder.glob(f"{split}/*/*"))
+    files = sorted(path for split in ("train", "test", "val") for path in folder.glob(f"{split}/*/*"))
     stats = [(path.relative_to(folder).as_posix(), (s := path.stat()).st_size, s.st_mtime_ns) for path in files]
     return hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16]
 
@@ -315,7 +337,8 @@ def load(name: str | os.PathLike[str], root: str | os.PathLike[str] | None = Non
 
     Args:
         name: ``digits`` (scikit-learn's, embedded), ``cifar10``, ``cifar100``, ``mnist`` or ``fashion_mnist``, or the
-            path of an image folder with ``train/<class>/*`` and ``test/<class>/*`` of PNG or JPEG images of one size.
+            path of an image folder with ``train/<class>/*`` and ``test/<class>/*`` (or ``val``) of PNG or JPEG images
+            of one size; `cram_bench.streaming.load` reads those of many sizes.
         root: where named sets lie, by default ``CRAM_BENCH_DATA``, else the user's cache folder. There
             ``root/<name>/{train,test}-*.parquet`` in the layout of the public hub export is used if present;
             otherwise torchvision's own files, downloaded where the network allows.
@@ -420,8 +443,15 @@ def _through_torchvision(name: str, root: Path) -> tuple[Dataset, Dataset]:
     return _build(name, arrays, **_named(name))
 
 
-def _from_folder(folder: Path) -> tuple[Dataset, Dataset]:
+def listed(folder: Path) -> tuple[tuple[str, ...], dict[str, list[tuple[Path, int]]]]:
+    """Return the class names of an image folder and, for ``train`` and ``test``, its files with their labels.
+
+    Raises:
+        DataError: the folder is not laid out as `load` says.
+    """
     splits = {split: folder / split for split in ("train", "test")}
+    if not splits["test"].is_dir() and (folder / "val").is_dir():
+        splits["test"] = folder / "val"
     for path in splits.values():
         if not path.is_dir():
             raise DataError(
@@ -441,6 +471,11 @@ def _from_folder(folder: Path) -> tuple[Dataset, Dataset]:
             if not found:
                 raise DataError(f"{path / name} holds no PNG or JPEG image")
             files[split] += [(file, label) for file in found]
+    return classes, files
+
+
+def _from_folder(folder: Path) -> tuple[Dataset, Dataset]:
+    classes, files = listed(folder)
     sources = [file for listed in files.values() for file, _ in listed]
 
     def read() -> dict[str, tuple[Tensor, Tensor]]:

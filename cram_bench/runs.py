@@ -35,11 +35,13 @@ import pandas as pd
 import torch
 from safetensors.torch import load
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from cram_bench import compress, models
 from cram_bench._files import sealed, sha256, unsealed, write, write_tensors
 from cram_bench.compress import Masks
 from cram_bench.data import Dataset, fingerprint
+from cram_bench.distributed import Group
 from cram_bench.experiment import METHODS, Experiment
 from cram_bench.optim import HeldMasks
 from cram_bench.progress import Progress
@@ -328,6 +330,8 @@ def ensure(
     compile: bool | None = None,
     threads: int | None = None,
     progress: bool = True,
+    workers: int | None = None,
+    group: Group | None = None,
 ) -> Run:
     """Return the finished run of `experiment`; train it, or go on training it, if there is none.
 
@@ -338,6 +342,9 @@ def ensure(
         compile: use torch.compile; by default where the training is long enough to repay the minute it takes.
         threads: of torch on the CPU; by default one for tiny images, where more only wait for each other.
         progress: show a bar, or lines where there is no terminal.
+        workers: processes that decode streamed images, by default a CPU each, and eight at most.
+        group: processes that train it together, as `cram_bench.distributed.joined` gives them. All call this alike and
+            get the run; the first writes it, in a folder that all must see.
 
     Raises:
         DivergedError: the training's loss is not finite, now or when it was tried before.
@@ -345,16 +352,23 @@ def ensure(
         RunError: the store holds something else under this name, or the images of a folder have changed since.
     """
     store = store or Store()
-    if run := store.find(experiment):
+    group = group or Group()
+
+    def finished() -> str | None:
+        if (run := store.find(experiment)) is None:
+            return None
         shutil.rmtree(store.root / ".training" / experiment.id, ignore_errors=True)  # of one killed while tidying
-        return _same_data(run)
-    with store.lock(experiment):
-        if run := store.find(experiment):  # another process finished it while this one waited
-            return _same_data(run)
-        if reason := store.failure(experiment):
+        return str(run.path)
+
+    if path := group.told(finished):
+        return _same_data(Run.open(path))
+    with store.lock(experiment) if group.first else contextlib.nullcontext():
+        if path := group.told(finished):  # another process finished it while this one waited
+            return _same_data(Run.open(path))
+        if reason := group.told(lambda: store.failure(experiment)):
             again = f"delete {store.root / '.training' / experiment.id} to try again"
             raise DivergedError(f"{describe(experiment)} failed before: {reason}; {again}")
-        return _train(experiment, store, device, compile, threads, progress)
+        return _train(experiment, store, device, compile, threads, progress, workers, group)
 
 
 def _same_data(run: Run) -> Run:
@@ -379,35 +393,48 @@ def ensure_all(experiments: Sequence[Experiment], store: Store | None = None, **
 
 
 def _train(
-    experiment: Experiment, store: Store, device: str | None, compile: bool | None, threads: int | None, progress: bool
+    experiment: Experiment,
+    store: Store,
+    device: str | None,
+    compile: bool | None,
+    threads: int | None,
+    progress: bool,
+    workers: int | None,
+    group: Group,
 ) -> Run:
-    images = fingerprint(experiment.dataset)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    train, test = (part.to(device) for part in experiment.load_data())
+    group.check(experiment.batch_size, experiment.halves)
+    if compile and group.world > 1:
+        raise ValueError(f"compile is for one process, not for {group.world}; leave it out")
+    images = group.told(lambda: fingerprint(experiment.dataset))
+    device = group.device or device or ("cuda" if torch.cuda.is_available() else "cpu")
+    train, test = (part.to(device) for part in group.in_order(lambda: experiment.load_data(workers)))
     if experiment.batch_size > len(train):
         raise ValueError(f"batch_size {experiment.batch_size} is larger than the training data, {len(train)} images")
     if compile is None:
-        compile = train.images.ndim == 4 and experiment.epochs * len(train) >= 200_000
+        compile = group.world == 1 and train.images.ndim == 4 and experiment.epochs * len(train) >= 200_000
     if threads is None and train.images.ndim == 4 and train.images[0].numel() <= 256:
         threads = 1
     work = store.root / ".training" / experiment.id
-    work.mkdir(parents=True, exist_ok=True)
-    note = work / "data.json"
-    if note.exists() and note.read_text().strip() != json.dumps(images):
-        (work / "checkpoint.pt").unlink(missing_ok=True)
-        warnings.warn(f"the images in {experiment.dataset} have changed, training starts anew", stacklevel=3)
-    write(note, json.dumps(images))
-    write(work / "settings.json", json.dumps(experiment.settings(), indent=2))
-    model = experiment.build_model(train).to(device)
+    if group.first:
+        work.mkdir(parents=True, exist_ok=True)
+        note = work / "data.json"
+        if note.exists() and note.read_text().strip() != json.dumps(images):
+            (work / "checkpoint.pt").unlink(missing_ok=True)
+            warnings.warn(f"the images in {experiment.dataset} have changed, training starts anew", stacklevel=3)
+        write(note, json.dumps(images))
+        write(work / "settings.json", json.dumps(experiment.settings(), indent=2))
+    group.wait()
+    model = experiment.build_model(train).to(device).to(memory_format=torch.channels_last)
     masks = _inherit(model, experiment, store) if experiment.start else None
+    model = group.parallel(model, unused=models.is_encoder(experiment.model))
     optimizer = experiment.build_optimizer(model)
     if masks is not None:
         optimizer = HeldMasks(model, optimizer, masks)
     started = time.time()
     callbacks: list[Callback] = [
-        Checkpoint(work / "checkpoint.pt"),
+        Checkpoint(work / "checkpoint.pt", write=group.first),
         *([Ramp()] if experiment.ramp else []),
-        *([Progress(describe(experiment))] if progress else []),
+        *([Progress(describe(experiment))] if progress and group.first else []),
     ]
     try:
         with _threads(threads):
@@ -427,20 +454,28 @@ def _train(
                 precision=experiment.precision,
                 compile=compile,
                 callbacks=callbacks,
+                group=group,
             )
     except DivergedError as error:
-        write(work / "failed.json", json.dumps({"reason": str(error)}))
+        reason = json.dumps({"reason": str(error)})
+        group.told(lambda: write(work / "failed.json", reason))
         raise
+    final = store.root / experiment.id
+    if not group.first:
+        group.wait()  # until the first process has written it
+        return Run.open(final)
     staged = work / "finished"  # beside the checkpoint, which goes when the run has its final name
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir()
     write(staged / "settings.json", json.dumps(experiment.settings(), indent=2))
     write(staged / "history.csv", pd.DataFrame(history).to_csv(index=False))
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in inner.state_dict().items()}
     write_tensors(staged / "model.safetensors", weights)
     description = {
         "format": _FORMAT,
         **machine(device),
+        **group.describe(),
         "threads": used,
         "compile": compile,
         "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
@@ -450,19 +485,20 @@ def _train(
         "sha256": {name: sha256(staged / name) for name in _FILES},
     }
     write(staged / "environment.json", sealed(description, "environment.json"))
-    final = store.root / experiment.id
     if final.exists():  # without weights, or find() would have taken it
         shutil.rmtree(final)
     os.rename(staged, final)
     shutil.rmtree(work, ignore_errors=True)
+    group.wait()
     return Run(final, experiment)
 
 
 class Checkpoint(Callback):
     """Write the state after every epoch, whole or not at all; load it when training starts again."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, write: bool = True) -> None:
         self.path = path
+        self.write = write
 
     def on_start(self, fit: Fit) -> None:
         if not self.path.exists():
@@ -479,6 +515,8 @@ class Checkpoint(Callback):
             warnings.warn(f"{self.path} is damaged, training starts anew: {_reason(error)}", stacklevel=2)
 
     def on_epoch(self, fit: Fit) -> None:
+        if not self.write:
+            return
         file = io.BytesIO()
         torch.save(fit.state_dict(), file)
         # a checkpoint is the file of torch and its SHA-256, which torch does not check

@@ -49,6 +49,7 @@ class Sentences(Dataset):
         augment: bool = False,
         drop_last: bool = False,
         channels_last: bool = False,
+        share: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (ids, labels) once over the data, as `Dataset.batches` does; `augment` and `channels_last` do nothing."""
         if batch_size < 1:
@@ -69,8 +70,11 @@ class Sentences(Dataset):
                 sorted_parts[index][torch.randperm(len(sorted_parts[index]), generator=generator)]
                 for index in torch.randperm(len(sorted_parts), generator=generator)
             ]
+        rank, world = share
         for part in parts:
-            index = part.to(self.labels.device)
+            index = part[rank::world].to(self.labels.device)
+            if not len(index):
+                continue
             yield self.images[index, : int(lengths[part].max())], self.labels[index]
 
 

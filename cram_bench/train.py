@@ -17,12 +17,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from cram_bench._preserve import modes_kept, preserved
 from cram_bench.compress.select import NaNError
 from cram_bench.data import Batches, Dataset, batches_of
+from cram_bench.distributed import Group
 
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(inputs, labels) → (mean loss, logits)."""
@@ -118,17 +120,18 @@ def fit(
     precision: str = "float32",
     compile: bool = False,
     callbacks: Sequence[Callback] = (),
+    group: Group | None = None,
 ) -> list[dict[str, float]]:
     """Train `model` in place and return one row per epoch.
 
     Args:
-        model: on the device of the data.
+        model: on the device of the data; of several processes, what `Group.parallel` returned.
         optimizer: any torch optimizer; those of `cram_bench.optim` too.
         train: training data; order and augmentation of epoch e follow from (seed, e) alone, so that a resumed
             training repeats an uninterrupted one. A last smaller batch is left out.
         test: evaluated after every `test_every` epochs and after the last, if given; it decides nothing.
         epochs: passes over the data; the learning rate follows `cosine` over all of them.
-        batch_size: images per step.
+        batch_size: images per step, of all processes together.
         seed: of order, augmentation and dropout.
         warmup_epochs: epochs of linear warm-up.
         augment: crop and flip.
@@ -137,7 +140,9 @@ def fit(
         test_every: epochs between evaluations.
         precision: ``float32`` or ``bfloat16`` (autocast; weights stay float32).
         compile: use `torch.compile`; falls back with one warning where no compiler works.
-        callbacks: called as the training goes.
+        callbacks: called as the training goes; ``on_step`` sees the sums of its own process.
+        group: the processes that train together. Order, augmentation, and BatchNorm are then those of one process with
+            the whole batch; dropout is drawn anew in each.
 
     Returns:
         Rows of epoch, lr, train_loss, train_accuracy, seconds and, with `test`, where it was evaluated, test_loss and
@@ -147,22 +152,31 @@ def fit(
 
     Raises:
         DivergedError: the epoch's loss is not finite.
+        ValueError: the processes cannot share the batch evenly.
     """
+    group = group or Group()
+    group.check(min(batch_size, len(train)), halves)
+    inner: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
     steps = max(1, len(train) // batch_size)
     schedule = cosine(epochs * steps, round(warmup_epochs * steps))
-    state = Fit(model, optimizer, LambdaLR(optimizer, schedule), epochs, steps)
+    state = Fit(inner, optimizer, LambdaLR(optimizer, schedule), epochs, steps)
     objective = _objective(model, train, batch_size // 2 if halves else batch_size, precision, compile)
     model.to(memory_format=torch.channels_last)
     for callback in callbacks:
         callback.on_start(state)
+    if group.sums(state.epoch) != [group.world * state.epoch]:
+        raise RuntimeError("the processes would start at different epochs: all have to see the same run store")
     try:
         while state.epoch < epochs:
             start, lr = time.perf_counter(), optimizer.param_groups[0]["lr"]
-            with _seeded(epoch_seed := seed * 1_000_003 + state.epoch):
+            epoch_seed = seed * 1_000_003 + state.epoch
+            with _seeded(epoch_seed + group.rank * 2**40):
                 size = min(batch_size, len(train))
-                batches = train.batches(size, seed=epoch_seed, augment=augment, drop_last=True, channels_last=True)
+                batches = train.batches(
+                    size, seed=epoch_seed, augment=augment, drop_last=True, channels_last=True, share=group.share
+                )
                 try:
-                    loss, accuracy = _epoch(state, objective, batches, halves, callbacks)
+                    loss, accuracy = _epoch(state, objective, batches, halves, callbacks, group)
                 except NaNError:  # CrAM ranks the weights before the loss of the epoch is read
                     raise DivergedError(
                         f"the weights are NaN in epoch {state.epoch + 1}; try a lower lr or rho"
@@ -172,7 +186,7 @@ def fit(
                 raise DivergedError(f"the training loss is {loss} in epoch {state.epoch + 1}; try a lower lr or rho")
             last = state.epoch + 1 == epochs
             if test is not None and (last or (state.epoch + 1) % test_every == 0):
-                row |= {f"test_{name}": value for name, value in evaluate(model, test).items()}
+                row |= {f"test_{name}": value for name, value in evaluate(inner, test, group=group).items()}
             state.history.append(row | {"seconds": time.perf_counter() - start})
             state.epoch += 1
             for callback in callbacks:
@@ -189,8 +203,9 @@ def _epoch(
     batches: Iterator[tuple[Tensor, Tensor]],
     halves: bool,
     callbacks: Sequence[Callback],
+    group: Group,
 ) -> tuple[float, float]:
-    """Take a step per batch; return the mean loss and the accuracy at the weights before each step."""
+    """Take a step per batch; return the mean loss and the accuracy at the weights before each step, of all processes."""
     state.model.train()
     loss_sum = correct = torch.zeros(())
     seen = 0
@@ -204,7 +219,8 @@ def _epoch(
         state.scheduler.step()
         for callback in callbacks:
             callback.on_step(state, step, loss_sum, correct, seen)
-    return float(loss_sum) / seen, float(correct) / seen
+    total, right, count = group.sums(loss_sum, correct, seen)
+    return total / count, right / count
 
 
 def _step(optimizer: Optimizer, objective: Objective, parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -242,28 +258,31 @@ def cosine(total: int, warmup: int = 0) -> Callable[[int], float]:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, data: Batches, batch_size: int = 500) -> dict[str, float]:
+def evaluate(model: nn.Module, data: Batches, batch_size: int = 500, group: Group | None = None) -> dict[str, float]:
     """Return the mean cross-entropy in nats and the accuracy in [0, 1], in float32, in eval mode; modes are restored.
 
     Args:
         model: any classifier.
         data: a `Dataset`, or anything that yields (inputs, labels).
         batch_size: where `data` is a `Dataset`.
+        group: processes that share a `Dataset` out; every one of them gets the result for all of it.
 
     Raises:
         ValueError: the data are empty.
     """
+    group = group or Group()
     loss, correct, count = 0.0, 0, 0
     with modes_kept(model):
         model.eval()
-        for inputs, labels in batches_of(data, batch_size):
+        for inputs, labels in batches_of(data, batch_size, group.share):
             logits = model(inputs).float()
             loss += float(F.cross_entropy(logits, labels, reduction="sum"))
             correct += int((logits.argmax(1) == labels).sum())
             count += len(labels)
-    if not count:
+    total, right, seen = group.sums(loss, correct, count)
+    if not seen:
         raise ValueError("the data to evaluate on are empty")
-    return {"loss": loss / count, "accuracy": correct / count}
+    return {"loss": total / seen, "accuracy": right / seen}
 
 
 def _objective(model: nn.Module, train: Dataset, batch_size: int, precision: str, compile: bool) -> Objective:

@@ -1,0 +1,241 @@
+"""Image folders of many sizes, decoded by worker processes; and the recipe that is made for them."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import cram_bench as cb
+from cram_bench import experiment, runs, streaming
+from cram_bench.data import DataError, Dataset
+from cram_bench.experiment import Experiment, imagenet_resnet50, recipe
+from cram_bench.runs import Store, ensure
+from cram_bench.streaming import Streamed
+
+CROP = 32
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Striped JPEGs, across or along, of sizes around 224 pixels; and a grey one, and a CMYK one."""
+    root = tmp_path_factory.mktemp("stripes")
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 13), ("val", 6)):
+        for label, name in enumerate(("across", "along")):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                height, width = draw.integers(150, 300, 2)
+                place = np.indices((height, width))[label]
+                stripes = np.where(np.sin(place * draw.uniform(0.2, 0.5)) > 0, 200, 50)[..., None]
+                noise = draw.normal(0, 20, (height, width, 3))
+                image = Image.fromarray((stripes + noise).clip(0, 255).astype(np.uint8))
+                mode = {0: "L", 1: "CMYK"}.get(number, "RGB")
+                image.convert(mode).save(root / split / name / f"{number:02}.jpg")
+    return root
+
+
+def settings(folder, **changes):
+    small = {"model": "torchvision:resnet18", "crop": CROP, "epochs": 1, "batch_size": 8, "lr": 0.01}
+    return recipe(str(folder), **(small | changes))
+
+
+def same(first, second):
+    return all(
+        torch.equal(x, other) and torch.equal(y, labels)
+        for (x, y), (other, labels) in zip(first, second, strict=True)
+    )  # fmt: skip
+
+
+def test_a_folder_is_listed_not_read(folder):
+    train, test = streaming.load(folder, CROP)
+    assert (len(train), len(test)) == (26, 12)
+    assert train.classes == ("across", "along")
+    assert (train.channels, train.image_size, train.num_classes) == (3, CROP, 2)
+    assert repr(train) == f"Streamed('{folder.name}', 26 images in crops of 32, 2 classes)"
+    with pytest.raises(DataError, match="all must be alike"):  # which in memory they have to be
+        cb.data.load(folder)
+
+
+def test_batches_follow_from_the_seed_whatever_the_workers(folder):
+    train, _ = streaming.load(folder, CROP, workers=0)
+    many, _ = streaming.load(folder, CROP, workers=2)
+    before = torch.random.get_rng_state()
+    first = list(train.batches(8, seed=5, augment=True, drop_last=True, channels_last=True))
+    assert same(first, many.batches(8, seed=5, augment=True, drop_last=True))
+    assert not same(first, train.batches(8, seed=6, augment=True, drop_last=True))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert [tuple(x.shape) for x, _ in first] == [(8, 3, CROP, CROP)] * 3
+    assert first[0][0].is_contiguous(memory_format=torch.channels_last)
+    assert first[0][0].dtype == torch.float32
+    assert len(list(train.batches(8))) == 4
+
+
+def test_an_image_is_cut_alike_wherever_it_comes(folder):
+    train, _ = streaming.load(folder, CROP, workers=0)
+    place = 7
+    alone = next(train.take([place]).batches(1, seed=5, augment=True))[0][0]
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(5)).tolist()
+    within = torch.cat([x for x, _ in train.batches(8, seed=5, augment=True)])
+    assert torch.equal(within[order.index(place)], alone)
+
+
+def test_processes_share_a_batch_out(folder):
+    train, _ = streaming.load(folder, CROP, workers=0)
+    whole = train.batches(8, seed=1, augment=True)
+    shares = [train.batches(8, seed=1, augment=True, share=(rank, 2)) for rank in (0, 1)]
+    for (inputs, labels), *parts in zip(whole, *shares, strict=True):
+        for rank, (part, part_labels) in enumerate(parts):
+            assert torch.equal(part, inputs[rank::2])
+            assert torch.equal(part_labels, labels[rank::2])
+
+
+def test_a_tested_image_is_its_scaled_middle(folder):
+    _, test = streaming.load(folder, CROP, workers=0)
+    inputs, labels = next(test.batches(12))
+    assert labels.tolist() == [0] * 6 + [1] * 6
+    image = Image.open(folder / "val" / "across" / "02.jpg")
+    width, height = image.size
+    scale = 37 / min(width, height)  # 8/7 of the crop, as 256 is of 224
+    image = image.resize((int(width * scale), int(height * scale)), Image.Resampling.BILINEAR)
+    left, top = (image.width - CROP) / 2, (image.height - CROP) / 2
+    middle = np.asarray(image.crop((round(left), round(top), round(left) + CROP, round(top) + CROP)))
+    ours = (inputs[2] * torch.tensor(streaming.STD)[:, None, None] + torch.tensor(streaming.MEAN)[:, None, None]) * 255
+    assert np.abs(ours.numpy() - middle.transpose(2, 0, 1)).mean() < 4  # of 150 between the stripes
+
+
+def test_a_sample_is_decoded_once(folder):
+    train, test = streaming.load(folder, CROP, workers=2)
+    sample = test.sample(5, seed=1)
+    assert type(sample) is Dataset
+    assert sample.images.shape == (5, 3, CROP, CROP)
+    assert sample.images.dtype == torch.uint8
+    everything = test.sample(100)
+    assert torch.equal(torch.cat([x for x, _ in everything.batches(5)]), torch.cat([x for x, _ in test.batches(5)]))
+    rest, held = train.split(6)
+    assert isinstance(held, Streamed)
+    assert not set(rest.images.tolist()) & set(held.images.tolist())
+    calibration = train.calibration(20, batch_size=10)
+    assert [x.shape[0] for x, _ in calibration] == [10, 10]
+    assert not same(calibration, train.calibration(20, augment=False, batch_size=10))
+
+
+def test_large_images_are_tested_few_at_a_time(folder):
+    _, test = streaming.load(folder, 224)
+    assert test.at_once == 111
+    assert test.take(range(2)).at_once == 111
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_file_is_one_line(workers, tmp_path):
+    for split in ("train", "test"):
+        for name in "ab":
+            (tmp_path / split / name).mkdir(parents=True)
+            (tmp_path / split / name / "0.jpg").write_bytes(b"no image")
+    train, _ = streaming.load(tmp_path, CROP, workers)
+    with pytest.raises(DataError, match=f"^{re.escape(str(tmp_path))}/train/a/0.jpg is not readable as an image") as e:
+        list(train.batches(1))
+    assert "\n" not in str(e.value)
+    (tmp_path / "train" / "a" / "0.jpg").unlink()
+    with pytest.raises(DataError, match="0.jpg is not readable: .*No such file"):
+        list(train.batches(1))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda folder: streaming.load(folder / "none", CROP), "none is not a folder of images"),
+        (lambda folder: streaming.load(folder, CROP, workers=-1), "workers must be 0 or more, not -1"),
+        (lambda folder: streaming.load(folder, CROP, 0)[0].resized(8), "scaled by crop, which is 32, not by resize"),
+        (lambda folder: next(streaming.load(folder, CROP, 0)[0].batches(0)), "batch_size must be at least 1, not 0"),
+        (lambda folder: settings(folder, crop=4), "crop must be 0, or at least 8 pixels, not 4"),
+        (lambda folder: settings(folder, resize=64), "crop needs an image folder as dataset, and no resize"),
+        (lambda folder: recipe("cifar10", crop=32), "crop needs an image folder as dataset.*'cifar10'"),
+        (lambda folder: experiment.named("imagenet-resnet5"), "unknown recipe 'imagenet-resnet5'; did you mean 'imagenet-r"),
+        (lambda folder: imagenet_resnet50(str(folder), "cram+multi"), "unknown method .*did you mean 'cram\\+-multi'"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_streamed(call, message, folder):
+    with pytest.raises(ValueError, match=message):
+        call(folder)
+
+
+def test_an_old_run_keeps_its_id():
+    assert "crop" not in Experiment().changed()
+    assert recipe("digits").id == "df2560540659"
+
+
+def test_a_streamed_training_resumes_bit_for_bit(folder, tmp_path, monkeypatch):
+    wanted = settings(folder, epochs=2, model="resnet20")
+    straight = ensure(wanted, Store(tmp_path), workers=2, threads=1)
+    on_epoch = runs.Checkpoint.on_epoch
+
+    def interrupted(self, state):
+        on_epoch(self, state)
+        if state.epoch == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.Checkpoint, "on_epoch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ensure(wanted, workers=2, threads=1)
+    resumed = ensure(wanted, workers=0, threads=1)
+    assert (resumed.path / "model.safetensors").read_bytes() == (straight.path / "model.safetensors").read_bytes()
+    assert resumed.environment["data"]["image_size"] == CROP
+
+
+def test_a_network_of_torchvision_is_trained_pruned_and_probed(folder, capsys):
+    command = ["train", "--recipe", "imagenet-resnet50", "--dataset", str(folder), "--method", "cram+-multi"]
+    changes = {"model": "torchvision:resnet18", "crop": 64, "batch_size": 8, "lr": 0.01, "precision": "float32"}
+    pairs = [part for name, value in changes.items() for part in ("-s", name, str(value))]
+    assert cb.cli.main([*command, "--epochs", "1", "--workers", "1", "--device", "cpu", *pairs]) == 0
+    run = Store().open(capsys.readouterr().out.strip())
+    assert run.experiment == imagenet_resnet50(str(folder), epochs=1, **changes)
+    assert np.isfinite(run.history["test_loss"]).all()
+    train, test = run.experiment.load_data(workers=0)
+    curve = cb.probes.sparsity_curve(run.load_model(), test, ["global@0.5"], train.calibration(16, batch_size=8))
+    assert curve["accuracy"].between(0, 1).all()
+    assert len(cb.probes.cram_gap(run.load_model(), test.sample(6), ["global@0.5"])) == 1
+
+
+def test_the_recipe_is_the_papers():
+    wanted = imagenet_resnet50("imagenet")
+    assert (wanted.model, wanted.method, wanted.crop) == ("torchvision:resnet50", "cram+-multi", 224)
+    assert (wanted.epochs, wanted.warmup_epochs, wanted.batch_size) == (100, 5.0, 512)
+    assert (wanted.lr, wanted.momentum, wanted.weight_decay, wanted.rho) == (0.2, 0.9, 1e-4, 0.05)
+    assert wanted.compressors == ("global@0.5", "global@0.7", "global@0.9")
+    assert wanted.sparse_gradients
+    assert imagenet_resnet50("imagenet", epochs=10).warmup_epochs == 0.5
+    assert imagenet_resnet50("imagenet", warmup_epochs=1.0, lr=0.4).lr == 0.4
+    assert imagenet_resnet50("imagenet", "adamw").lr == 1e-3  # its own
+    patterns = imagenet_resnet50("imagenet", "cram+", compressors=["2:4", "4:8"])
+    assert (patterns.rho, patterns.compressors) == (0.05, ("2:4", "4:8"))
+    for method in experiment.METHODS:
+        assert imagenet_resnet50("imagenet", method).crop == 224
+
+
+def test_the_readmes_commands_are_experiments(folder, monkeypatch):
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    lines = re.findall(
+        r"^(?:torchrun .* -m cram_bench|cram-bench) (train .*(?:--recipe|-s crop).*)$", readme, re.MULTILINE
+    )
+    asked = []
+    monkeypatch.setattr(runs, "ensure", lambda wanted, **how: asked.append(wanted) or runs.Run(folder, wanted))
+    for line in lines:
+        assert cb.cli.main(shlex.split(re.sub(r"~/\w+", str(folder), line))) == 0
+    assert [wanted.model for wanted in asked] == ["torchvision:resnet50", "torchvision:resnet50", "resnet20"]
+    assert [wanted.crop for wanted in asked] == [224, 160, 64]
+
+
+def test_resnet50_takes_a_step_of_the_recipe(folder):
+    wanted = imagenet_resnet50(str(folder), batch_size=2, crop=64)
+    train, _ = wanted.load_data(workers=0)
+    model = wanted.build_model(train)
+    assert sum(p.numel() for p in model.parameters()) == 23_512_130  # 25.6 million with 1,000 classes
+    before = model.conv1.weight.detach().clone()
+    history = cb.train.fit(model, wanted.build_optimizer(model), train.take([0, 20]), epochs=1, batch_size=2)
+    assert np.isfinite(history[0]["train_loss"])
+    assert not torch.equal(before, model.conv1.weight)
