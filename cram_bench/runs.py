@@ -16,6 +16,7 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import platform
 import shutil
 import subprocess
@@ -30,10 +31,12 @@ from typing import Any
 
 import pandas as pd
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from cram_bench import compress, models
+from cram_bench._checks import instance, integer
 from cram_bench.compress import Masks
 from cram_bench.data import Dataset, fingerprint
 from cram_bench.experiment import METHODS, Experiment
@@ -84,13 +87,32 @@ class Run:
 
     @property
     def environment(self) -> dict[str, Any]:
-        """Commit, versions, device, times, command, shape of the data and checksums, as written by the training."""
-        return json.loads((self.path / "environment.json").read_text())
+        """Commit, versions, device, times, command, shape of the data and checksums, as written by the training.
+
+        Raises:
+            RunError: the file is missing or damaged.
+        """
+        try:
+            environment = json.loads((self.path / "environment.json").read_text())
+            environment["data"]["num_classes"], environment["sha256"]["model.safetensors"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"environment.json in {self.path} cannot be used: {error!r}") from error
+        return environment
 
     @property
     def history(self) -> pd.DataFrame:
-        """One row per epoch: lr, losses, accuracies (fractions), seconds."""
-        return pd.read_csv(self.path / "history.csv")
+        """One row per epoch: lr, losses, accuracies (fractions), seconds.
+
+        Raises:
+            RunError: the file is missing or damaged.
+        """
+        try:
+            history = pd.read_csv(self.path / "history.csv")
+            if history.empty or "epoch" not in history:
+                raise ValueError("it has no epoch")
+        except (OSError, ValueError) as error:
+            raise RunError(f"history.csv in {self.path} cannot be used: {error}") from error
+        return history
 
     def load_model(self) -> nn.Module:
         """Build the network and load its trained weights, in eval mode on the CPU.
@@ -99,16 +121,17 @@ class Run:
             RunError: the weights do not match their checksum or the network.
         """
         file = self.path / "model.safetensors"
-        try:
-            environment = self.environment
-            digest, shape = environment["sha256"][file.name], environment["data"]
-        except (OSError, ValueError, KeyError) as error:
-            raise RunError(f"environment.json in {self.path} cannot be used: {error!r}") from error
+        environment = self.environment
+        digest, shape = environment["sha256"][file.name], environment["data"]
         if _sha256(file) != digest:
             raise RunError(f"{file} is damaged: its checksum does not match; delete {self.path} to train it again")
         with torch.random.fork_rng():
             model = models.create(self.experiment.model, shape["num_classes"], shape["channels"], shape["image_size"])
-        model.load_state_dict(load_file(file))
+        try:
+            model.load_state_dict(load_file(file))
+        except (SafetensorError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise RunError(f"{file} does not fit {self.experiment.model}: {reason}") from error
         return model.to(memory_format=torch.channels_last).eval()
 
 
@@ -118,12 +141,17 @@ class Store:
     Args:
         root: the folder; created when the first run is.
         also: folders of finished runs that are only read, such as those committed beside a report.
+
+    Raises:
+        RunError: `root` is a file.
     """
 
     def __init__(self, root: str | os.PathLike[str] | None = None, also: Sequence[str | os.PathLike[str]] = ()) -> None:
         from cram_bench.data import cache_root
 
         self.root = Path(root or os.environ.get("CRAM_BENCH_RUNS") or cache_root() / "runs").expanduser().absolute()
+        if self.root.exists() and not self.root.is_dir():
+            raise RunError(f"the run store must be a folder, and {self.root} is none; CRAM_BENCH_RUNS names it")
         self.also = tuple(Path(path) for path in also)
 
     def __repr__(self) -> str:
@@ -150,6 +178,7 @@ class Store:
         Raises:
             RunError: no finished run, or more than one, is called so.
         """
+        instance("a run", name, (str, os.PathLike), "a folder or the beginning of an id")
         if Path(name).is_dir():
             return Run.open(name)
         matches = [run for run in self.runs() if run.id.startswith(str(name))]
@@ -158,6 +187,17 @@ class Store:
                 f"{len(matches)} finished runs in {self.root} are called {str(name)!r}; `cram-bench runs` lists them"
             )
         return matches[0]
+
+    def finished(self, id: str) -> Run:
+        """Return the finished run of this whole id, from this store's folders and no other.
+
+        Raises:
+            RunError: there is none.
+        """
+        for root in (self.root, *self.also):
+            if (root / id / "model.safetensors").is_file():
+                return Run.open(root / id)
+        raise RunError(f"no finished run in {self.root} is called {id!r}; `cram-bench runs` lists them")
 
     def runs(self) -> list[Run]:
         """Return all finished runs, ordered by their settings."""
@@ -175,7 +215,11 @@ class Store:
         """List finished, failed and unfinished runs, a row each, with state, last epoch and test accuracy."""
         rows = []
         for run in self.runs():
-            last = run.history.iloc[-1]
+            try:
+                last = run.history.iloc[-1]
+            except RunError as error:
+                warnings.warn(f"left out: {error}", stacklevel=2)
+                continue
             rows.append(_row(run.experiment, "finished", int(last["epoch"]), last.get("test_accuracy")))
         for path in sorted((self.root / ".training").glob("*")):
             try:
@@ -197,7 +241,10 @@ class Store:
     def failure(self, experiment: Experiment) -> str | None:
         """Return why `experiment` failed, if it did."""
         file = self.root / ".training" / experiment.id / "failed.json"
-        return json.loads(file.read_text())["reason"] if file.exists() else None
+        try:
+            return json.loads(file.read_text())["reason"] if file.exists() else None
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{file} is damaged; delete {file.parent} to train again") from error
 
     @contextlib.contextmanager
     def lock(self, experiment: Experiment) -> Iterator[None]:
@@ -269,7 +316,14 @@ def ensure(
         DivergedError: the training's loss is not finite, now or when it was tried before.
         DataError: the data set is missing or malformed.
         RunError: the store holds something else under this name, or the images of a folder have changed since.
+        ValueError: the device is not here, there is no thread, or the data do not fit the settings.
+        TypeError: an argument has another type.
     """
+    instance("experiment", experiment, Experiment, "an Experiment, such as cram_bench.experiment.recipe returns")
+    instance("store", store, (Store, type(None)), "a Store")
+    device = _device(device)
+    if threads is not None:
+        integer("threads", threads, 1)
     store = store or Store()
     if run := store.find(experiment):
         return _same_data(run)
@@ -293,6 +347,7 @@ def _same_data(run: Run) -> Run:
 
 def ensure_all(experiments: Sequence[Experiment], store: Store | None = None, **options: Any) -> list[Run]:
     """Return a run for every experiment, in order; one that diverges is returned with its `failure`, not dropped."""
+    instance("experiments", experiments, (list, tuple), "a list of experiments")
     store = store or Store()
     runs = []
     for experiment in experiments:
@@ -304,10 +359,9 @@ def ensure_all(experiments: Sequence[Experiment], store: Store | None = None, **
 
 
 def _train(
-    experiment: Experiment, store: Store, device: str | None, compile: bool | None, threads: int | None, progress: bool
+    experiment: Experiment, store: Store, device: str, compile: bool | None, threads: int | None, progress: bool
 ) -> Run:
     images = fingerprint(experiment.dataset)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     train, test = (part.to(device) for part in experiment.load_data())
     if experiment.batch_size > len(train):
         raise ValueError(f"batch_size {experiment.batch_size} is larger than the training data, {len(train)} images")
@@ -315,19 +369,19 @@ def _train(
         compile = train.images.ndim == 4 and experiment.epochs * len(train) >= 200_000
     if threads is None and train.images.ndim == 4 and train.images[0].numel() <= 256:
         threads = 1
-    work = store.root / ".training" / experiment.id
-    work.mkdir(parents=True, exist_ok=True)
-    note = work / "data.json"
-    if note.exists() and json.loads(note.read_text()) != images:
-        (work / "checkpoint.pt").unlink(missing_ok=True)
-        warnings.warn(f"the images in {experiment.dataset} have changed, training starts anew", stacklevel=3)
-    _write_text(note, json.dumps(images))
-    _write_text(work / "settings.json", json.dumps(experiment.settings(), indent=2))
-    model = experiment.build_model(train).to(device)
+    model = experiment.build_model(train).to(device)  # what does not fit is found out before anything is written
     masks = _inherit(model, experiment, store) if experiment.start else None
     optimizer = experiment.build_optimizer(model)
     if masks is not None:
         optimizer = HeldMasks(model, optimizer, masks)
+    work = store.root / ".training" / experiment.id
+    work.mkdir(parents=True, exist_ok=True)
+    note = work / "data.json"
+    if note.exists() and note.read_bytes() != f"{json.dumps(images)}\n".encode():
+        (work / "checkpoint.pt").unlink(missing_ok=True)
+        warnings.warn(f"the images in {experiment.dataset} have changed, training starts anew", stacklevel=3)
+    _write_text(note, json.dumps(images))
+    _write_text(work / "settings.json", json.dumps(experiment.settings(), indent=2))
     started = time.time()
     callbacks: list[Callback] = [
         Checkpoint(work / "checkpoint.pt"),
@@ -396,7 +450,23 @@ class Checkpoint(Callback):
         except (OSError, ValueError) as error:
             warnings.warn(f"{self.path} is damaged, training starts anew: {error}", stacklevel=2)
             return
-        fit.load_state_dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
+        try:
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)  # runs nothing
+        except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
+            reason = str(error).splitlines()[0]
+            warnings.warn(f"{self.path} is damaged, training starts anew: {reason}", stacklevel=2)
+            return
+        try:
+            fit.load_state_dict(state)
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            RuntimeError,
+            AttributeError,
+        ) as error:  # and `fit` may have half of it
+            reason = " ".join(str(error).split())[:200]
+            raise RunError(f"{self.path} is of another training, delete it to start anew: {reason}") from error
 
     def on_epoch(self, fit: Fit) -> None:
         part, file = self.path.with_suffix(".part"), io.BytesIO()
@@ -453,7 +523,7 @@ def _inherit(model: nn.Module, experiment: Experiment, store: Store) -> Masks | 
     """Start `model` from a finished run: pruned if asked, with a fresh head where the data are others. Return the masks."""
     if (store.root / ".training" / experiment.start / "failed.json").exists():
         raise DivergedError(f"the run it starts from, {experiment.start}, failed")
-    run = store.open(experiment.start)
+    run = store.finished(experiment.start)
     source = run.load_model()
     masks = compress.apply_(source, compress.parse(experiment.prune)) if experiment.prune else None
     fresh = set(models.head(model)) if run.experiment.dataset != experiment.dataset else set()
@@ -464,6 +534,17 @@ def _inherit(model: nn.Module, experiment: Experiment, store: Store) -> Masks | 
             raise RunError(f"{run.path} does not fit {experiment.model}: {name} is missing or has another shape")
     model.load_state_dict(own | weights)
     return None if masks is None else Masks({name: mask for name, mask in masks.items() if name not in fresh})
+
+
+def _device(name: str | None) -> str:
+    """Return where to train: `name`, if it is here; by default a GPU if there is one."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    allowed = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{index}" for index in range(gpus))]
+    if name is None:
+        return allowed[min(1, gpus)]
+    if name not in allowed:
+        raise ValueError(f"device must be {' or '.join(allowed)}, which are here, not {name!r}")
+    return name
 
 
 @contextlib.contextmanager
