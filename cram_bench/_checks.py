@@ -83,7 +83,9 @@ def columns(table: Any, *names: str) -> None:
         raise TypeError(f"the table must be a DataFrame, not {shown(table)}")
     if missing := [name for name in names if name not in table.columns]:
         have = ", ".join(map(str, table.columns)) or "none"
-        failed = ", as where every run failed" if set(table.columns) <= {"method", "seed", "epochs", "gradients"} else ""
+        failed = (
+            ", as where every run failed" if set(table.columns) <= {"method", "seed", "epochs", "gradients"} else ""
+        )
         raise ValueError(f"the table has no column {missing[0]!r}; it has {shown(have)[1:-1]}{failed}")
     if not len(table):
         raise ValueError("the table must have rows, and is empty")

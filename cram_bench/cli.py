@@ -131,12 +131,13 @@ def _values(pairs: list[list[str]]) -> dict[str, Any]:
 
     values: dict[str, Any] = {}
     for name, text in pairs:
+        called = name if name.isidentifier() else shown(name)
         if name in values:
-            raise ValueError(f"{name} is given twice")
+            raise ValueError(f"{called} is given twice")
         try:
             values[name] = yaml.load(text, numbers)
         except Exception as error:  # PyYAML raises much else where a tag or a date does not fit
-            raise ValueError(f"the value of {name}, {shown(text)}, is not YAML of plain values") from error
+            raise ValueError(f"the value of {called}, {shown(text)}, is not YAML of plain values") from error
     return values
 
 

@@ -124,6 +124,8 @@ class Dataset:
     def take(self, indices: Sequence[int] | Tensor) -> Dataset:
         """Return the images at `indices`, in that order."""
         indices = torch.as_tensor(indices, device=self.labels.device)
+        if not len(indices):
+            indices = indices.long()  # an empty list has no type
         return replace(self, images=self.images[indices], labels=self.labels[indices])
 
     def sample(self, count: int, seed: int = 0) -> Dataset:
@@ -300,7 +302,7 @@ def image_shape(name: str) -> tuple[int, int, int]:
     files = (path for path in sorted(Path(name).expanduser().glob("train/*/*")) if path.suffix.lower() in _SUFFIXES)
     if (first := next(files, None)) is None:
         raise DataError(f"{name} holds no image in train/<class>/")
-    channels, height, width = _decode(first.read_bytes(), str(first)).shape
+    channels, height, width = _decode(_contents(first), str(first)).shape
     return channels, height, width
 
 
@@ -443,9 +445,7 @@ def _from_folder(folder: Path) -> tuple[Dataset, Dataset]:
 
     def read() -> dict[str, tuple[Tensor, Tensor]]:
         colour = _any_colour(sources)
-        decoded = {
-            split: [_decode(p.read_bytes(), str(p), colour) for p, _ in listed] for split, listed in files.items()
-        }
+        decoded = {split: [_decode(_contents(p), str(p), colour) for p, _ in listed] for split, listed in files.items()}
         names = [str(path) for path in sources]
         stacked = _stack([image for images in decoded.values() for image in images], names)
         images = dict(zip(files, stacked.split([len(listed) for listed in files.values()]), strict=True))
@@ -465,6 +465,13 @@ def _any_colour(paths: Sequence[Path]) -> bool:
         except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
             raise DataError(f"{path} is not readable as an image: {_first_line(error)}") from error
     return False
+
+
+def _contents(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} is not readable as an image: {error.strerror}") from error
 
 
 def _decode(data: bytes, where: str, colour: bool | None = None) -> np.ndarray:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from cram_bench._checks import instance, integer, labels_within, number, shown
+from cram_bench._checks import instance, integer, labels_within, number, pairs, shown
 from cram_bench._preserve import modes_kept, preserved
 from cram_bench.compress.select import NaNError
 from cram_bench.data import Batches, Dataset, batches_of
@@ -205,7 +205,8 @@ def _check(
         raise ValueError(f"precision must be float32 or bfloat16, not {shown(precision)}")
     if not len(train):
         raise ValueError("the data to train on are empty")
-    labels_within(train.labels, train.num_classes)
+    for _, labels in pairs([(train.images, train.labels)]):
+        labels_within(labels, train.num_classes)
 
 
 def _epoch(
