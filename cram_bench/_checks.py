@@ -92,14 +92,18 @@ def columns(table: Any, *names: str) -> None:
 
 
 def pairs(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the batches, each of which must be (inputs, labels) with an integer label an input."""
+    """Yield the batches, each of which must be (inputs, labels) with an integer label an input.
+
+    Inputs may be anything that the model takes; the labels must be a tensor.
+    """
     for batch in batches:
-        if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(t, Tensor) for t in batch)):
-            raise TypeError(f"a batch must be two tensors, (inputs, labels), not {shown(batch)}")
+        if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor)):
+            raise TypeError(f"a batch must be (inputs, labels), the labels a tensor, not {shown(batch)}")
         inputs, labels = batch
-        if labels.ndim != 1 or labels.is_floating_point() or len(labels) != len(inputs):
+        count = len(inputs) if isinstance(inputs, Tensor) else labels.numel()
+        if labels.shape != (count,) or labels.is_floating_point():
             kind = f"{str(labels.dtype).removeprefix('torch.')} of shape {tuple(labels.shape)}"
-            raise ValueError(f"labels must be integers of shape ({len(inputs)},), one an input, and are {kind}")
+            raise ValueError(f"labels must be integers of shape ({count},), one an input, and are {kind}")
         yield inputs, labels
 
 

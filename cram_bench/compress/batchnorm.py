@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -73,7 +73,7 @@ def tune_batchnorm(model: nn.Module, batches: Iterable[Any]) -> None:
                 norm.training = True
             for batch in batches:
                 inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-                if not isinstance(inputs, Tensor):
+                if not isinstance(inputs, (Tensor, Mapping)):
                     raise TypeError(f"a batch must be inputs, or a tuple that begins with them, not {shown(batch)}")
                 model(inputs)
     finally:
