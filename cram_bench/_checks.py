@@ -77,8 +77,8 @@ def instance(name: str, value: Any, kind: type | tuple[type, ...], what: str) ->
         raise TypeError(f"{name} must be {what}, not {shown(value)}")
 
 
-def columns(table: Any, *names: str) -> None:
-    """Refuse what is no table, and a table that lacks a column or has no rows."""
+def columns(table: Any, *names: str, empty: bool = False) -> None:
+    """Refuse what is no table, and a table that lacks a column or, unless it may be `empty`, has no rows."""
     if not hasattr(table, "columns"):
         raise TypeError(f"the table must be a DataFrame, not {shown(table)}")
     if missing := [name for name in names if name not in table.columns]:
@@ -87,7 +87,7 @@ def columns(table: Any, *names: str) -> None:
             ", as where every run failed" if set(table.columns) <= {"method", "seed", "epochs", "gradients"} else ""
         )
         raise ValueError(f"the table has no column {missing[0]!r}; it has {shown(have)[1:-1]}{failed}")
-    if not len(table):
+    if not len(table) and not empty:
         raise ValueError("the table must have rows, and is empty")
 
 

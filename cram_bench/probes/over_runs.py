@@ -69,7 +69,7 @@ def mean_and_std(table: pd.DataFrame, value: str, by: Sequence[str]) -> pd.DataF
     >>> mean_and_std(table, "accuracy", ["method"]).round(3).to_dict("records")
     [{'method': 'sgd', 'mean': 0.6, 'std': 0.141, 'seeds': 2}]
     """
-    columns(table, value, *by)
+    columns(table, value, *by, empty=True)  # of runs that all failed
     grouped = table.groupby(list(by), sort=False)[value]
     return grouped.agg(mean="mean", std="std", seeds="count").reset_index()
 
