@@ -10,6 +10,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -132,6 +133,8 @@ def _values(pairs: list[list[str]]) -> dict[str, Any]:
     """Read NAME VALUE pairs, the values as YAML; a name given twice is refused."""
     import yaml
 
+    from cram_bench._checks import shown
+
     # Numbers as in YAML 1.2: PyYAML's 1.1 takes 1e-3 for a string and 2:4 for the sexagesimal 124.
     class numbers(yaml.SafeLoader):
         yaml_implicit_resolvers = {  # noqa: RUF012
@@ -146,12 +149,13 @@ def _values(pairs: list[list[str]]) -> dict[str, Any]:
 
     values: dict[str, Any] = {}
     for name, text in pairs:
+        called = name if name.isidentifier() else shown(name)
         if name in values:
-            raise ValueError(f"{name} is given twice")
+            raise ValueError(f"{called} is given twice")
         try:
             values[name] = yaml.load(text, numbers)
-        except yaml.YAMLError as error:
-            raise ValueError(f"the value of {name}, {text!r}, is not YAML") from error
+        except Exception as error:  # PyYAML raises much else where a tag or a date does not fit
+            raise ValueError(f"the value of {called}, {shown(text)}, is not YAML of plain values") from error
     return values
 
 
@@ -248,6 +252,8 @@ def _probe(arguments: argparse.Namespace) -> int:
         train, test = run.experiment.load_data()
         model = run.load_model()
         augment, name = run.experiment.augment, f"{run.id}: {run.label}, {run.experiment.epochs} epochs"
+    if arguments.out and Path(arguments.out).exists() and not Path(arguments.out).is_dir():
+        raise ValueError(f"--out must be a folder, and {arguments.out} is none")
     sample = train.sample(arguments.sample)
     levels = [f"global@{level:g}" for level in probes.LEVELS]
     calibration = train.calibration(arguments.calibration, augment)

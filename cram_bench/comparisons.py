@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from cram_bench._checks import items, number, unknown
 from cram_bench.data import SENTENCES, image_shape
 from cram_bench.experiment import Experiment, grid, recipe
-from cram_bench.models import unknown
 
 
 def equal_cost(
@@ -88,6 +88,7 @@ def transfer(
     Raises:
         ValueError: the target is the source, or its images cannot be made like the source's.
     """
+    sparsities = [number("sparsity", s, 0, 1) for s in items("sparsities", sparsities, "numbers in [0, 1)")]
     sources = grid(dataset, methods, seeds, model, epochs, **changes)
     if target == dataset:
         raise ValueError(f"transfer needs a target other than the source, {dataset!r}")

@@ -11,7 +11,6 @@ data set of torchvision is one line in `TORCHVISION`; anything else fits the ima
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import io
 import json
@@ -29,6 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cram_bench._checks import instance, integer, meant, pairs, shown
 from cram_bench._files import write_tensors
 
 
@@ -131,12 +131,13 @@ class Dataset:
     def take(self, indices: Sequence[int] | Tensor) -> Dataset:
         """Return the images at `indices`, in that order."""
         indices = torch.as_tensor(indices, device=self.labels.device)
+        if not len(indices):
+            indices = indices.long()  # an empty list has no type
         return replace(self, images=self.images[indices], labels=self.labels[indices])
 
     def sample(self, count: int, seed: int = 0) -> Dataset:
         """Return `count` images drawn without replacement; all, in order, when there are no more than that."""
-        if count < 1:
-            raise ValueError(f"a sample needs at least one image, not {count}")
+        integer("images of a sample", count, 1)
         if count >= len(self):
             return self
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
@@ -151,6 +152,7 @@ class Dataset:
         a dense network such batches give back the statistics of the training, and plain images others.
         """
         sample = self.sample(count, seed)
+        integer("batch_size", batch_size, 1)
         size = len(sample) // math.ceil(len(sample) / batch_size)  # equal batches leave out the fewest
         return list(sample.batches(size, seed=seed, augment=augment, drop_last=True, channels_last=True))
 
@@ -159,6 +161,7 @@ class Dataset:
 
         For a network that was trained on images of another size. Mean and standard deviation stay.
         """
+        integer("size", size, 1)
         if self.images.shape[1:] == (3, size, size):
             return self
         options = {"size": (size, size), "mode": "bilinear", "antialias": True, "align_corners": False}
@@ -169,7 +172,7 @@ class Dataset:
 
     def split(self, count: int, seed: int = 0) -> tuple[Dataset, Dataset]:
         """Split off `count` random images: (the rest, those). For validation; the test set is for the final word."""
-        if not 0 < count < len(self):
+        if integer("held out images", count, 1) >= len(self):
             raise ValueError(f"cannot hold out {count} of {len(self)} images")
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self.take(order[count:].sort().values), self.take(order[:count].sort().values)
@@ -226,8 +229,7 @@ class Dataset:
             yield inputs, self.labels[index]
 
     def _check(self, batch_size: int, seed: int | None, augment: bool, drop_last: bool) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        integer("batch_size", batch_size, 1)
         if drop_last and batch_size > len(self):
             raise ValueError(f"batch_size {batch_size} is larger than the data, {len(self)} images")
         if augment and seed is None:
@@ -244,13 +246,15 @@ def batches_of(
     """Yield (inputs, labels) of any kind of data in a fixed order; of a `Dataset`, a share as `Dataset.batches` takes it.
 
     Raises:
-        TypeError: `data` is an iterator, which could be read only once.
+        TypeError: `data` is an iterator, which could be read only once, or yields something else.
+        ValueError: labels are no integers, or not as many as inputs.
     """
     if isinstance(data, Dataset):
         return data.batches(min(batch_size, data.at_once or batch_size), channels_last=True, share=share)
     if isinstance(data, Iterator):
         raise TypeError("the data are read more than once: give a list or a DataLoader, not an iterator")
-    return data
+    instance("data", data, Iterable, "a Dataset or a list of (inputs, labels)")  # type: ignore[type-abstract]
+    return pairs(data)
 
 
 def augmented(
@@ -286,7 +290,10 @@ def augmented(
 
 def data_root(root: str | os.PathLike[str] | None = None) -> Path:
     """Return the data folder: `root`, else ``CRAM_BENCH_DATA``, else the user's cache folder."""
-    return Path(root or os.environ.get("CRAM_BENCH_DATA") or cache_root() / "data")
+    path = Path(root or os.environ.get("CRAM_BENCH_DATA") or cache_root() / "data")
+    if path.exists() and not path.is_dir():
+        raise DataError(f"the data folder must be a folder, and {path} is none; CRAM_BENCH_DATA names it")
+    return path
 
 
 def cache_root() -> Path:
@@ -319,7 +326,7 @@ def image_shape(name: str) -> tuple[int, int, int]:
     files = (path for path in sorted(Path(name).expanduser().glob("train/*/*")) if path.suffix.lower() in _SUFFIXES)
     if (first := next(files, None)) is None:
         raise DataError(f"{name} holds no image in train/<class>/")
-    channels, height, width = _decode(first.read_bytes(), str(first)).shape
+    channels, height, width = _decode(_contents(first), str(first)).shape
     return channels, height, width
 
 
@@ -349,6 +356,7 @@ def load(name: str | os.PathLike[str], root: str | os.PathLike[str] | None = Non
     Raises:
         DataError: the set is unknown or missing (the message says how to get it), or its content is malformed.
     """
+    instance("data set", name, (str, os.PathLike), "a name or the path of an image folder")
     name = os.fspath(name)
     if name == "digits":
         return _digits()
@@ -360,10 +368,9 @@ def load(name: str | os.PathLike[str], root: str | os.PathLike[str] | None = Non
         return _through_torchvision(name, data_root(root))
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        known = ["digits", *TORCHVISION]
-        close = difflib.get_close_matches(folder.name, known, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise DataError(f"unknown data set {name!r}: it is neither a folder nor one of {', '.join(known)}{hint}")
+        known = ["digits", *TORCHVISION, *SENTENCES]
+        hint = meant(folder.name, known)
+        raise DataError(f"unknown data set {shown(name)}: it is neither a folder nor one of {', '.join(known)}{hint}")
     return _from_folder(folder)
 
 
@@ -389,7 +396,9 @@ def _parquet_files(folder: Path) -> dict[str, list[Path]] | None:
             if match := re.search(r"-of-(\d+)\.parquet$", path.name):
                 names = {f"{split}-{index:05}-of-{match[1]}.parquet" for index in range(int(match[1]))}
                 if missing := sorted(names - {path.name for path in paths}):
-                    raise DataError(f"{folder / missing[0]} is missing; {split} has {len(paths)} of {match[1]} shards")
+                    raise DataError(
+                        f"{folder / missing[0]} is missing; {split} has {len(paths)} of {int(match[1])} shards"
+                    )
     return found if all(found.values()) else None
 
 
@@ -412,7 +421,8 @@ def _read_parquet(paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
             typed = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
             typed = typed and pa.types.is_integer(table.schema.field(label).type) and not table.column(label).null_count
         if not typed:
-            raise DataError(f"{path} has columns {table.column_names}; expected img.bytes (PNG) and label")
+            have = ", ".join(f"{field.name} ({field.type})" for field in table.schema)
+            raise DataError(f"{path} has columns {have}; expected img.bytes (PNG) and label, an integer in every row")
         for row, item in enumerate(table.column(column).to_pylist()):
             images.append(_decode((item or {}).get("bytes") or b"", f"{path}, row {row}"))
         labels.append(table.column(label).to_numpy())
@@ -480,9 +490,7 @@ def _from_folder(folder: Path) -> tuple[Dataset, Dataset]:
 
     def read() -> dict[str, tuple[Tensor, Tensor]]:
         colour = _any_colour(sources)
-        decoded = {
-            split: [_decode(p.read_bytes(), str(p), colour) for p, _ in listed] for split, listed in files.items()
-        }
+        decoded = {split: [_decode(_contents(p), str(p), colour) for p, _ in listed] for split, listed in files.items()}
         names = [str(path) for path in sources]
         stacked = _stack([image for images in decoded.values() for image in images], names)
         images = dict(zip(files, stacked.split([len(listed) for listed in files.values()]), strict=True))
@@ -499,9 +507,16 @@ def _any_colour(paths: Sequence[Path]) -> bool:
             with Image.open(path) as image:
                 if image.mode not in {"1", "L", "I", "I;16", "F"}:
                     return True
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
             raise DataError(f"{path} is not readable as an image: {_first_line(error)}") from error
     return False
+
+
+def _contents(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} is not readable as an image: {error.strerror}") from error
 
 
 def _decode(data: bytes, where: str, colour: bool | None = None) -> np.ndarray:
@@ -519,7 +534,7 @@ def _decode(data: bytes, where: str, colour: bool | None = None) -> np.ndarray:
             array = np.asarray(image.convert("L" if grey else "RGB"))
     except DataError:
         raise
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{where} is not readable as an image: {_first_line(error)}") from error
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 

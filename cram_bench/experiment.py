@@ -10,7 +10,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from cram_bench import compress, data, models, streaming, text
-from cram_bench.models import unknown
+from cram_bench._checks import instance, integer, items, shown, unknown
 from cram_bench.optim import SAM, CrAM, CrAMSingle, MomentumSAM
 
 
@@ -41,7 +41,7 @@ class Experiment:
     method: str = "sgd"
     """One of `METHODS`; how tables call it."""
     epochs: int = 20
-    """Passes over the training data, at least 1."""
+    """Passes over the training data, from 1 to a million."""
     seed: int = 0
     """Of the initial weights, the order and augmentation of the data, and the draw of compressors; not negative."""
     batch_size: int = 128
@@ -104,7 +104,7 @@ class Experiment:
             given = f"it was given start {self.start!r} and method {self.method!r}"
             raise ValueError(f"prune needs start, the id of a run, and the method sgd or adamw; {given}")
         bounds: dict[str, tuple[bool, str]] = {
-            "epochs": (self.epochs >= 1, "at least 1"),
+            "epochs": (1 <= self.epochs <= 1_000_000, "from 1 to 1000000"),
             "seed": (0 <= self.seed < 2**31, "from 0 to 2**31 - 1"),
             "batch_size": (self.batch_size >= 2, "at least 2, for BatchNorm has to see two"),
             "lr": (self.lr > 0, "positive"),
@@ -121,14 +121,14 @@ class Experiment:
                 not self.start or re.fullmatch("[0-9a-f]{12}", self.start) is not None,
                 "the id of a run, twelve hexadecimal digits",
             ),
-            "resize": (self.resize == 0 or self.resize >= 8, "0, or at least 8 pixels"),
+            "resize": (self.resize == 0 or 8 <= self.resize <= 4096, "0, or from 8 to 4096 pixels"),
             "holdout": (self.holdout >= 0, "not negative"),
             "crop": (self.crop == 0 or self.crop >= 8, "0, or at least 8 pixels"),
         }
         for name, (holds, allowed) in bounds.items():
             value = getattr(self, name)
             if not holds or (isinstance(value, float) and not math.isfinite(value)):
-                raise ValueError(f"{name} must be {allowed}, not {value!r}")
+                raise ValueError(f"{name} must be {allowed}, not {shown(value)}")
         if self.crop and (self.resize or not data.is_folder(self.dataset)):
             what = f"dataset {self.dataset!r} and resize {self.resize}"
             raise ValueError(f"crop needs an image folder as dataset, and no resize; it was given {what}")
@@ -137,15 +137,18 @@ class Experiment:
                 f"method {self.method!r} is an optimizer of its own; it was given optimizer {self.optimizer!r}"
             )
         if self.halves and (METHODS[self.method].passes != 2 or self.batch_size < 4):
-            raise ValueError("halves needs a method of two gradients a step, and a batch of 4 images at least")
+            given = f"it was given method {self.method!r} and batch_size {self.batch_size}"
+            raise ValueError(
+                f"halves needs a method of two gradients a step, and a batch of 4 images at least; {given}"
+            )
         if self.method == "cram-half" and not self.halves:
             raise ValueError("method 'cram-half' needs halves; without them it is 'cram+-multi'")
         if (self.ramp or self.plain) and not METHODS[self.method].compresses:
             raise ValueError(f"plain and ramp belong to the CrAM methods, not to {self.method!r}")
         if (self.ramp or self.plain) and self.halves:
-            raise ValueError("plain and ramp leave out gradients, and halves needs both")
+            raise ValueError("plain and ramp leave out gradients, and halves needs both; give one or the other")
         for spec in (*self.compressors, *([self.prune] if self.prune else [])):
-            compress.parse(spec)
+            compress.check_leaves(compress.parse(spec))
         if METHODS[self.method].compresses != bool(self.compressors):
             need = (
                 "needs compressors, such as ('global@0.5',)"
@@ -188,6 +191,7 @@ class Experiment:
     @classmethod
     def of(cls, settings: dict[str, Any]) -> Experiment:
         """Build from a mapping such as `settings` returns; an unknown name is refused with a suggestion."""
+        instance("settings", settings, Mapping, "a mapping of names to values")  # type: ignore[type-abstract]
         known = [f.name for f in fields(cls)]
         for name in settings:
             if name not in known:
@@ -325,10 +329,12 @@ def recipe(dataset: str, method: str = "sgd", **changes: Any) -> Experiment:
 
     Raises:
         ValueError: a name is unknown (with a suggestion) or a value not allowed.
+        TypeError: a value has another type than its setting.
 
     >>> recipe("cifar10", "cram+-multi", seed=1).compressors[:2]
     ('global@0.3', 'global@0.4')
     """
+    dataset, method = _typed("dataset", dataset, str), _typed("method", method, str)
     if method not in METHODS:
         raise ValueError(unknown("method", method, list(METHODS)))
     if data.is_folder(dataset):
@@ -350,7 +356,7 @@ def recipe(dataset: str, method: str = "sgd", **changes: Any) -> Experiment:
         if "batch_size" not in changes:
             settings["batch_size"] = _batch_size(dataset)
     settings["warmup_epochs"] = (
-        _typed("epochs", changes.get("epochs", settings["epochs"]), int) / 40
+        min(_typed("epochs", changes.get("epochs", settings["epochs"]), int), 10**9) / 40
     )  # the paper's 5 of 200
     if not METHODS[method].compresses and "compressors" in changes:
         raise ValueError(f"method {method!r} takes no compressors")
@@ -410,6 +416,7 @@ def profile_changes(dataset: str, profile: str) -> dict[str, Any]:
     Raises:
         ValueError: the profile is unknown.
     """
+    dataset, profile = _typed("dataset", dataset, str), _typed("profile", profile, str)
     if profile not in PROFILES:
         raise ValueError(unknown("profile", profile, list(PROFILES)))
     kind = "digits" if dataset == "digits" else "sentences" if dataset in data.SENTENCES else "images"
@@ -440,11 +447,13 @@ def grid(
 
     Raises:
         ValueError: a name is unknown, a value not allowed, or there is no method or no seed.
+        TypeError: something is no list, or a value has another type than its setting.
     """
-    changes |= {name: value for name, value in (("model", model), ("epochs", epochs)) if value}
-    listed = list(range(seeds)) if isinstance(seeds, int) else seeds
-    if not methods or not listed:
-        raise ValueError("a comparison needs at least one method and one seed")
+    changes |= {
+        name: value for name, value in (("model", model), ("epochs", epochs)) if value not in ("", 0) or value is False
+    }
+    listed = range(integer("seeds", seeds, 1, 10_000)) if isinstance(seeds, int) else items("seeds", seeds, "seeds")
+    methods = items("methods", methods, "names such as 'sgd'")
     return [recipe(dataset, method, seed=seed, **changes) for method in methods for seed in listed]
 
 
@@ -456,10 +465,12 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
         return os.fspath(value)
     if kind in (int, float, str, bool):
         if type(value) is not kind:
-            raise TypeError(f"{name} must be of type {kind.__name__}, not {value!r}")
+            raise TypeError(f"{name} must be of type {kind.__name__}, not {shown(value)}")
+        if kind is str and "\0" in value:  # no path may hold one
+            raise ValueError(f"{name} must be a text without NUL, not {shown(value)}")
         return value
     if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
-        raise TypeError(f"{name} must be a list of strings, not {value!r}")
+        raise TypeError(f"{name} must be a list of strings, not {shown(value)}")
     return tuple(value)
 
 

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator, PercentFormatter
 
+from cram_bench._checks import columns, integer, items
 from cram_bench.compress import parse
 from cram_bench.experiment import METHODS
 
@@ -76,6 +77,7 @@ def accuracy_vs_sparsity(table: pd.DataFrame, pattern: str = "global", chance: f
         pattern: which sparsity pattern to draw; the dense model belongs to all.
         chance: accuracy of guessing, a fraction, drawn as a dotted line.
     """
+    columns(table, "method", "seed", "pattern", "sparsity", "calibrated", "accuracy")
     shown = table[(table["pattern"] == pattern) | (table["sparsity"] == 0)]
     panels = [flag for flag in (False, True) if (shown["calibrated"] == flag).any()]
     titles = {False: "Pruned in one shot", True: "Pruned in one shot, then BatchNorm tuned"}
@@ -103,6 +105,7 @@ def equal_cost(table: pd.DataFrame) -> Figure:
     Args:
         table: columns method, seed, epochs, gradients (evaluations an image), sparsity, calibrated, accuracy.
     """
+    columns(table, "method", "seed", "epochs", "gradients", "pattern", "sparsity", "calibrated", "accuracy")
     shown = table[table["calibrated"] & (table["pattern"] == "global")]
     epochs, cost = shown["epochs"].min(), shown["gradients"].max()
     sides = {
@@ -129,6 +132,7 @@ def ablations(table: pd.DataFrame) -> Figure:
         table: index: what is changed, the unchanged first; columns: sparsities in per cent, or ``dense``; accuracies as
             fractions, means over seeds.
     """
+    columns(table)
     shares = 100 * table.to_numpy(dtype=float)
     points = shares - shares[0]
     limit = max(1.0, float(np.nanmax(np.abs(points))))
@@ -161,6 +165,7 @@ def transfer(table: pd.DataFrame, target: str, chance: float | None = None) -> F
         target: name of the new data.
         chance: accuracy of guessing, a fraction, drawn as a dotted line.
     """
+    columns(table, "method", "seed", "sparsity", "accuracy")
     with style():
         figure = Figure(figsize=(5.6, 3.9))
         axis = figure.subplots()
@@ -181,6 +186,7 @@ def loss_in_ball(table: pd.DataFrame) -> Figure:
     Args:
         table: columns method, seed, direction, a, loss.
     """
+    columns(table, "method", "seed", "direction", "a", "loss")
     with style():
         figure = Figure(figsize=(5.6, 3.8))
         axis = figure.subplots()
@@ -199,6 +205,7 @@ def loss_along_compression(table: pd.DataFrame) -> Figure:
     Args:
         table: columns method, seed, compressor (specification), t, loss.
     """
+    columns(table, "method", "seed", "compressor", "t", "loss")
     compressors = list(dict.fromkeys(table["compressor"].dropna()))
     with style():
         figure = Figure(figsize=(3.6 * len(compressors) + 0.8, 3.8))
@@ -220,6 +227,7 @@ def gaps(table: pd.DataFrame) -> Figure:
     Args:
         table: columns method, seed, sparsity, gap (nats), rho.
     """
+    columns(table, "method", "seed", "sparsity", "gap", "rho")
     with style():
         figure = Figure(figsize=(5.6, 3.8))
         axis = figure.subplots()
@@ -239,6 +247,7 @@ def sharpness(table: pd.DataFrame) -> Figure:
     Args:
         table: columns method, seed, rho, sharpness (nats).
     """
+    columns(table, "method", "seed", "rho", "sharpness")
     with style():
         figure = Figure(figsize=(5.6, 3.8))
         axis = figure.subplots()
@@ -261,6 +270,7 @@ def loss_planes(table: pd.DataFrame) -> Figure:
     Args:
         table: columns method, a, b, loss; one seed.
     """
+    columns(table, "method", "a", "b", "loss")
     methods = _methods(table.dropna(subset=["loss"]))
     low, high = np.log10(table["loss"].min()), np.log10(table["loss"].max())
     levels = np.linspace(low, max(high, low + 0.1), 13)
@@ -293,6 +303,7 @@ def layer_sensitivity(table: pd.DataFrame) -> Figure:
     Args:
         table: columns layer, weights, sparsity, rise; of one model.
     """
+    columns(table, "layer", "weights", "sparsity", "rise")
     grid = table.pivot_table(index="layer", columns="sparsity", values="rise", sort=False)
     weights = table.drop_duplicates("layer").set_index("layer")["weights"]
     with style(), mpl.rc_context({"axes.grid": False}):
@@ -318,6 +329,8 @@ def layer_profile(tables: Mapping[str, pd.DataFrame], methods: Mapping[str, str]
         tables: label → columns layer, sparsity and perhaps rise (nats); all of the same layers.
         methods: label → method, which decides the look; by default the labels are methods.
     """
+    for table in items("tables", list(tables.values()), "tables"):
+        columns(table, "layer", "sparsity")
     blamed = all("rise" in table for table in tables.values())
     with style():
         layers = list(next(iter(tables.values()))["layer"])
@@ -350,6 +363,8 @@ def loss_slice(tables: Mapping[str, pd.DataFrame], methods: Mapping[str, str] | 
         tables: label → columns t, loss (nats).
         methods: label → method, which decides the look; by default the labels are methods.
     """
+    for table in items("tables", list(tables.values()), "tables"):
+        columns(table, "t", "loss")
     with style():
         figure = Figure(figsize=(4.6, 3.2))
         axis = figure.subplots()
@@ -425,6 +440,9 @@ def examples(images: Any, captions: Sequence[str], title: str, columns: int = 6)
         title: over all.
         columns: images a row.
     """
+    integer("columns", columns, 1)
+    if len(images) != len(captions):
+        raise ValueError(f"there must be a caption an image, {len(images)}, not {len(captions)}")
     rows = max(1, -(-len(captions) // columns))
     with style(), mpl.rc_context({"axes.grid": False}):
         figure = Figure(figsize=(1.25 * columns, 1.5 * rows + 0.5))
@@ -444,6 +462,7 @@ def spectral_density(table: pd.DataFrame) -> Figure:
     Args:
         table: columns method, seed, eigenvalue, density.
     """
+    columns(table, "method", "seed", "eigenvalue", "density")
     with style():
         figure = Figure(figsize=(5.6, 3.8))
         axis = figure.subplots()
@@ -476,6 +495,7 @@ def loss_on_plane(
         corners: columns a, b of the three models, in the order of the path.
         names: of the three models.
     """
+    columns(grid, "a", "b", "loss")
     losses = grid.pivot_table(index="b", columns="a", values="loss")
     low, high = (float(np.log10(bound)) for bound in (losses.to_numpy().min(), losses.to_numpy().max()))
     levels = np.linspace(low, max(high, low + 0.1), 13)

@@ -7,12 +7,14 @@ A notebook uses three things from here: `check_parameters`, `Output.figure` and 
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import importlib.util
 import inspect
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import types
@@ -24,10 +26,10 @@ from typing import Any, get_args, get_origin
 import pandas as pd
 
 from cram_bench import comparisons, compress, experiment, pages, runs
+from cram_bench._checks import instance, integer, items, number, shown, unknown
 from cram_bench._files import sealed, sha256, whole, write
 from cram_bench.data import is_folder
 from cram_bench.experiment import Experiment
-from cram_bench.models import unknown
 
 NOTEBOOKS: dict[str, Callable[..., Any]] = {
     "accuracy_vs_sparsity": experiment.grid,
@@ -56,6 +58,7 @@ def check_parameters(namespace: Mapping[str, Any], **types_by_name: Any) -> None
     Raises:
         NameError: a name is no parameter, with a suggestion, or a parameter is missing.
         TypeError: a value has another type.
+        ValueError: a number is negative or not finite, or too small.
 
     >>> check_parameters({"epochs": 3, "epcohs": 5}, epochs=int)
     Traceback (most recent call last):
@@ -65,7 +68,8 @@ def check_parameters(namespace: Mapping[str, Any], **types_by_name: Any) -> None
     for name, value in namespace.items():
         if name in types_by_name:
             if not _is_a(value, kind := types_by_name[name]):
-                raise TypeError(f"parameter {name} must be {_name_of(kind)}, not {value!r}")
+                raise TypeError(f"parameter {name} must be {_name_of(kind)}, not {shown(value)}")
+            _check_range(name, value)
         elif name in given and not name.startswith("_") and not isinstance(value, types.ModuleType):
             raise NameError(unknown("parameter", name, list(types_by_name)))
     if missing := [name for name in types_by_name if name not in namespace]:
@@ -79,6 +83,10 @@ def _assigned_literals(cells: Sequence[str]) -> set[str]:
     """
     names = set()
     for source in cells:
+        if source.startswith("# Parameters\n"):  # papermill's own cell, which writes NaN as a call
+            with contextlib.suppress(SyntaxError):
+                names |= {node.id for node in ast.walk(ast.parse(source)) if _stored(node)}  # type: ignore[attr-defined]
+            continue
         try:
             statements = ast.parse(source).body
             for statement in statements:
@@ -87,6 +95,23 @@ def _assigned_literals(cells: Sequence[str]) -> set[str]:
         except (SyntaxError, AttributeError, ValueError):
             continue
     return names
+
+
+def _stored(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+
+
+_COUNTS = ("calibration", "sample", "curvature_sample", "directions", "target_epochs")
+"""Parameters that count something of which there must be one at least; 0 seeds or epochs mean the usual number."""
+
+
+def _check_range(name: str, value: Any) -> None:
+    """Refuse numbers that no notebook can use: negative ones, NaN and infinities, and nothing where something is counted."""
+    if name in _COUNTS:
+        integer(f"parameter {name}", value, 1)
+    for each in value if isinstance(value, list) else [value]:
+        if isinstance(each, (int, float)) and not isinstance(each, bool):
+            number(f"parameter {name}", each, 0)
 
 
 def _is_a(value: Any, kind: Any) -> bool:
@@ -199,6 +224,14 @@ def build(
         ValueError: a name is unknown or a value not allowed; nothing has been trained then.
         TypeError: a parameter has another type than its default in the notebook.
     """
+    instance("parameters", parameters, (Mapping, type(None)), "a mapping of names to values")
+    questions = items("questions", questions, "names of notebooks") if questions else []
+    if name is not None:
+        check_name(name)
+    if Path(reports).exists() and not Path(reports).is_dir():
+        raise ValueError(f"the folder of reports must be a folder, and {reports} is none")
+    if seeds is not None:
+        integer("seeds", seeds, 1)
     if reserved := sorted({"dataset", "seeds", "store", "output"} & (parameters or {}).keys()):
         raise ValueError(f"{reserved[0]} is no free parameter: use --dataset, --seeds, --reports or CRAM_BENCH_RUNS")
     if missing := [name for name in ("papermill", "nbconvert") if importlib.util.find_spec(name) is None]:
@@ -227,7 +260,9 @@ def build(
         if key not in allowed:
             raise ValueError(unknown("parameter", key, list(allowed)))
         if not _like(value, allowed[key]):
-            raise TypeError(f"parameter {key} must be like its default {allowed[key]!r}, not {value!r}")
+            raise TypeError(f"parameter {key} must be like its default {allowed[key]!r}, not {shown(value)}")
+        if key not in ("seeds", "epochs"):  # the experiments check those
+            _check_range(key, value)
     own = {path: known | {key: given[key] for key in given.keys() & known.keys()} for path, known in defaults.items()}
     planned = [_planned(NOTEBOOKS[path.stem], own[path]) for path in paths]
     wanted = list(dict.fromkeys(experiment for listed in planned for experiment in listed))
@@ -235,7 +270,7 @@ def build(
     if "sparsities" in given or "patterns" in given:
         compress.grid(given.get("patterns", ["global"]), given.get("sparsities", [0.5]))
 
-    title = f"{Path(wanted[0].dataset).name}-{wanted[0].model}".replace(":", "-")
+    title = re.sub(r"[:/\\]", "-", f"{Path(wanted[0].dataset).name}-{wanted[0].model}")
     folder = Path(reports).absolute() / (
         name or "-".join([title, *(["quick"] if profile == "quick" else []), *_beyond(questions)])
     )
@@ -283,6 +318,19 @@ def _made(folder: Path, notebooks: Sequence[Path]) -> list[Path]:
     return sorted({path for path in (*pages_of, *others) if path.exists()})
 
 
+def check_name(name: Any) -> None:
+    r"""Refuse a name that is no single folder's: a report stays in the folder of reports.
+
+    >>> check_name("../elsewhere")
+    Traceback (most recent call last):
+    ValueError: a report's name must be that of one folder, without / or \ and not beginning with a dot, not '../elsewhere'
+    """
+    instance("a report's name", name, str, "a text")
+    if not name.isprintable() or not re.fullmatch(r"[^./\\][^/\\]{0,199}", name):
+        rule = "that of one folder, without / or \\ and not beginning with a dot"
+        raise ValueError(f"a report's name must be {rule}, not {shown(name)}")
+
+
 def _planned(plan: Callable[..., Any], parameters: Mapping[str, Any]) -> list[Experiment]:
     """Return the experiments of a notebook with these parameters."""
     accepted = inspect.signature(plan).parameters
@@ -308,7 +356,10 @@ def default_parameters(notebook: Path) -> dict[str, Any]:
     Raises:
         ValueError: the notebook has no such cell, or it holds more than assignments of literals.
     """
-    cells = json.loads(notebook.read_text())["cells"]
+    try:
+        cells = json.loads(notebook.read_text())["cells"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{notebook} is not readable as a notebook: {error!r}") from error
     tagged = [cell for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
     if len(tagged) != 1:
         raise ValueError(f"{notebook.name} needs exactly one cell tagged 'parameters', and has {len(tagged)}")

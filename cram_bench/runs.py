@@ -12,7 +12,6 @@ environment.json holds the SHA-256 of all files, itself included, and every read
 from __future__ import annotations
 
 import contextlib
-import copy
 import fcntl
 import hashlib
 import io
@@ -33,11 +32,13 @@ from typing import Any
 
 import pandas as pd
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cram_bench import compress, models
+from cram_bench._checks import instance, integer
 from cram_bench._files import sealed, sha256, unsealed, write, write_tensors
 from cram_bench.compress import Masks
 from cram_bench.data import Dataset, fingerprint
@@ -103,9 +104,16 @@ class Run:
         """One row per epoch: lr, losses, accuracies (fractions), seconds.
 
         Raises:
-            RunError: the file does not match its checksum.
+            RunError: the file is damaged.
         """
-        return pd.read_csv(io.BytesIO(_read(self.path, "history.csv")))
+        content = _read(self.path, "history.csv")
+        try:
+            history = pd.read_csv(io.BytesIO(content))
+            if history.empty or "epoch" not in history:
+                raise ValueError("it has no epoch")
+        except ValueError as error:
+            raise RunError(f"history.csv in {self.path} cannot be used: {error}") from error
+        return history
 
     def load_model(self) -> nn.Module:
         """Build the network and load its trained weights, in eval mode on the CPU.
@@ -113,16 +121,14 @@ class Run:
         Raises:
             RunError: the weights do not match their checksum or the network.
         """
-        weights = load(_read(self.path, "model.safetensors"))
-        shape = self.environment["data"]
+        content, shape = _read(self.path, "model.safetensors"), self.environment["data"]
         with torch.random.fork_rng():
             model = models.create(self.experiment.model, shape["num_classes"], shape["channels"], shape["image_size"])
         try:
-            model.load_state_dict(weights)
-        except RuntimeError as error:
-            raise RunError(
-                f"the weights in {self.path} do not fit {self.experiment.model}: {' '.join(str(error).split())[:200]}"
-            ) from error
+            model.load_state_dict(load(content))
+        except (SafetensorError, RuntimeError) as error:
+            file, reason = self.path / "model.safetensors", " ".join(str(error).split())[:200]
+            raise RunError(f"{file} does not fit {self.experiment.model}: {reason}") from error
         return model.to(memory_format=torch.channels_last).eval()
 
 
@@ -132,12 +138,17 @@ class Store:
     Args:
         root: the folder; created when the first run is.
         also: folders of finished runs that are only read, such as those committed beside a report.
+
+    Raises:
+        RunError: `root` is a file.
     """
 
     def __init__(self, root: str | os.PathLike[str] | None = None, also: Sequence[str | os.PathLike[str]] = ()) -> None:
         from cram_bench.data import cache_root
 
         self.root = Path(root or os.environ.get("CRAM_BENCH_RUNS") or cache_root() / "runs").expanduser().absolute()
+        if self.root.exists() and not self.root.is_dir():
+            raise RunError(f"the run store must be a folder, and {self.root} is none; CRAM_BENCH_RUNS names it")
         self.also = tuple(Path(path) for path in also)
 
     def __repr__(self) -> str:
@@ -170,6 +181,7 @@ class Store:
         Raises:
             RunError: no finished run, or more than one, is called so.
         """
+        instance("a run", name, (str, os.PathLike), "a folder or the beginning of an id")
         if Path(name).is_dir():
             return Run.open(name)
         matches = [run for run in self.runs() if run.id.startswith(str(name))]
@@ -178,6 +190,17 @@ class Store:
                 f"{len(matches)} finished runs in {self.root} are called {str(name)!r}; `cram-bench runs` lists them"
             )
         return matches[0]
+
+    def finished(self, id: str) -> Run:
+        """Return the finished run of this whole id, from this store's folders and no other.
+
+        Raises:
+            RunError: there is none.
+        """
+        for root in (self.root, *self.also):
+            if (root / id / "model.safetensors").is_file():
+                return Run.open(root / id)
+        raise RunError(f"no finished run in {self.root} is called {id!r}; `cram-bench runs` lists them")
 
     def runs(self) -> list[Run]:
         """Return all finished runs, ordered by their settings."""
@@ -194,7 +217,11 @@ class Store:
         """List finished, failed and unfinished runs, a row each, with state, last epoch and test accuracy."""
         rows = []
         for run in self.runs():
-            last = run.history.iloc[-1]
+            try:
+                last = run.history.iloc[-1]
+            except RunError as error:
+                warnings.warn(f"left out: {error}", stacklevel=2)
+                continue
             rows.append(_row(run.experiment, "finished", int(last["epoch"]), last.get("test_accuracy")))
         for path in sorted((self.root / ".training").glob("*")):
             try:
@@ -218,12 +245,10 @@ class Store:
     def failure(self, experiment: Experiment) -> str | None:
         """Return why `experiment` failed, if it did."""
         file = self.root / ".training" / experiment.id / "failed.json"
-        if not file.exists():
-            return None
         try:
-            return str(json.loads(file.read_text())["reason"])
-        except (ValueError, KeyError, TypeError):
-            return f"{file} is damaged"
+            return json.loads(file.read_text())["reason"] if file.exists() else None
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{file} is damaged; delete {file.parent} to train again") from error
 
     @contextlib.contextmanager
     def lock(self, experiment: Experiment) -> Iterator[None]:
@@ -265,9 +290,9 @@ def _environment(path: Path) -> dict[str, Any]:
     """Read environment.json, which vouches for itself and for the other files."""
     try:
         content = unsealed((path / "environment.json").read_text(), "environment.json")
-        for name in _FILES:
-            content["sha256"][name]
-    except (OSError, ValueError, KeyError) as error:
+        needed = [content["sha256"][name] for name in _FILES]
+        needed += [content["data"][name] for name in ("num_classes", "channels", "image_size")]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else _reason(error)
         raise RunError(f"{path / 'environment.json'} is damaged: {reason}; delete {path} to train it again") from error
     if content.get("format", 1) != _FORMAT:
@@ -350,7 +375,14 @@ def ensure(
         DivergedError: the training's loss is not finite, now or when it was tried before.
         DataError: the data set is missing or malformed.
         RunError: the store holds something else under this name, or the images of a folder have changed since.
+        ValueError: the device is not here, there is no thread, or the data do not fit the settings.
+        TypeError: an argument has another type.
     """
+    instance("experiment", experiment, Experiment, "an Experiment, such as cram_bench.experiment.recipe returns")
+    instance("store", store, (Store, type(None)), "a Store")
+    device = _device(device)
+    if threads is not None:
+        integer("threads", threads, 1)
     store = store or Store()
     group = group or Group()
 
@@ -382,6 +414,7 @@ def _same_data(run: Run) -> Run:
 
 def ensure_all(experiments: Sequence[Experiment], store: Store | None = None, **options: Any) -> list[Run]:
     """Return a run for every experiment, in order; one that diverges is returned with its `failure`, not dropped."""
+    instance("experiments", experiments, (list, tuple), "a list of experiments")
     store = store or Store()
     runs = []
     for experiment in experiments:
@@ -395,7 +428,7 @@ def ensure_all(experiments: Sequence[Experiment], store: Store | None = None, **
 def _train(
     experiment: Experiment,
     store: Store,
-    device: str | None,
+    device: str,
     compile: bool | None,
     threads: int | None,
     progress: bool,
@@ -406,7 +439,7 @@ def _train(
     if compile and group.world > 1:
         raise ValueError(f"compile is for one process, not for {group.world}; leave it out")
     images = group.told(lambda: fingerprint(experiment.dataset))
-    device = group.device or device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = group.device or device
     train, test = (part.to(device) for part in group.in_order(lambda: experiment.load_data(workers)))
     if experiment.batch_size > len(train):
         raise ValueError(f"batch_size {experiment.batch_size} is larger than the training data, {len(train)} images")
@@ -414,22 +447,23 @@ def _train(
         compile = group.world == 1 and train.images.ndim == 4 and experiment.epochs * len(train) >= 200_000
     if threads is None and train.images.ndim == 4 and train.images[0].numel() <= 256:
         threads = 1
-    work = store.root / ".training" / experiment.id
-    if group.first:
-        work.mkdir(parents=True, exist_ok=True)
-        note = work / "data.json"
-        if note.exists() and note.read_text().strip() != json.dumps(images):
-            (work / "checkpoint.pt").unlink(missing_ok=True)
-            warnings.warn(f"the images in {experiment.dataset} have changed, training starts anew", stacklevel=3)
-        write(note, json.dumps(images))
-        write(work / "settings.json", json.dumps(experiment.settings(), indent=2))
-    group.wait()
+    # what does not fit is found out before anything is written
     model = experiment.build_model(train).to(device).to(memory_format=torch.channels_last)
     masks = _inherit(model, experiment, store) if experiment.start else None
     model = group.parallel(model, unused=models.is_encoder(experiment.model))
     optimizer = experiment.build_optimizer(model)
     if masks is not None:
         optimizer = HeldMasks(model, optimizer, masks)
+    work = store.root / ".training" / experiment.id
+    if group.first:
+        work.mkdir(parents=True, exist_ok=True)
+        note = work / "data.json"
+        if note.exists() and note.read_bytes() != f"{json.dumps(images)}\n".encode():
+            (work / "checkpoint.pt").unlink(missing_ok=True)
+            warnings.warn(f"the images in {experiment.dataset} have changed, training starts anew", stacklevel=3)
+        write(note, json.dumps(images) + "\n")
+        write(work / "settings.json", json.dumps(experiment.settings(), indent=2))
+    group.wait()
     started = time.time()
     callbacks: list[Callback] = [
         Checkpoint(work / "checkpoint.pt", write=group.first),
@@ -503,16 +537,20 @@ class Checkpoint(Callback):
     def on_start(self, fit: Fit) -> None:
         if not self.path.exists():
             return
-        before = copy.deepcopy(fit.state_dict())
         try:
             data = self.path.read_bytes()
             content, digest = data[:-32], data[-32:]
             if hashlib.sha256(content).digest() != digest:
                 raise ValueError("its checksum does not match")
-            fit.load_state_dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
-            fit.load_state_dict(before)  # nothing of it stays
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)  # runs nothing
+        except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             warnings.warn(f"{self.path} is damaged, training starts anew: {_reason(error)}", stacklevel=2)
+            return
+        try:
+            fit.load_state_dict(state)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:  # `fit` may have half of it
+            reason = " ".join(str(error).split())[:200]
+            raise RunError(f"{self.path} is of another training, delete it to start anew: {reason}") from error
 
     def on_epoch(self, fit: Fit) -> None:
         if not self.write:
@@ -569,7 +607,7 @@ def _inherit(model: nn.Module, experiment: Experiment, store: Store) -> Masks | 
     """Start `model` from a finished run: pruned if asked, with a fresh head where the data are others. Return the masks."""
     if (store.root / ".training" / experiment.start / "failed.json").exists():
         raise DivergedError(f"the run it starts from, {experiment.start}, failed")
-    run = store.open(experiment.start)
+    run = store.finished(experiment.start)
     source = run.load_model()
     masks = compress.apply_(source, compress.parse(experiment.prune)) if experiment.prune else None
     fresh = set(models.head(model)) if run.experiment.dataset != experiment.dataset else set()
@@ -580,6 +618,17 @@ def _inherit(model: nn.Module, experiment: Experiment, store: Store) -> Masks | 
             raise RunError(f"{run.path} does not fit {experiment.model}: {name} is missing or has another shape")
     model.load_state_dict(own | weights)
     return None if masks is None else Masks({name: mask for name, mask in masks.items() if name not in fresh})
+
+
+def _device(name: str | None) -> str:
+    """Return where to train: `name`, if it is here; by default a GPU if there is one."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    allowed = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{index}" for index in range(gpus))]
+    if name is None:
+        return allowed[min(1, gpus)]
+    if name not in allowed:
+        raise ValueError(f"device must be {' or '.join(allowed)}, which are here, not {name!r}")
+    return name
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cram_bench._checks import integer, unknown
 from cram_bench.data import SENTENCES, DataError, Dataset, data_root
 from cram_bench.models.encoder import tokenizer
 
@@ -52,8 +53,7 @@ class Sentences(Dataset):
         share: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (ids, labels) once over the data, as `Dataset.batches` does; `augment` and `channels_last` do nothing."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        integer("batch_size", batch_size, 1)
         if drop_last and batch_size > len(self):
             raise ValueError(f"batch_size {batch_size} is larger than the data, {len(self)} sentences")
         end = len(self) - len(self) % batch_size if drop_last else len(self)
@@ -91,8 +91,11 @@ def load(
 
     Raises:
         DataError: a file is missing, or a line is not a sentence TAB a label.
-        ValueError: the model has no tokenizer.
+        ValueError: the set is unknown, the model has no tokenizer, or `longest` is not positive.
     """
+    if name not in SENTENCES:
+        raise DataError(unknown("set of sentences", name, list(SENTENCES)))
+    integer("longest", longest, 1)
     folder = data_root(root) / name
     read = {split: _read(folder / f"{split}.tsv", len(SENTENCES[name])) for split in ("train", "test")}
     encode = tokenizer(model)
@@ -112,6 +115,8 @@ def _read(path: Path, classes: int) -> tuple[list[str], list[int]]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError:
         raise DataError(f"{path} is missing: put it there, or set CRAM_BENCH_DATA to the folder above") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} must be text in UTF-8: {error}") from None
     sentences, labels = [], []
     for number, line in enumerate(lines, 1):
         sentence, _, label = line.rpartition("\t")

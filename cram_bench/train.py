@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from cram_bench._checks import instance, integer, labels_within, number, pairs, shown
 from cram_bench._preserve import modes_kept, preserved
 from cram_bench.compress.select import NaNError
 from cram_bench.data import Batches, Dataset, batches_of
@@ -152,8 +153,11 @@ def fit(
 
     Raises:
         DivergedError: the epoch's loss is not finite.
-        ValueError: the processes cannot share the batch evenly.
+        ValueError: a number is outside what its line above allows, the data are empty, a label has no output, or the
+            processes cannot share the batch evenly.
+        TypeError: an argument has another type.
     """
+    _check(model, optimizer, train, test, epochs, batch_size, seed, warmup_epochs, test_every, precision)
     group = group or Group()
     group.check(min(batch_size, len(train)), halves)
     inner: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
@@ -195,6 +199,28 @@ def fit(
         for callback in callbacks:
             callback.on_end(state)
     return state.history
+
+
+def _check(
+    model: Any, optimizer: Any, train: Any, test: Any, epochs: Any, batch_size: Any, seed: Any,
+    warmup_epochs: Any, test_every: Any, precision: Any,
+) -> None:  # fmt: skip
+    """Refuse what `fit` cannot train with, before anything is touched."""
+    instance("model", model, nn.Module, "a torch model")
+    instance("optimizer", optimizer, Optimizer, "a torch optimizer")
+    instance("train", train, Dataset, "a Dataset, such as cram_bench.data.load returns")
+    if isinstance(test, Iterator):
+        batches_of(test)  # says why not
+    for name, value, least in (("epochs", epochs, 1), ("batch_size", batch_size, 1), ("test_every", test_every, 1)):
+        integer(name, value, least)
+    integer("seed", seed, 0)
+    number("warmup_epochs", warmup_epochs, 0)
+    if precision not in ("float32", "bfloat16"):
+        raise ValueError(f"precision must be float32 or bfloat16, not {shown(precision)}")
+    if not len(train):
+        raise ValueError("the data to train on are empty")
+    for _, labels in pairs([(train.images, train.labels)]):
+        labels_within(labels, train.num_classes)
 
 
 def _epoch(
@@ -268,14 +294,17 @@ def evaluate(model: nn.Module, data: Batches, batch_size: int = 500, group: Grou
         group: processes that share a `Dataset` out; every one of them gets the result for all of it.
 
     Raises:
-        ValueError: the data are empty.
+        ValueError: the data are empty, or a label is no integer or has no output.
+        TypeError: the data are no batches of (inputs, labels), or can be read only once.
     """
+    instance("model", model, nn.Module, "a torch model")
     group = group or Group()
     loss, correct, count = 0.0, 0, 0
     with modes_kept(model):
         model.eval()
         for inputs, labels in batches_of(data, batch_size, group.share):
             logits = model(inputs).float()
+            labels_within(labels, logits.shape[1])
             loss += float(F.cross_entropy(logits, labels, reduction="sum"))
             correct += int((logits.argmax(1) == labels).sum())
             count += len(labels)
@@ -287,14 +316,14 @@ def evaluate(model: nn.Module, data: Batches, batch_size: int = 500, group: Grou
 
 def _objective(model: nn.Module, train: Dataset, batch_size: int, precision: str, compile: bool) -> Objective:
     """Build the cross-entropy of the model in the asked precision, compiled if asked and possible."""
-    if precision not in ("float32", "bfloat16"):
-        raise ValueError(f"precision must be float32 or bfloat16, not {precision!r}")
     kind = train.labels.device.type
 
     def objective(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(kind, torch.bfloat16, enabled=precision == "bfloat16"):
             logits = model(inputs)
         logits = logits.float()
+        if logits.shape[1] < train.num_classes:  # a shape: nothing waits for it
+            raise ValueError(f"the model must have an output a class, {train.num_classes}, and has {logits.shape[1]}")
         return F.cross_entropy(logits, labels), logits
 
     if not compile:

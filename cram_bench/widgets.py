@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cram_bench import plots
+from cram_bench._checks import instance, integer, number
 from cram_bench._preserve import preserved
 from cram_bench.compress import Compressor, Magnitude, apply_, parse, tune_batchnorm
 from cram_bench.data import Dataset
@@ -120,6 +121,12 @@ class Explorer:
     def __init__(self, runs: Sequence[Run], sample: int = 1000, calibration: int = 500, delay: float = 0.12) -> None:
         import ipywidgets as ipw
 
+        instance("runs", runs, (list, tuple), "a list of runs")
+        for run in runs:
+            instance("a run", run, Run, "a Run, such as cram_bench.runs.ensure returns")
+        integer("sample", sample, 1)
+        integer("calibration", calibration, 2)
+        number("delay", delay, 0)
         finished = [run for run in runs if run.failure is None]
         if not finished:
             raise ValueError("the explorer needs at least one finished run")

@@ -66,7 +66,7 @@ def test_somebody_elses_weights_are_probed(capsys, tmp_path):
     [
         (["train", "--method", "sdg"], "unknown method 'sdg'; did you mean 'sgd'"),
         (["train", "--dataset", "cifr10"], "unknown data set"),
-        (["train", "--epochs", "0"], "epochs must be at least 1, not 0"),
+        (["train", "--epochs", "0"], "epochs must be from 1 to 1000000, not 0"),
         (["train", "-s", "lr", "fast"], "lr must be of type float, not 'fast'"),
         (["train", "-s", "lr", "[1"], "'[1', is not YAML"),
         (["train", "-s", "lr", "1", "-s", "lr", "2"], "lr is given twice"),

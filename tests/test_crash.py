@@ -269,7 +269,7 @@ def test_a_store_that_may_only_be_read(tmp_path):
                 path.chmod(mode)
 
 
-def test_a_checkpoint_of_another_training_starts_anew(tmp_path, straight):
+def test_a_checkpoint_of_another_training_is_refused(tmp_path, straight):
     store = Store(tmp_path / "store")
     work = store.root / ".training" / WANTED.id
     work.mkdir(parents=True)
@@ -279,8 +279,10 @@ def test_a_checkpoint_of_another_training_starts_anew(tmp_path, straight):
     content = (work / "plain.pt").read_bytes()
     (work / "checkpoint.pt").write_bytes(content + hashlib.sha256(content).digest())
     (work / "plain.pt").unlink()
-    with pytest.warns(UserWarning, match=r"checkpoint.pt is damaged, training starts anew"):
+    with pytest.raises(RunError, match=r"checkpoint.pt is of another training, delete it to start anew"):
         ensure(WANTED, store, threads=1, progress=False)
+    (work / "checkpoint.pt").unlink()
+    ensure(WANTED, store, threads=1, progress=False)
     check(store, straight)
 
 

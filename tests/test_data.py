@@ -284,7 +284,7 @@ def test_calibration_on_augmented_images_gives_back_the_statistics_of_training()
         (lambda d: next(d.batches(0)), "batch_size must be at least 1, not 0"),
         (lambda d: next(d.batches(10**6, drop_last=True)), "larger than the data, 1297 images"),
         (lambda d: next(d.batches(8, augment=True)), "needs a seed"),
-        (lambda d: d.sample(0), "at least one image, not 0"),
+        (lambda d: d.sample(0), "images of a sample must be at least 1, not 0"),
         (lambda d: d.split(1297), "cannot hold out 1297 of 1297"),
     ],
 )

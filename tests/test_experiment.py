@@ -73,8 +73,8 @@ def test_profiles():
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"epochs": 0}, ValueError, "epochs must be at least 1, not 0"),
-        ({"epochs": -5}, ValueError, "epochs must be at least 1, not -5"),
+        ({"epochs": 0}, ValueError, "epochs must be from 1 to 1000000, not 0"),
+        ({"epochs": -5}, ValueError, "epochs must be from 1 to 1000000, not -5"),
         ({"epochs": 2.0}, TypeError, "epochs must be of type int, not 2.0"),
         ({"epochs": "ten"}, TypeError, "epochs must be of type int, not 'ten'"),
         ({"epochs": True}, TypeError, "epochs must be of type int, not True"),
@@ -119,8 +119,8 @@ def test_wrong_settings_are_one_clear_line(settings, error, message):
     [
         (lambda: recipe("digits", "adam"), "unknown method 'adam'"),
         (lambda: recipe("digits", "sgd", compressors=("2:4",)), "method 'sgd' takes no compressors"),
-        (lambda: grid("digits", [], 3), "at least one method and one seed"),
-        (lambda: grid("digits", ["sgd"], 0), "at least one method and one seed"),
+        (lambda: grid("digits", [], 3), "methods must be a list of names .* and is empty"),
+        (lambda: grid("digits", ["sgd"], 0), "seeds must be from 1 to 10000, not 0"),
         (lambda: profile_changes("digits", "fast"), "unknown profile 'fast'"),
     ],
 )

@@ -87,7 +87,7 @@ def test_the_model_is_left_as_it_was_and_the_same_seed_gives_the_same(problem):
     ("changes", "message"),
     [
         ({"kind": "fisher"}, "not 'fisher'"),
-        ({"parts": 1}, "parts at least 2"),
+        ({"parts": 1}, "parts must be at least 2"),
         ({"parts": 61}, "60 samples"),
         ({"top": 0}, "not 0"),
     ],

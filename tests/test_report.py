@@ -125,7 +125,7 @@ def test_a_notebook_whose_kernel_dies_is_named_too(built, tmp_path):
     [
         ({"epcohs": 3}, ValueError, "unknown parameter 'epcohs'; did you mean 'epochs'"),
         ({"epochs": "3"}, TypeError, "epochs must be like its default 0, not '3'"),
-        ({"epochs": -3}, ValueError, "epochs must be at least 1, not -3"),
+        ({"epochs": -3}, ValueError, "epochs must be from 1 to 1000000, not -3"),
         ({"methods": ["sdg"]}, ValueError, "unknown method 'sdg'; did you mean 'sgd'"),
         ({"methods": []}, TypeError, "methods must be like its default"),
         ({"sparsities": [0.5, "much"]}, TypeError, "sparsities must be like its default"),

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from cram_bench._checks import instance, items, number, shown
 from cram_bench._preserve import preserved
 from cram_bench.compress.base import Compressor
 from cram_bench.compress.batchnorm import tune_batchnorm
@@ -23,7 +24,7 @@ from cram_bench.compress.magnitude import Magnitude
 from cram_bench.compress.masks import Masks
 from cram_bench.compress.n_of_m import NM
 from cram_bench.compress.quantize import PruneThenQuantize, Quantize, quantized
-from cram_bench.compress.select import keep_largest, keep_n_of_m, zeros_for
+from cram_bench.compress.select import NaNError, keep_largest, keep_n_of_m, zeros_for
 from cram_bench.compress.weights import prunable
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "Quantize",
     "applied",
     "apply_",
+    "check_leaves",
     "compressed",
     "grid",
     "keep_largest",
@@ -48,54 +50,88 @@ __all__ = [
 ]
 
 
-def parse(spec: str) -> Compressor:
+def parse(spec: str | Compressor) -> Compressor:
     """Read a compressor's specification: ``global@0.9``, ``uniform@0.5``, ``2:4``, ``int8``, ``global@0.9+int8``.
 
-    ``global-reference@0.9`` and ``uniform-reference@0.9`` follow the authors' rule (`Magnitude`).
+    ``global-reference@0.9`` and ``uniform-reference@0.9`` follow the authors' rule (`Magnitude`). A compressor is
+    returned as it is.
 
     Raises:
         ValueError: it is none of these.
+        TypeError: it is neither a text nor a compressor.
 
     >>> parse("uniform@0.5")
     Magnitude(sparsity=0.5, scope='uniform', reference=False)
     >>> str(parse("2:4"))
     '2:4'
     """
-    if match := re.fullmatch(r"(\d+):(\d+)", spec):
+    if isinstance(spec, Compressor):
+        return spec
+    instance("a compressor", spec, str, "a text such as 'global@0.9' or a Compressor")
+    if match := re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", spec):
         return NM(int(match[1]), int(match[2]))
-    if match := re.fullmatch(r"(global|uniform)(-reference)?@(\d*\.?\d+(?:e-?\d+)?)", spec):
+    if match := re.fullmatch(r"(global|uniform)(-reference)?@([0-9]*\.?[0-9]+(?:e-?[0-9]+)?)", spec):
         return Magnitude(float(match[3]), "uniform" if match[1] == "uniform" else "global", bool(match[2]))
-    if match := re.fullmatch(r"int(\d+)", spec):
+    if match := re.fullmatch(r"int([0-9]{1,9})", spec):
         return Quantize(int(match[1]))
-    if "+" in spec:
-        prune, quantize = (parse(part) for part in spec.split("+", 1))
+    if spec.count("+") == 1:
+        prune, quantize = (parse(part) for part in spec.split("+"))
         if isinstance(quantize, Quantize) and not isinstance(prune, Quantize):
             return PruneThenQuantize(prune, quantize)
-    raise ValueError(f"unknown compressor {spec!r}: write global@0.9, uniform@0.9, 2:4, int8 or global@0.9+int8")
+    raise ValueError(f"unknown compressor {shown(spec)}: write global@0.9, uniform@0.9, 2:4, int8 or global@0.9+int8")
+
+
+def check_leaves(compressor: Compressor) -> None:
+    """Refuse a compressor that leaves no weight: there is nothing to train then.
+
+    >>> check_leaves(Magnitude(1.0))
+    Traceback (most recent call last):
+    ValueError: sparsity must be in [0, 1), and global@1 leaves no weight
+    """
+    if compressor.sparsity >= 1:
+        raise ValueError(f"sparsity must be in [0, 1), and {compressor} leaves no weight")
 
 
 def grid(patterns: Sequence[str], sparsities: Sequence[float]) -> list[Compressor]:
     """Return a compressor for every pattern and sparsity; an n:m pattern has one sparsity and comes once.
 
+    Raises:
+        ValueError: a list is empty, a pattern unknown or a sparsity outside [0, 1).
+        TypeError: something is no list, no text or no number.
+
     >>> [str(c) for c in grid(["global", "2:4"], [0.5, 0.9])]
     ['global@0.5', 'global@0.9', '2:4']
     """
-    specs = [[p] if ":" in p else [f"{p}@{float(sparsity)!r}" for sparsity in sparsities] for p in patterns]
-    return [parse(spec) for listed in specs for spec in listed]
+    levels = [number("sparsity", level, 0, 1) for level in items("sparsities", sparsities, "numbers in [0, 1)")]
+    for pattern in (patterns := items("patterns", patterns, "texts such as 'global' or '2:4'")):
+        instance("a pattern", pattern, str, "a text such as 'global' or '2:4'")
+    specs = [[p] if ":" in p else [f"{p}@{level!r}" for level in levels] for p in patterns]
+    found = [parse(spec) for listed in specs for spec in listed]
+    for compressor in found:
+        check_leaves(compressor)
+    return found
 
 
-def apply_(model: nn.Module, compressor: Compressor, exclude: Iterable[str] = ()) -> Masks:
+def apply_(model: nn.Module, compressor: Compressor | str, exclude: Iterable[str] = ()) -> Masks:
     """Compress `model` in place, θ ← C(θ), and return the masks that say which weights stayed.
+
+    Raises:
+        ValueError: the specification cannot be read, nothing is prunable, or a prunable weight is NaN; the message names
+            it, and nothing is changed.
 
     >>> import torch
     >>> model = nn.Linear(4, 1, bias=False)
     >>> apply_(model, Magnitude(0.75)).zeros
     3
     """
-    return compressor.apply_(prunable(model, exclude))
+    compressor, weights = parse(compressor), prunable(model, exclude)
+    for name, weight in weights.items():
+        if bool(weight.isnan().any()):
+            raise NaNError(f"cannot compress weights that are NaN, and {name} holds some")
+    return compressor.apply_(weights)
 
 
-def compressed(model: nn.Module, compressor: Compressor, exclude: Iterable[str] = ()) -> nn.Module:
+def compressed(model: nn.Module, compressor: Compressor | str, exclude: Iterable[str] = ()) -> nn.Module:
     """Return a compressed copy; `model` stays as it is."""
     model = copy.deepcopy(model)
     apply_(model, compressor, exclude)
@@ -103,7 +139,7 @@ def compressed(model: nn.Module, compressor: Compressor, exclude: Iterable[str] 
 
 
 @contextmanager
-def applied(model: nn.Module, compressor: Compressor, exclude: Iterable[str] = ()) -> Iterator[Masks]:
+def applied(model: nn.Module, compressor: Compressor | str, exclude: Iterable[str] = ()) -> Iterator[Masks]:
     """Compress `model` for the length of a block; then put it back bit for bit, also after an exception."""
     with preserved(model):
         yield apply_(model, compressor, exclude)

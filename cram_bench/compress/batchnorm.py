@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from cram_bench._checks import instance, shown
 from cram_bench._preserve import modes_kept
 
 
@@ -48,13 +49,16 @@ def tune_batchnorm(model: nn.Module, batches: Iterable[Any]) -> None:
             (a few hundred) come closest to the statistics that evaluation will use.
 
     Raises:
-        ValueError: `batches` is empty although the model has BatchNorm layers.
+        ValueError: `batches` is empty although the model has BatchNorm layers; these are left as they were.
+        TypeError: `batches` are no batches.
 
     >>> model = nn.BatchNorm1d(1)
     >>> tune_batchnorm(model, [torch.tensor([[1.0], [3.0]])])
     >>> model.running_mean.tolist(), model.running_var.tolist()
     ([2.0], [2.0])
     """
+    what = "batches of inputs, such as Dataset.calibration() gives"
+    instance("what BatchNorm is tuned on", batches, Iterable, what)  # type: ignore[type-abstract]
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not norms:
         return
@@ -68,7 +72,10 @@ def tune_batchnorm(model: nn.Module, batches: Iterable[Any]) -> None:
             for norm in norms:
                 norm.training = True
             for batch in batches:
-                model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+                inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+                if not isinstance(inputs, (Tensor, Mapping)):
+                    raise TypeError(f"a batch must be inputs, or a tuple that begins with them, not {shown(batch)}")
+                model(inputs)
     finally:
         for hook in hooks:
             hook.remove()

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from cram_bench._checks import instance
 from cram_bench._files import write_tensors
 from cram_bench._preserve import copy_into
 
@@ -94,13 +95,22 @@ class Masks(Mapping[str, Tensor]):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Masks:
-        """Read what `save` wrote."""
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: it is no such file.
+        """
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        return cls(load_file(path))
+        try:
+            return cls(load_file(path))
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not readable as safetensors: {error}") from error
 
 
 def _boolean(name: str, mask: Tensor) -> Tensor:
+    instance(f"mask {name!r}", mask, Tensor, "a tensor")
     if mask.dtype is torch.bool:
         return mask
     kept = mask == 1

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cram_bench.compress.base import Compressor
 from cram_bench.compress.masks import Masks
-from cram_bench.compress.select import keep_n_of_m
+from cram_bench.compress.select import check_n_of_m, keep_n_of_m
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,7 @@ class NM(Compressor):
     m: int
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.n, int) and isinstance(self.m, int) and 0 < self.n <= self.m):
-            raise ValueError(f"n:m sparsity keeps n of every m weights with 0 < n <= m, not {self.n}:{self.m}")
+        check_n_of_m(self.n, self.m)
 
     @property
     def pattern(self) -> str:

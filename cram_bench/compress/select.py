@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from cram_bench._checks import number
+
 _SAMPLE = 2**16  # larger samples cost more to sort, smaller ones bracket less closely
 
 
@@ -22,14 +24,13 @@ def zeros_for(sparsity: float, count: int) -> int:
     """Return how many of `count` weights are zero at `sparsity`: the nearest integer, halves to even.
 
     Raises:
-        ValueError: `sparsity` is not a number in [0, 1].
+        ValueError: `sparsity` is not in [0, 1].
+        TypeError: it is no number.
 
     >>> zeros_for(0.9, 272_474)
     245227
     """
-    if not 0.0 <= sparsity <= 1.0:  # also refuses NaN
-        raise ValueError(f"sparsity must be in [0, 1], the fraction of zeros, not {sparsity!r}")
-    return round(sparsity * count)
+    return round(number("sparsity", sparsity, 0, 1) * count)
 
 
 def keep_largest(scores: Tensor, zeros: int) -> Tensor:
@@ -111,11 +112,16 @@ def keep_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
     >>> keep_n_of_m(torch.tensor([[4.0, 1.0, 2.0, 3.0, 5.0, 5.0, 5.0, 5.0]]), 2, 4).int().tolist()
     [[1, 0, 0, 1, 0, 0, 1, 1]]
     """
-    if not 0 < n <= m:
-        raise ValueError(f"n:m sparsity keeps n of every m weights with 0 < n <= m, not {n}:{m}")
+    check_n_of_m(n, m)
     if scores.shape[-1] % m:
         raise ValueError(f"the last dimension, {scores.shape[-1]}, does not divide into groups of {m}")
     groups = scores.unflatten(-1, (-1, m))
     # A stable ascending sort puts the earliest of equal entries first, that is among the dropped.
     dropped = groups.argsort(dim=-1, stable=True)[..., : m - n]
     return torch.ones_like(groups, dtype=torch.bool).scatter_(-1, dropped, False).flatten(-2)
+
+
+def check_n_of_m(n: int, m: int) -> None:
+    """Refuse what is not two integers with 0 < n ≤ m."""
+    if not (type(n) is int and type(m) is int and 0 < n <= m):
+        raise ValueError(f"n:m sparsity keeps n of every m weights with integers 0 < n <= m, not {n}:{m}")

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from cram_bench._checks import instance
+
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
@@ -26,11 +28,15 @@ def prunable(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, nn.Para
         Parameter name → parameter.
 
     Raises:
+        TypeError: `model` is no torch model, or `exclude` no list.
         ValueError: the model names a weight it does not have, a pattern matches nothing, or nothing is left.
 
     >>> list(prunable(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 2))))
     ['0.weight', '3.weight']
     """
+    instance("model", model, nn.Module, "a torch model")
+    if isinstance(exclude, str):
+        raise TypeError(f"exclude must be a list of patterns, not {exclude!r}")
     parameters = dict(model.named_parameters())
     if callable(declared := getattr(model, "prunable", None)):
         named = set(declared())

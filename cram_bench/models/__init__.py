@@ -6,13 +6,13 @@ A new model is a new file and a line in `BUILDERS`. A model that disagrees with 
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
+from cram_bench._checks import instance, integer, unknown
 from cram_bench.compress import prunable
 from cram_bench.models.convnet import convnet
 from cram_bench.models.encoder import Encoder, is_encoder
@@ -20,7 +20,7 @@ from cram_bench.models.resnet import resnet18, resnet20
 from cram_bench.models.vgg import vgg16_bn
 from cram_bench.models.vit import vit_tiny
 
-__all__ = ["BUILDERS", "check", "create", "head", "is_encoder", "names", "prunable"]
+__all__ = ["BUILDERS", "check", "create", "head", "is_encoder", "names", "prunable", "unknown"]
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "convnet": convnet,
@@ -47,11 +47,17 @@ def create(name: str, num_classes: int, in_channels: int = 3, image_size: int = 
         image_size: side of the image in pixels, for models that must know it.
 
     Raises:
-        ValueError: the name is unknown (with a suggestion), or a torchvision classifier is asked for other channels.
+        ValueError: the name is unknown (with a suggestion), a number is not positive, or a torchvision classifier is
+            asked for other channels.
+        TypeError: an argument has another type.
 
     >>> sum(p.numel() for p in create("resnet20", num_classes=10).parameters())
     269722
     """
+    instance("model", name, str, "a name")
+    integer("num_classes", num_classes, 1)
+    integer("in_channels", in_channels, 1)
+    integer("image_size", image_size, 1)
     if name.startswith("torchvision:"):
         return _torchvision(name.removeprefix("torchvision:"), num_classes, in_channels)
     if is_encoder(name):
@@ -91,11 +97,3 @@ def _torchvision(name: str, num_classes: int, in_channels: int) -> nn.Module:
     # These two return a tuple in training unless told otherwise, and warn about their initialisation.
     extra = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
     return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **extra)
-
-
-def unknown(kind: str, name: str, known: list[str]) -> str:
-    """Say in one line that `name` is unknown, what is meant perhaps, and what is allowed."""
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    allowed = f" (allowed: {', '.join(known)})" if len(known) <= 20 else ""
-    return f"unknown {kind} {name!r}{hint}{allowed}"

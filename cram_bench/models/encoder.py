@@ -26,7 +26,7 @@ class Encoder(nn.Module):
 
     def __init__(self, name: str, num_classes: int) -> None:
         super().__init__()
-        self.body = _transformers("AutoModel").from_pretrained(location(name), dtype=torch.float32)
+        self.body = _pretrained("AutoModel", name, dtype=torch.float32)
         self.pad = tokenizer(name).pad_token_id
         self.dropout = nn.Dropout(0.1)
         self.classifier = nn.Linear(self.body.config.hidden_size, num_classes)
@@ -65,7 +65,15 @@ def tokenizer(name: str) -> Any:
     """
     if not is_encoder(name):
         raise ValueError(f"sentences need a language model, minilm or hub:NAME, not {name!r}")
-    return _transformers("AutoTokenizer").from_pretrained(location(name))
+    return _pretrained("AutoTokenizer", name)
+
+
+def _pretrained(kind: str, name: str, **options: Any) -> Any:
+    loader = _transformers(kind)
+    try:
+        return loader.from_pretrained(location(name), **options)
+    except (OSError, ValueError) as error:  # what it says takes several lines
+        raise ValueError(f"the model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
 
 
 def _transformers(name: str) -> Any:

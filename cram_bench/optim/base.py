@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, cast
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from cram_bench._checks import instance, number
 from cram_bench._preserve import clones, copy_into
 
 Closure = Callable[[], Any]
@@ -42,6 +42,7 @@ class Wrapper(Optimizer, abc.ABC):
 
     Raises:
         ValueError: `base` holds a parameter that is not one of `model`.
+        TypeError: `model` is no torch model, or `base` no torch optimizer.
     """
 
     base: Optimizer
@@ -50,6 +51,8 @@ class Wrapper(Optimizer, abc.ABC):
     settings: dict[str, float | bool]
 
     def __init__(self, model: nn.Module, base: Optimizer, **settings: float | bool) -> None:
+        instance("model", model, nn.Module, "a torch model")
+        instance("base", base, Optimizer, "a torch optimizer")
         parallel = model if isinstance(model, DistributedDataParallel) else None
         # Not Optimizer.__init__, which would build groups and state anew; __setstate__ only prepares the hooks.
         super().__setstate__(
@@ -103,18 +106,19 @@ class Wrapper(Optimizer, abc.ABC):
                 finite, as it does for a plain optimizer; call its ``update`` afterwards.
 
         Raises:
-            TypeError: no closure is given.
+            TypeError: no closure is given, or it returns no loss; weights and buffers are as before then.
         """
-        if closure is None:
+        if not callable(closure):
             raise TypeError(
                 f"{type(self).__name__}.step needs a closure that clears gradients, runs backward and returns the loss"
             )
         if scaler is not None and not scaler.is_enabled():
             scaler = None
+        returning = _returning(torch.enable_grad()(closure))
         back = self._snapshot()
         try:
             with self._restored(self.model.buffers()):
-                loss = self._gradients(torch.enable_grad()(closure), None if scaler is None else scaler.get_scale())
+                loss = self._gradients(returning, None if scaler is None else scaler.get_scale())
         except BaseException:
             back()
             raise
@@ -290,8 +294,19 @@ def ascends(groups: Sequence[dict[str, Any]]) -> bool:
 
 def check_rho(rho: float) -> None:
     """Refuse a radius that is negative or not finite."""
-    if not (isinstance(rho, (int, float)) and math.isfinite(rho) and rho >= 0):
-        raise ValueError(f"rho, the ascent radius, must be a finite number >= 0, not {rho!r}")
+    number("rho, the ascent radius,", rho, 0)
+
+
+def _returning(closure: Closure) -> Closure:
+    """Return the closure, which now refuses to return nothing."""
+
+    def checked() -> Any:
+        loss = closure()
+        if loss is None:
+            raise TypeError("the closure must return the loss, and it returned None")
+        return loss
+
+    return checked
 
 
 def _momentum(state: dict[str, Any]) -> Tensor | None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from cram_bench._checks import number
 from cram_bench._preserve import clones
 from cram_bench.compress import Compressor, Masks, prunable
 from cram_bench.optim.base import (
@@ -246,7 +247,7 @@ class CrAMSingle(Wrapper):
 
 
 def _check_plain(plain: float) -> None:
-    if not 0 <= plain < 1:
+    if not 0 <= number("plain, the probability of a plain step,", plain) < 1:
         raise ValueError(f"plain, the probability of a plain step, must be in [0, 1), not {plain!r}")
 
 

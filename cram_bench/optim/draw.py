@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cram_bench.compress import Compressor, Masks
+from cram_bench._checks import integer, shown
+from cram_bench.compress import Compressor, Masks, check_leaves
 
 
 class Draw:
@@ -26,7 +27,7 @@ class Draw:
         seed: seeds the draw.
 
     Raises:
-        ValueError: no compressor is given, or `interval` is not an integer ≥ 1.
+        ValueError: no compressor is given, one leaves no weight, or `interval` is not an integer ≥ 1.
         TypeError: something among `compressors` is not a `Compressor`.
     """
 
@@ -34,16 +35,20 @@ class Draw:
         self, weights: Mapping[str, Tensor], compressors: Sequence[Compressor] | Compressor, interval: int, seed: int
     ) -> None:
         self.weights = weights
-        self.compressors = (compressors,) if isinstance(compressors, Compressor) else tuple(compressors)
+        one = isinstance(compressors, (Compressor, str)) or not isinstance(compressors, Iterable)
+        self.compressors: tuple[Any, ...] = (compressors,) if one else tuple(compressors)  # type: ignore[arg-type]
         if not self.compressors:
             raise ValueError("CrAM needs at least one compressor, such as cb.compress.Magnitude(0.5)")
         for choice in self.compressors:
             if not isinstance(choice, Compressor):
-                raise TypeError(f"compressors must be compressors such as cb.compress.Magnitude(0.5), not {choice!r}")
+                raise TypeError(
+                    f"compressors must be compressors such as cb.compress.Magnitude(0.5), not {shown(choice)}"
+                )
+            check_leaves(choice)
         if type(interval) is not int or interval < 1:
             raise ValueError(f"mask_interval, uses of a compressor per choice of masks, must be >= 1, not {interval!r}")
         self.interval = interval
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(integer("seed", seed, 0))
         self.held: dict[int, Masks] = {}
         self.uses = [0] * len(self.compressors)
 

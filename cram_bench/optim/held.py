@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from cram_bench._checks import instance
 from cram_bench.compress import Masks
 from cram_bench.optim.base import Closure, Wrapper, mask_gradients
 
@@ -37,6 +38,7 @@ class HeldMasks(Wrapper):
     def __init__(self, model: nn.Module, base: Optimizer, masks: Masks) -> None:
         if isinstance(base, Wrapper):
             raise TypeError(f"masks are held over a plain torch optimizer, not over {type(base).__name__}")
+        instance("masks", masks, Masks, "Masks, such as cram_bench.compress.apply_ returns")
         super().__init__(model, base)
         masks.apply_(self.model)
         parameters = dict(self.model.named_parameters())

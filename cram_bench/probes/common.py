@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cram_bench._checks import instance, labels_within
 from cram_bench._preserve import preserved
 from cram_bench.data import Batches, Dataset, batches_of
 
@@ -15,6 +16,7 @@ from cram_bench.data import Batches, Dataset, batches_of
 @contextmanager
 def probing(model: nn.Module) -> Iterator[nn.Module]:
     """Put the model in eval mode, so that losses are functions of the weights alone; put it back as it was after."""
+    instance("model", model, nn.Module, "a torch model")
     with preserved(model):
         yield model.eval()
 
@@ -23,12 +25,16 @@ def loss_and_gradient(model: nn.Module, data: Batches, batch_size: int = 500) ->
     """Return the mean cross-entropy in nats over all the data, and its gradient by parameter name.
 
     Raises:
-        ValueError: the data are empty.
+        ValueError: the data are empty, a label has no output, or no parameter asks for a gradient.
     """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"no parameter of {type(model).__name__} has requires_grad; at least one is needed")
     model.zero_grad()
     total, count = 0.0, 0
     for inputs, labels in batches_of(data, batch_size):
-        loss = F.cross_entropy(model(inputs).float(), labels, reduction="sum")
+        logits = model(inputs).float()
+        labels_within(labels, logits.shape[1])
+        loss = F.cross_entropy(logits, labels, reduction="sum")
         loss.backward()
         total += float(loss.detach())
         count += len(labels)

@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from cram_bench._checks import instance, integer, items
 from cram_bench._preserve import preserved
 from cram_bench.compress import Compressor, apply_, parse, tune_batchnorm
 from cram_bench.data import Batches, Dataset, batches_of
@@ -51,7 +52,7 @@ def flips(
         after (classes), confidence_before and confidence_after (probabilities of these), kind: ``broken``
         (right before), ``mended`` (right after) or ``moved`` (wrong both times).
     """
-    compressor = parse(compressor) if isinstance(compressor, str) else compressor
+    compressor = parse(compressor)
     calibration = tuning_data(calibration)
     labels, before, confidence = predictions(model, data)
     with preserved(model):
@@ -98,7 +99,10 @@ def calibration_curve(
     Returns:
         A row per size and draw: size, draw, accuracy (a fraction), loss (nats). Size 0, once, is without tuning.
     """
-    compressor = parse(compressor) if isinstance(compressor, str) else compressor
+    compressor = parse(compressor)
+    instance("calibration", calibration, Dataset, "a Dataset")
+    sizes = [integer("a size", size, 1) for size in items("sizes", sizes, "numbers of images")]
+    integer("draws", draws, 1)
     with probing(model):
         apply_(model, compressor, exclude)
         result = evaluate(model, data)

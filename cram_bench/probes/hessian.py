@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel  # only this one has second derivatives
 
+from cram_bench._checks import integer, labels_within
 from cram_bench.data import Batches, batches_of
 from cram_bench.probes.common import probing
 
@@ -56,10 +57,10 @@ def curvature(
     """
     if kind not in get_args(Kind):
         raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, not {kind!r}")
-    if top < 1 or vectors < 1 or parts < 2:
-        raise ValueError(f"top and vectors must be at least 1 and parts at least 2, not {top}, {vectors} and {parts}")
+    for name, value, least in (("top", top, 1), ("vectors", vectors, 1), ("parts", parts, 2)):
+        integer(name, value, least)
     with probing(model), sdpa_kernel(SDPBackend.MATH):
-        whole = _batches(data)
+        whole = _batches(model, data)
         pieces = _split(whole, parts)
         values = _eigenvalues(_operator(model, whole, kind), top, seed)
         of_parts = np.array([_eigenvalues(_operator(model, piece, kind), top, seed) for piece in pieces])
@@ -95,11 +96,13 @@ def spectral_density(
     """
     if kind not in get_args(Kind):
         raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, not {kind!r}")
+    for name, value in (("points", points), ("lanczos", lanczos), ("repeats", repeats)):
+        integer(name, value, 1)
     with _quiet():
         from curvlinops import lanczos_approximate_spectrum
     with probing(model), sdpa_kernel(SDPBackend.MATH), torch.random.fork_rng():
         torch.manual_seed(seed)
-        operator = _operator(model, _batches(data), kind)
+        operator = _operator(model, _batches(model, data), kind)
         size = sum(p.numel() for p in model.parameters() if p.requires_grad)
         # Left to itself it finds the ends of the spectrum from a starting vector that no seed decides.
         ends = tuple(float(_eigenvalues(operator, 1, seed, which)[0]) for which in ("SA", "LA"))
@@ -138,10 +141,13 @@ def _trace(operator: Any, vectors: int, seed: int) -> float:
     return total / vectors
 
 
-def _batches(data: Batches) -> list[tuple[Tensor, Tensor]]:
-    batches = [(inputs, labels) for inputs, labels in batches_of(data)]
+def _batches(model: nn.Module, data: Batches) -> list[tuple[Tensor, Tensor]]:
+    batches = list(batches_of(data))
     if not batches:
         raise ValueError("the data to probe on are empty")
+    classes = model(batches[0][0][:1]).shape[1]
+    for _, labels in batches:
+        labels_within(labels, classes)
     return batches
 
 

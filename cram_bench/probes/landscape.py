@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from cram_bench._checks import integer, items, number
 from cram_bench.compress import Compressor, applied, parse
 from cram_bench.data import Batches
 from cram_bench.probes.common import probing
@@ -63,16 +64,21 @@ def loss_on_grid(
         A row per point: one column per direction, ``a``, ``b`` …, then loss (nats) and accuracy (fraction).
 
     Raises:
-        ValueError: a direction names a parameter that the model does not have.
+        ValueError: a direction names a parameter that the model does not have, or has another shape; or a step is not finite.
     """
     rows = []
+    steps = [number("a step", step) for step in items("steps", steps, "numbers")]
     with probing(model):
         parameters = dict(model.named_parameters())
         for direction in directions:
             if unknown := sorted(direction.keys() - parameters.keys()):
                 raise ValueError(f"the direction moves {unknown[0]!r}, which is not a parameter of the model")
+            for name, move in direction.items():
+                if move.shape != parameters[name].shape:
+                    shapes = f"{tuple(move.shape)}, and the parameter {tuple(parameters[name].shape)}"
+                    raise ValueError(f"the direction of {name!r} has shape {shapes}")
         start = {name: p.detach().clone() for name, p in parameters.items()}
-        for point in itertools.product(map(float, steps), repeat=len(directions)):
+        for point in itertools.product(steps, repeat=len(directions)):
             before()
             with torch.no_grad():
                 for name, parameter in parameters.items():
@@ -107,7 +113,9 @@ def loss_along_compression(
     Returns:
         Columns t, loss (nats), accuracy (fraction). BatchNorm statistics are those of the dense model.
     """
-    compressor = parse(compressor) if isinstance(compressor, str) else compressor
+    compressor = parse(compressor)
+    integer("points", points, 1)
+    number("end", end)
     dense = {name: p.detach().clone() for name, p in model.named_parameters()}
     with applied(model, compressor):
         change = {name: p.detach() - dense[name] for name, p in model.named_parameters()}
@@ -119,7 +127,10 @@ def loss_along_compressions(
     model: nn.Module, data: Batches, compressors: Sequence[Compressor | str], points: int = 11
 ) -> pd.DataFrame:
     """Stack `loss_along_compression` for several compressors, with the specification in column compressor."""
-    tables = [loss_along_compression(model, data, c, points).assign(compressor=str(c)) for c in compressors]
+    tables = [
+        loss_along_compression(model, data, c, points).assign(compressor=str(c))
+        for c in items("compressors", compressors, "compressors such as 'global@0.9'")
+    ]
     return pd.concat(tables, ignore_index=True)
 
 
@@ -146,7 +157,8 @@ def loss_in_ball(
     Returns:
         Columns direction, a (signed distance in filter norms), loss (nats), accuracy (fraction).
     """
-    steps = np.linspace(-radius, radius, points)
+    steps = np.linspace(-number("radius", radius, 0), radius, integer("points", points, 1))
+    integer("directions", directions, 1)
     slices = []
     with _at(model, compressor):
         for index in range(directions):
@@ -176,12 +188,13 @@ def loss_in_plane(
     Returns:
         Columns a, b (signed distances in filter norms), loss (nats), accuracy (fraction); points² rows.
     """
+    steps = np.linspace(-number("radius", radius, 0), radius, integer("points", points, 1))
     with _at(model, compressor):
         pair = [random_direction(model, seed), random_direction(model, seed + 1)]
-        return loss_on_grid(model, data, pair, np.linspace(-radius, radius, points))
+        return loss_on_grid(model, data, pair, steps)
 
 
 def _at(model: nn.Module, compressor: Compressor | str | None) -> AbstractContextManager[object]:
     if compressor is None:
         return nullcontext()
-    return applied(model, parse(compressor) if isinstance(compressor, str) else compressor)
+    return applied(model, compressor)

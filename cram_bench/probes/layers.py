@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
+from cram_bench._checks import integer, items, number
 from cram_bench._preserve import copy_into, preserved
 from cram_bench.compress import Compressor, Magnitude, applied, parse, prunable, tune_batchnorm
 from cram_bench.data import Batches, batches_of
@@ -37,6 +38,7 @@ def layer_sensitivity(
         (nats), rise (of the loss over the dense model's, nats).
     """
     calibration = tuning_data(calibration)
+    sparsities = [number("sparsity", level, 0, 1) for level in items("sparsities", sparsities, "numbers in [0, 1]")]
     rows = []
     with probing(model):
         dense = evaluate(model, data)["loss"]
@@ -60,7 +62,7 @@ def layer_profile(model: nn.Module, compressor: Compressor | str, exclude: Itera
         A row per prunable layer: layer, weights, zeros (exact ones, those that quantization makes included), sparsity
         (zeros/weights).
     """
-    compressor = parse(compressor) if isinstance(compressor, str) else compressor
+    compressor = parse(compressor)
     with applied(model, compressor, exclude):
         rows = [(name, w.numel(), int((w == 0).sum())) for name, w in prunable(model, exclude).items()]
     table = pd.DataFrame(rows, columns=["layer", "weights", "zeros"])
@@ -88,7 +90,7 @@ def layer_blame(
     Returns:
         `layer_profile`, and rise: of the loss over the dense model's when this layer alone is compressed, nats.
     """
-    compressor = parse(compressor) if isinstance(compressor, str) else compressor
+    compressor = parse(compressor)
     weights = prunable(model, exclude)
     rises = []
     with probing(model):
@@ -114,9 +116,11 @@ def weight_histogram(model: nn.Module, bins: int = 61, exclude: Iterable[str] = 
     Returns:
         Columns layer, low, high (edges of the bin, the last one closed), count. Counts add up to the layer's weights.
     """
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1, not {bins}")
+    integer("bins", bins, 1)
     weights = {name: w.detach().float().cpu().numpy().ravel() for name, w in prunable(model, exclude).items()}
+    for name, values in weights.items():
+        if not np.isfinite(values).all():
+            raise ValueError(f"weights must be finite to be counted, and {name} holds NaN or infinity")
     limit = max(float(np.abs(values).max()) for values in weights.values()) or 1.0
     edges = np.linspace(-limit, limit, bins + 1)
     tables = [

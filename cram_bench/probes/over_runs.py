@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any
 
 import pandas as pd
 
+from cram_bench._checks import columns, instance, unknown
+from cram_bench.experiment import METHODS, Experiment
 from cram_bench.runs import Run
 
 
@@ -31,10 +34,21 @@ def over_runs(
         settings: further attributes of the experiment to put beside the seed, such as ``epochs``.
         options: given to the probe by name.
 
+    Raises:
+        ValueError: a setting is not one of an experiment.
+        TypeError: something among `runs` is no run.
+
     >>> over_runs([], lambda model: pd.DataFrame({"loss": [1.0]})).empty
     True
     """
+    known = [field.name for field in fields(Experiment)] + ["gradients", "id"]
+    for name in settings:
+        if name not in known:
+            raise ValueError(unknown("setting", name, known))
     tables = []
+    instance("runs", runs, (list, tuple), "a list of runs")
+    for run in runs:
+        instance("a run", run, Run, "a Run, such as cram_bench.runs.ensure returns")
     for run in runs:
         start = time.perf_counter()
         table = probe(run.load_model(), *arguments, **options) if run.failure is None else pd.DataFrame([{}])
@@ -55,6 +69,7 @@ def mean_and_std(table: pd.DataFrame, value: str, by: Sequence[str]) -> pd.DataF
     >>> mean_and_std(table, "accuracy", ["method"]).round(3).to_dict("records")
     [{'method': 'sgd', 'mean': 0.6, 'std': 0.141, 'seeds': 2}]
     """
+    columns(table, value, *by, empty=True)  # of runs that all failed
     grouped = table.groupby(list(by), sort=False)[value]
     return grouped.agg(mean="mean", std="std", seeds="count").reset_index()
 
@@ -67,8 +82,7 @@ def accuracy_table(curves: pd.DataFrame, calibrated: bool = True, pattern: str =
         calibrated: take the pruned models after BatchNorm tuning. The dense column is always untuned.
         pattern: which sparsity pattern.
     """
-    from cram_bench.experiment import METHODS
-
+    columns(curves, "method", "seed", "pattern", "sparsity", "calibrated", "accuracy")
     dense = (curves["sparsity"] == 0) & ~curves["calibrated"].astype(bool)
     pruned = (curves["sparsity"] > 0) & (curves["pattern"] == pattern) & (curves["calibrated"] == calibrated)
     reduced = mean_and_std(curves[dense | pruned], "accuracy", ["method", "sparsity"])
@@ -90,6 +104,7 @@ def ablation_means(curves: pd.DataFrame) -> pd.DataFrame:
     Args:
         curves: columns changed, sparsity, calibrated, accuracy.
     """
+    columns(curves, "changed", "sparsity", "calibrated", "accuracy")
     shown = curves[curves["calibrated"].astype(bool) != (curves["sparsity"] == 0)]
     means = shown.pivot_table(index="changed", columns="sparsity", values="accuracy")
     means = means.reindex(index=list(dict.fromkeys(curves["changed"])), columns=sorted(means.columns))
@@ -109,6 +124,9 @@ def transfer_accuracy(tuned: Sequence[Run], sources: Sequence[Run]) -> pd.DataFr
     from cram_bench.compress import parse
 
     methods = {run.id: run.experiment.method for run in sources}
+    for run in tuned:
+        if run.experiment.start not in methods:
+            raise ValueError(f"run {run.id} starts from {run.experiment.start!r}, which is not among the sources")
     rows = [
         (
             methods[run.experiment.start],

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from cram_bench._checks import integer, items, number
 from cram_bench._preserve import preserved
 from cram_bench.compress import tune_batchnorm
 from cram_bench.data import Batches, batches_of
@@ -38,6 +39,7 @@ def loss_along_path(
     Raises:
         ValueError: the models differ in names or shapes.
     """
+    integer("points", points, 1)
     return loss_at(start, [start, end], data, [(1 - t, t) for t in np.linspace(0, 1, points)], calibration).rename(
         columns={"w1": "t"}
     )[["t", "loss", "accuracy"]]
@@ -72,6 +74,8 @@ def loss_on_plane(
     Raises:
         ValueError: the models differ in names or shapes, or lie on one line.
     """
+    integer("points", points, 1)
+    number("margin", margin)
     weights = [_parameters(model) for model in (origin, first, second)]
     _alike(weights)
     flat = [torch.cat([value.double().flatten() for value in w.values()]) for w in weights]
@@ -107,6 +111,9 @@ def loss_at(
     Returns:
         Columns w0, w1 …, loss (nats), accuracy (a fraction).
     """
+    for share in (shares := items("shares", shares, "weights, one a corner")):
+        if len(share) != len(corners):
+            raise ValueError(f"a share must be {len(corners)} numbers, one a corner, not {tuple(share)}")
     states = [_parameters(corner) | _buffers(corner) for corner in corners]
     _alike(states)
     calibration = tuning_data(calibration)

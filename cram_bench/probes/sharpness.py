@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from cram_bench._checks import integer, items, number
 from cram_bench.compress import Compressor, apply_, parse
 from cram_bench.data import Batches
 from cram_bench.probes.common import loss_and_gradient, probing
@@ -26,7 +27,8 @@ def sam_sharpness(model: nn.Module, data: Batches, rho: float | Sequence[float] 
     Returns:
         Columns rho, loss (at θ, nats), sharpness (rise of the loss, nats).
     """
-    radii = [float(rho)] if isinstance(rho, (int, float)) else [float(r) for r in rho]
+    several = [rho] if isinstance(rho, (int, float)) else items("rho", rho, "numbers >= 0")
+    radii = [number("rho", radius, 0) for radius in several]
     rows = []
     with probing(model):
         loss, gradient = loss_and_gradient(model, data)
@@ -61,6 +63,9 @@ def sharpness_over_radii(
     Returns:
         Columns kind (``average`` or ``worst``), rho, direction (0 for the worst), loss (at θ, nats), rise (nats).
     """
+    radii = [number("a radius", radius, 0) for radius in items("radii", radii, "numbers >= 0")]
+    integer("directions", directions, 0)
+    integer("steps", steps, 1)
     rows = []
     with probing(model):
         parameters = dict(model.named_parameters())
@@ -121,7 +126,8 @@ def cram_gap(
         A row per compressor: pattern, sparsity (reached, a fraction), rho, loss (at θ, nats), gap (nats), and
         pruning_gap: the same at ρ = 0.
     """
-    chosen = [parse(c) if isinstance(c, str) else c for c in compressors]
+    chosen = [parse(c) for c in items("compressors", compressors, "compressors such as 'global@0.9'")]
+    number("rho", rho, 0)
     rows = []
     with probing(model):
         loss, gradient = loss_and_gradient(model, data)

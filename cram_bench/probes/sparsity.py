@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 from torch import nn
 
+from cram_bench._checks import items
 from cram_bench._preserve import preserved
 from cram_bench.compress import Compressor, Magnitude, Masks, apply_, parse, tune_batchnorm
 from cram_bench.data import Batches, batches_of
@@ -49,7 +50,7 @@ def sparsity_curve(
     Raises:
         ValueError: a specification cannot be read, or the data are empty.
     """
-    chosen = [parse(c) if isinstance(c, str) else c for c in compressors]
+    chosen = [parse(c) for c in items("compressors", compressors, "compressors such as 'global@0.9'")]
     calibration = tuning_data(calibration)
     rows = []
     with probing(model):

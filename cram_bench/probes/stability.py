@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 from torch import nn
 
+from cram_bench._checks import columns, number, unknown
 from cram_bench.compress import Compressor, applied, parse, tune_batchnorm
 from cram_bench.data import Batches, batches_of
 from cram_bench.probes.common import tuning_data
@@ -45,8 +46,10 @@ def stability(
         Two rows, weights ``dense`` and the compressor's specification, with loss, gap, sharpness (nats), eigenvalue,
         eigenvalue_error, trace and trace_error (nats per squared weight; standard errors over parts of the sample).
     """
-    compressor = parse(compressor) if isinstance(compressor, str) else compressor
+    compressor = parse(compressor)
     calibration = tuning_data(calibration)
+    number("rho", rho, 0)
+    number("radius", radius, 0)
     rows = [_measured(model, data, few, radius, seed) | {"weights": "dense"}]
     rows[0]["gap"] = float(cram_gap(model, data, [compressor], rho)["gap"].iloc[0])
     with applied(model, compressor):
@@ -88,6 +91,11 @@ def verdicts(table: pd.DataFrame, method: str, baseline: str, quantities: Sequen
     >>> verdicts(table, "a", "b", ["loss"])["verdict"].tolist()
     ['supports']
     """
+    columns(table, "method", "seed", "weights", *quantities)
+    known = list(dict.fromkeys(table["method"]))
+    for name in (method, baseline):
+        if name not in known:
+            raise ValueError(unknown("method", name, known))
     rows = []
     for weights in dict.fromkeys(table["weights"].dropna()):
         for quantity in quantities:

@@ -1,0 +1,116 @@
+"""Refuse a wrong value in one line that names it and says what is allowed. Stands beside all rooms and uses none."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def shown(value: Any, most: int = 120) -> str:
+    """Return ``repr(value)`` on one line of `most` characters, a long one cut in its middle."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= most else f"{text[: most - 20]} … {text[-17:]}"
+
+
+def unknown(kind: str, name: Any, known: Sequence[str]) -> str:
+    """Say in one line that `name` is unknown, what is meant perhaps, and what is allowed."""
+    allowed = f" (allowed: {', '.join(known)})" if len(known) <= 20 else ""
+    return f"unknown {kind} {shown(name)}{meant(name, known)}{allowed}"
+
+
+def meant(name: Any, known: Sequence[str]) -> str:
+    """Return ``; did you mean 'this'?`` where one of `known` is close to `name`, else nothing.
+
+    >>> meant("sdg", ["sgd", "sam"])
+    "; did you mean 'sgd'?"
+    """
+    close = difflib.get_close_matches(name, known, n=1) if isinstance(name, str) and len(name) < 200 else []
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def integer(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """Return `value`, an integer from `least` to `most`.
+
+    >>> integer("points", 0, 1)
+    Traceback (most recent call last):
+    ValueError: points must be at least 1, not 0
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an integer, not {shown(value)}")
+    value = int(value)
+    if value < least or (most is not None and value > most):
+        allowed = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} must be {allowed}, not {value}")
+    return value
+
+
+def number(name: str, value: Any, least: float = -math.inf, most: float = math.inf) -> float:
+    """Return `value`, a finite number from `least` to `most`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, not {shown(value)}")
+    value = float(value)
+    if not (math.isfinite(value) and least <= value <= most):
+        above = "" if least == -math.inf else f" >= {least:g}"
+        allowed = f"a finite number{above}" if most == math.inf else f"in [{least:g}, {most:g}]"
+        raise ValueError(f"{name} must be {allowed}, not {value!r}")
+    return value
+
+
+def items(name: str, value: Any, what: str) -> list[Any]:
+    """Return `value` as a list that is not empty; a text is not taken for a list of its letters."""
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be a list of {what}, not {shown(value)}")
+    if not (listed := list(value)):
+        raise ValueError(f"{name} must be a list of {what}, and is empty")
+    return listed
+
+
+def instance(name: str, value: Any, kind: type | tuple[type, ...], what: str) -> None:
+    """Refuse a `value` that is not of `kind`; `what` says in words which kind that is."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be {what}, not {shown(value)}")
+
+
+def columns(table: Any, *names: str, empty: bool = False) -> None:
+    """Refuse what is no table, and a table that lacks a column or, unless it may be `empty`, has no rows."""
+    if not hasattr(table, "columns"):
+        raise TypeError(f"the table must be a DataFrame, not {shown(table)}")
+    if missing := [name for name in names if name not in table.columns]:
+        have = ", ".join(map(str, table.columns)) or "none"
+        failed = (
+            ", as where every run failed" if set(table.columns) <= {"method", "seed", "epochs", "gradients"} else ""
+        )
+        raise ValueError(f"the table has no column {missing[0]!r}; it has {shown(have)[1:-1]}{failed}")
+    if not len(table) and not empty:
+        raise ValueError("the table must have rows, and is empty")
+
+
+def pairs(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the batches, each of which must be (inputs, labels) with an integer label an input.
+
+    Inputs may be anything that the model takes; the labels must be a tensor.
+    """
+    for batch in batches:
+        if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor)):
+            raise TypeError(f"a batch must be (inputs, labels), the labels a tensor, not {shown(batch)}")
+        inputs, labels = batch
+        count = len(inputs) if isinstance(inputs, Tensor) else labels.numel()
+        if labels.shape != (count,) or labels.is_floating_point():
+            kind = f"{str(labels.dtype).removeprefix('torch.')} of shape {tuple(labels.shape)}"
+            raise ValueError(f"labels must be integers of shape ({count},), one an input, and are {kind}")
+        yield inputs, labels
+
+
+def labels_within(labels: Tensor, classes: int) -> None:
+    """Refuse labels outside [0, classes): on a GPU they would end the process, not the call."""
+    if len(labels):
+        low, high = (int(value) for value in torch.aminmax(labels))
+        if low < 0 or high >= classes:
+            wrong = low if low < 0 else high
+            raise ValueError(f"labels must be from 0 to {classes - 1}, for there are {classes} classes, not {wrong}")
