@@ -308,9 +308,9 @@ _GOING = {"RUNNING", "SUSPENDED", "RESIZING", "STOPPED", "SIGNALING", "STAGE_OUT
 
 
 def squeue_states(said: str) -> dict[str, tuple[str, str]]:
-    """Read lines of job|STATE|reason; what ended is called so, a job that only completes or is in a new state, unknown.
+    r"""Read lines of job|STATE|reason; what ended is called so, a job that only completes or is in a new state, unknown.
 
-    >>> squeue_states("7_0|RUNNING|None\\n7_1|PENDING|Priority\\n6|OUT_OF_MEMORY|OutOfMemory\\n")
+    >>> squeue_states("7_0|RUNNING|None\n7_1|PENDING|Priority\n6|OUT_OF_MEMORY|OutOfMemory\n")
     {'7_0': ('running', ''), '7_1': ('waiting', 'Priority'), '6': ('ended', 'OUT_OF_MEMORY')}
     """
     found = {}

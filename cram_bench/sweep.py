@@ -119,24 +119,23 @@ def _combinations(spec: Mapping[str, Any], shared: Mapping[str, Any], settings: 
     if not isinstance(grid, Mapping):
         raise SweepError(f"grid must map settings to lists of values, not {_short(grid)}")
     _known(grid, settings)
-    axes = {name: _items(f"{name} in the grid", values) for name, values in grid.items()}
+    axes: dict[str, Sequence[Any]] = {name: _items(f"{name} in the grid", values) for name, values in grid.items()}
+    many: dict[str, Sequence[Any]] = {}
     if "methods" in spec:
-        axes = {"method": _twice("method", axes) or _items("methods", spec["methods"])} | axes
+        many["method"] = _items("methods", spec["methods"])
     if "seeds" in spec:
-        axes |= {"seed": _twice("seed", axes) or _seeds(spec["seeds"])}
-    for name in axes:
-        _twice(name, shared)
+        many["seed"] = _seeds(spec["seeds"])
+    for name in (*many, *axes):
+        if name in shared or (name in many and name in axes):
+            raise SweepError(f"{name} is given twice")
+    axes = {name: many[name] for name in many if name == "method"} | axes
+    axes |= {name: many[name] for name in many if name == "seed"}
     count = 1
     for values in axes.values():
         count *= len(values)
     if count > LIMIT:
         raise SweepError(f"a sweep may have {LIMIT} experiments, not {count}")
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-
-
-def _twice(name: str, given: Mapping[str, Any]) -> None:
-    if name in given:
-        raise SweepError(f"{name} is given twice")
 
 
 def _known(names: Mapping[Any, Any], allowed: list[str]) -> None:
@@ -320,7 +319,7 @@ def run(
         backend: Executor
         if executor == "slurm":
             backend = Slurm(folder, name, common, parameters, workers or 0)
-        elif executor == "local":
+        elif isinstance(executor, str):
             backend = _local(folder, common, workers, options)
         else:
             backend = executor
@@ -553,10 +552,10 @@ class View:
             self.live.update(self._table(states), refresh=True)
             return
         for key, state in states.items():
-            if state.name in ("failed", "died") or state.note.startswith("try") and ":" in state.note:
-                if self.told.get(key) != state:
-                    self.told[key] = state
-                    self.say(f"{self.labels[key]}: {state.name}, {state.note}")
+            lost = state.name in ("failed", "died") or re.match(r"try \d+: ", state.note)
+            if lost and self.told.get(key) != state:
+                self.told[key] = state
+                self.say(f"{self.labels[key]}: {state.name}, {state.note}")
         settled = sum(state.name not in ("waiting", "running") for state in states.values())
         tenth = 10 * settled // max(1, len(states))
         if tenth > self.tenth:
