@@ -280,7 +280,7 @@ class Slurm:
         except (OSError, subprocess.TimeoutExpired):
             return dict.fromkeys(jobs, ("unknown", "squeue does not answer"))
         states = squeue_states(said)
-        return {job: states.get(job, ("ended", "")) for job in jobs}
+        return {job: states.get(job) or states.get(job.partition("_")[0]) or ("ended", "") for job in jobs}
 
     def forget(self, job: str) -> None:
         """Strike an ended job off the note."""
@@ -316,6 +316,7 @@ def squeue_states(said: str) -> dict[str, tuple[str, str]]:
     found = {}
     for line in said.splitlines():
         job, state, reason = [*line.strip().split("|", 2), "", ""][:3]
+        job = job.partition("_[")[0]  # what of an array never became a job of its own
         if state in _ENDED:
             found[job] = "ended", state
         elif state in _WAITING:
@@ -409,9 +410,13 @@ def _tidy(folder: Path, job: str) -> None:
 
 
 def _said(text: str) -> str:
-    """Return the last line of what a command of Slurm complained about, without its name."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    return re.sub(r"^\w+: (error|fatal): ", "", lines[-1].strip()) if lines else "it does not say why"
+    r"""Return in one line what a command of Slurm complained about, without its name.
+
+    >>> _said("sbatch: error: invalid partition specified: x\nsbatch: error: Batch job submission failed\n")
+    'invalid partition specified: x; Batch job submission failed'
+    """
+    lines = [re.sub(r"^\w+: (error|fatal): ", "", line.strip()) for line in text.splitlines() if line.strip()]
+    return "; ".join(lines[-3:]) or "it does not say why"
 
 
 @contextlib.contextmanager
