@@ -549,7 +549,9 @@ class View:
     def show(self, states: Mapping[str, State]) -> None:
         """Show how things stand."""
         if self.live is not None:
-            self.live.update(self._table(states), refresh=True)
+            if states != self.told:  # no flicker
+                self.told = dict(states)
+                self.live.update(self._table(states), refresh=True)
             return
         for key, state in states.items():
             lost = state.name in ("failed", "died") or re.match(r"try \d+: ", state.note)
@@ -570,11 +572,12 @@ class View:
             print(line, file=self.stream, flush=True)
 
     def _table(self, states: Mapping[str, State]) -> Any:
+        from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
         colours = {"running": "cyan", "finished": "green", "cached": "green", "failed": "red", "died": "red"}
-        shown = Table(title=counts(states), title_justify="left", box=None, pad_edge=False)
+        shown = Table(box=None, pad_edge=False)
         for column in ("run", "experiment", "state", ""):
             shown.add_column(column, overflow="ellipsis", no_wrap=True)
         few = len(states) <= self.live.console.height - 4
@@ -582,7 +585,7 @@ class View:
             if few or state.name in ("running", "failed", "died"):
                 cells = (key, self.labels[key], Text(state.name, colours.get(state.name, "")), Text(state.note))
                 shown.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in cells))
-        return shown
+        return Group(Text(counts(states)), shown)
 
 
 def counts(states: Mapping[str, State]) -> str:

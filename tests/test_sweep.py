@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from submitit.core.utils import UncompletedJobError
 
 from cram_bench import _yaml, cli, executors, runs, sweep
 from cram_bench.executors import SweepError
@@ -357,17 +358,48 @@ def test_the_store_is_left_by_no_name():
 
 
 def test_an_exception_of_one_experiment_is_its_row(tmp_path):
-    """No worker is needed to see which exceptions are tried again: the job's function is called in a process of its own."""
     good, bad = tiny(), tiny(start="0123456789ab")
-    settings = [bad.settings(), good.settings()]
-    code = (
-        f"from cram_bench.executors import work; work({settings!r}, {str(tmp_path)!r}, {str(tmp_path / 'n')!r}, {{}})"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    executors.work([bad.settings(), good.settings()], str(tmp_path), str(tmp_path / "notes"), {})
     assert Store(tmp_path).find(good)
-    note = json.loads((tmp_path / "n" / f"{bad.id}.json").read_text())
+    note = json.loads((tmp_path / "notes" / f"{bad.id}.json").read_text())
     assert "0 finished runs" in note["reason"]
     assert note["again"] is False
+
+
+@pytest.mark.parametrize("error", [OSError("No space left on device"), MemoryError(), UncompletedJobError("timed out")])
+def test_what_another_try_may_not_meet_ends_the_worker(error, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "ensure", lambda *_, **__: (_ for _ in ()).throw(error))
+    with pytest.raises(type(error)):
+        executors.work([tiny().settings()], str(tmp_path), str(tmp_path), {})
+    assert json.loads((tmp_path / f"{tiny().id}.json").read_text()) == {
+        "reason": str(error) or "MemoryError",
+        "again": True,
+    }
+
+
+def test_processes_share_gpus_or_else_cores(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def local(workers=None, **options):
+        made = sweep._local(tmp_path, {}, workers, options)
+        return made.workers, made.gpus, made.common["threads"]
+
+    assert local() == (2, ["0", "1"], 4)
+    assert local(3) == (3, ["0", "1"], 2)
+    assert local(device="cpu") == (8, [], 1)
+    assert local(2, device="cpu", threads=3) == (2, [], 0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b,GPU-c")
+    assert local() == (3, ["GPU-a", "GPU-b", "GPU-c"], 2)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert local() == (8, [], 1)
+
+
+def test_a_worker_loads_torch_only_when_its_gpu_is_chosen():
+    code = "import sys, cram_bench.executors; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 # Real workers
