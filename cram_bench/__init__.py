@@ -3,7 +3,7 @@
     import cram_bench as cb
 
 Rooms, in the order in which they may use each other: `compress`, `distributed`, `data`, `models`, `optim`, `train`,
-`experiment`, `runs`, `probes`, `plots`, `report`, `reproduce`, `cli`. Each is loaded when it is first used.
+`experiment`, `runs`, `sweep`, `probes`, `plots`, `report`, `reproduce`, `cli`. Each is loaded when it is first used.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ _ROOMS = (
     "experiment",
     "comparisons",
     "runs",
+    "executors",
+    "sweep",
     "probes",
     "plots",
     "widgets",

@@ -1,4 +1,4 @@
-"""The command line: ``cram-bench train | report | reproduce | probe | runs``.
+"""The command line: ``cram-bench train | sweep | report | reproduce | probe | runs``.
 
 Nothing heavy is imported before a command is known, so that ``--help`` answers at once.
 """
@@ -6,7 +6,6 @@ Nothing heavy is imported before a command is known, so that ``--help`` answers 
 from __future__ import annotations
 
 import argparse
-import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -60,6 +59,23 @@ def _parser() -> argparse.ArgumentParser:
     _machine(train)
     train.add_argument("--workers", type=int, help="processes that decode streamed images (default: one a CPU)")
     train.set_defaults(run=_train)
+
+    sweep = commands.add_parser("sweep", help="train many experiments over the cores of this machine, or over Slurm")
+    sweep.add_argument("file", metavar="SWEEP.yaml", help="a grid or a list of experiments")
+    sweep.add_argument("--executor", choices=["local", "slurm"], default="local", help="where (default: local)")
+    sweep.add_argument("--workers", type=int, help="jobs at once (default: GPUs or else cores; on Slurm, what it lets)")
+    sweep.add_argument("--per-job", type=int, default=1, help="experiments that a job trains in turn (default: 1)")
+    sweep.add_argument("--retries", type=int, default=3, help="new tries of one whose worker died (default: 3)")
+    sweep.add_argument("--retry-failed", action="store_true", help="train those anew that diverged before")
+    sweep.add_argument(
+        "--slurm", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"),
+        help="a parameter of sbatch, such as --slurm partition gpu, --slurm timeout 120 (minutes; default: 60), "
+        "--slurm cpus 4, --slurm mem 8GB or --slurm gres gpu:1",
+    )  # fmt: skip
+    sweep.add_argument("--folder", help="for results.csv (default: the sweep's own in the store)")
+    sweep.add_argument("--csv", action="store_true", help="print the results as CSV")
+    _machine(sweep)
+    sweep.set_defaults(run=_sweep)
 
     report = commands.add_parser("report", help="train what is missing, execute the notebooks, write reports/NAME/")
     report.add_argument(
@@ -131,21 +147,8 @@ def _machine(parser: argparse.ArgumentParser) -> None:
 
 def _values(pairs: list[list[str]]) -> dict[str, Any]:
     """Read NAME VALUE pairs, the values as YAML; a name given twice is refused."""
-    import yaml
-
+    from cram_bench import _yaml
     from cram_bench._checks import shown
-
-    # Numbers as in YAML 1.2: PyYAML's 1.1 takes 1e-3 for a string and 2:4 for the sexagesimal 124.
-    class numbers(yaml.SafeLoader):
-        yaml_implicit_resolvers = {  # noqa: RUF012
-            first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float"))]
-            for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-        }
-
-    signs = list("-+.0123456789")
-    numbers.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9]\d*)$"), signs)
-    fraction = re.compile(r"[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$")
-    numbers.add_implicit_resolver("tag:yaml.org,2002:float", fraction, signs)
 
     values: dict[str, Any] = {}
     for name, text in pairs:
@@ -153,7 +156,7 @@ def _values(pairs: list[list[str]]) -> dict[str, Any]:
         if name in values:
             raise ValueError(f"{called} is given twice")
         try:
-            values[name] = yaml.load(text, numbers)
+            values[name] = _yaml.load(text)
         except Exception as error:  # PyYAML raises much else where a tag or a date does not fit
             raise ValueError(f"the value of {called}, {shown(text)}, is not YAML of plain values") from error
     return values
@@ -190,6 +193,46 @@ def _train_together(arguments: argparse.Namespace, group: Group) -> int:
     if group.first:
         print(run.path)
     return 0
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    import warnings
+    from pathlib import Path
+
+    from cram_bench import runs, sweep
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        experiments = sweep.read(arguments.file)
+    for warning in said:
+        print(f"cram-bench: {warning.message}", file=sys.stderr)
+    store, name = runs.Store(), sweep.safe(Path(arguments.file).stem)
+    results = sweep.run(
+        experiments,
+        store,
+        arguments.executor,
+        name=name,
+        workers=arguments.workers,
+        per_job=arguments.per_job,
+        retries=arguments.retries,
+        retry_failed=arguments.retry_failed,
+        slurm=_values(arguments.slurm),
+        device=arguments.device,
+        threads=arguments.threads,
+        compile=arguments.compile,
+    )
+    path = sweep.save(results, arguments.folder or store.root / ".sweeps" / name)
+    if arguments.csv:
+        print(results.to_csv(index=False), end="")
+    else:
+        print(results.drop(columns=list(sweep.OF_THE_MACHINE)).to_string(index=False, na_rep="-"))
+        print(path)
+    missing = int((results["state"] != "finished").sum())
+    if missing:
+        print(
+            f"cram-bench: {missing} of {len(results)} experiments have no result; the table says why", file=sys.stderr
+        )
+    return 1 if missing else 0
 
 
 def _runs(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,429 @@
+"""Where the jobs of a sweep run: processes of this machine, or Slurm; both through submitit.
+
+A job trains a few experiments one after the other, by `work`. What came of them is read from the run store alone: nothing that
+a worker pickled is loaded. Loads torch only in the worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import io
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+Settings = dict[str, Any]
+"""What `Experiment.settings` returns: plain values, ready for JSON."""
+
+
+class SweepError(ValueError):
+    """A sweep cannot be read, started or followed; the message says in one line why."""
+
+
+class Executor(Protocol):
+    """Runs jobs, each a list of experiments' settings, and says what became of them."""
+
+    every: float
+    """Seconds between two looks."""
+
+    def attach(self) -> dict[str, list[str]]:
+        """Return the jobs of an earlier command that may still run: job → ids of experiments."""
+
+    def room(self) -> int:
+        """Return how many more jobs may be submitted now."""
+
+    def submit(self, jobs: Sequence[Sequence[tuple[str, Settings]]]) -> list[str]:
+        """Submit jobs, each a list of (id, settings); return their names."""
+
+    def poll(self, jobs: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """Return for each job ``waiting``, ``running``, ``ended`` or ``unknown``, and a reason, if one is known."""
+
+    def forget(self, job: str) -> None:
+        """Give back what an ended job held."""
+
+    def log(self, job: str) -> Path | None:
+        """Return the file that holds what the job wrote to standard error."""
+
+    def close(self, settled: bool) -> str:
+        """Stop what must not outlive the command; unless all is settled, return a line about what goes on without it."""
+
+
+def work(
+    settings: Sequence[Settings],
+    store: str,
+    notes: str,
+    options: Settings,
+    command: Sequence[str] = (),
+    alive: str = "",
+    gpu: str = "",
+    threads: int = 0,
+) -> None:
+    """Train experiments one after the other into the store: the function of every job.
+
+    One that diverges is noted in the store. Any other exception is noted in `notes`/ID.json; those that another try may
+    not meet (memory, files, a time limit) end the worker, the others only that experiment.
+
+    Args:
+        settings: of the experiments.
+        store: folder of the run store.
+        notes: folder for exceptions.
+        options: of `runs.ensure`.
+        command: what the user called, for the run's description.
+        alive: a file that the sweep keeps locked; the worker ends soon after the lock is free. Empty: it lives by itself.
+        gpu: the only GPU to use, as ``CUDA_VISIBLE_DEVICES`` names it; empty for those that are visible.
+        threads: of torch, where neither `options` nor ``OMP_NUM_THREADS`` says; 0 for what Slurm grants, if it does.
+    """
+    if alive:
+        threading.Thread(target=_end_with, args=(Path(alive), os.getppid()), daemon=True).start()
+    if gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    if command:
+        sys.argv = list(command)
+
+    import torch
+    from submitit.core.utils import UncompletedJobError
+
+    from cram_bench import runs
+    from cram_bench.experiment import Experiment
+
+    granted = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE") or "0"
+    threads = threads or (int(granted) if granted.isdigit() else 0)
+    if threads and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(threads)
+    for each in settings:
+        experiment = Experiment.of(each)
+        try:
+            runs.ensure(experiment, runs.Store(store), **options)
+        except Exception as error:
+            again = isinstance(error, (UncompletedJobError, MemoryError, torch.OutOfMemoryError, OSError))
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            write(Path(notes) / f"{experiment.id}.json", json.dumps({"reason": reason, "again": again}))
+            if again:
+                raise
+            print(f"{experiment.id}: {reason}", file=sys.stderr, flush=True)
+
+
+def _end_with(path: Path, parent: int) -> None:
+    """End this process when the lock on `path` is free or the parent is gone, whatever it does; the store bears it."""
+    while os.getppid() == parent and not is_free(path):
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def is_free(path: Path) -> bool:
+    """Tell whether no process holds the lock on a file."""
+    try:
+        with open(path) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except FileNotFoundError:
+        pass
+    return True
+
+
+class Local:
+    """Jobs as processes of this machine, which end with the sweep, however it ends.
+
+    Args:
+        folder: of the sweep.
+        alive: the file that the sweep keeps locked.
+        common: arguments of `work` that all jobs have.
+        workers: processes at once.
+        gpus: names of GPUs, of which each process gets one; empty to hide none.
+        threads: of torch in each process.
+    """
+
+    every = 0.2
+
+    def __init__(
+        self, folder: Path, alive: Path, common: Settings, workers: int, gpus: Sequence[str] = (), threads: int = 0
+    ) -> None:
+        self.workers, self.gpus, self.logs = workers, gpus, _logs(folder)
+        self.common = common | {"alive": str(alive), "threads": threads}
+        self.executor = _submitit().LocalExecutor(folder=self.logs)
+        self.executor.update_parameters(timeout_min=60 * 24 * 365)  # submitit's own limit is two minutes
+        self.jobs: dict[str, tuple[Any, int]] = {}
+
+    def attach(self) -> dict[str, list[str]]:
+        """Nothing: the processes of an earlier command ended with it."""
+        return {}
+
+    def room(self) -> int:
+        """Return how many processes may still be started."""
+        return self.workers - len(self.jobs)
+
+    def submit(self, jobs: Sequence[Sequence[tuple[str, Settings]]]) -> list[str]:
+        """Start a process per job."""
+        names = []
+        for job in jobs:
+            place = min(set(range(self.workers)) - {place for _, place in self.jobs.values()})
+            own = {"gpu": gpu_of(place, self.gpus)}
+            with _interrupts_held():
+                submitted = self.executor.submit(work, [each for _, each in job], **self.common, **own)
+            self.jobs[submitted.job_id] = submitted, place
+            names.append(submitted.job_id)
+        return names
+
+    def poll(self, jobs: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """Return ``running`` or ``ended``."""
+        return {job: ("ended" if self.jobs[job][0].done() else "running", "") for job in jobs}
+
+    def forget(self, job: str) -> None:
+        """Free the place of an ended process, and what submitit pickled: a process number comes again."""
+        self.jobs.pop(job)
+        _tidy(self.logs.parent, job)
+
+    def log(self, job: str) -> Path | None:
+        """Return the file of the job's standard error."""
+        return _log(self.logs.parent, job)
+
+    def close(self, settled: bool) -> str:
+        """Wait for the processes, which end by themselves when the sweep's lock is free, and kill what stays."""
+        limit = time.monotonic() + 10
+        while (left := [job for job, _ in self.jobs.values() if not job.done()]) and time.monotonic() < limit:
+            time.sleep(0.05)
+        for job in left:
+            os.kill(int(job.job_id), signal.SIGKILL)
+        for job in list(self.jobs):
+            self.forget(job)
+        with contextlib.suppress(OSError):
+            self.logs.rmdir()  # if nothing was to be trained
+        return ""
+
+
+class Slurm:
+    """Jobs as arrays on Slurm, which go on without the sweep; a later command finds them by their noted numbers.
+
+    Args:
+        folder: of the sweep; must be visible on all nodes, as the store.
+        name: of the jobs on Slurm.
+        common: arguments of `work` that all jobs have.
+        parameters: as `slurm_parameters` returns them.
+        workers: jobs that run at once, 0 for as many as Slurm lets.
+    """
+
+    every = 5.0
+    array = 1000  # jobs; Slurm's own default limit is 1001
+
+    def __init__(self, folder: Path, name: str, common: Settings, parameters: Settings, workers: int = 0) -> None:
+        if "%" in str(folder):  # submitit and sbatch would put numbers there
+            raise SweepError(f"on Slurm the path of the store must be free of %, not {str(folder)!r}")
+        self.name, self.common, self.logs, self.notes = (
+            f"cram-bench-{name}",
+            common,
+            _logs(folder),
+            folder / "jobs.json",
+        )
+        try:
+            self.executor = _submitit().SlurmExecutor(folder=self.logs)
+        except RuntimeError:
+            raise SweepError("there is no Slurm here: no srun; --executor local trains on this machine") from None
+        limit = {"array_parallelism": workers} if workers else {}
+        self.executor.update_parameters(job_name=self.name, **(limit | parameters))
+        self.jobs: dict[str, list[str]] = {}
+
+    def attach(self) -> dict[str, list[str]]:
+        """Return the noted jobs that Slurm still has under this name."""
+        try:
+            noted = json.loads(self.notes.read_text())
+        except (OSError, ValueError):
+            return {}
+        found = self.poll(list(noted))
+        self.jobs = {job: noted[job] for job, (state, _) in found.items() if state != "ended"}
+        return dict(self.jobs)
+
+    def room(self) -> int:
+        """As many as there are: Slurm has a queue of its own."""
+        return sys.maxsize
+
+    def submit(self, jobs: Sequence[Sequence[tuple[str, Settings]]]) -> list[str]:
+        """Submit job arrays and note their numbers.
+
+        Raises:
+            SweepError: sbatch refuses them.
+        """
+        names = []
+        for start in range(0, len(jobs), self.array):
+            part = jobs[start : start + self.array]
+            calls = [functools.partial(work, [each for _, each in job], **self.common) for job in part]
+            try:
+                with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it then raises
+                    submitted = self.executor.submit_array(calls)
+            except RuntimeError as error:
+                raise SweepError(f"Slurm refuses the jobs: {_said(str(error))}") from error
+            for job, sent in zip(part, submitted, strict=True):
+                self.jobs[sent.job_id] = [name for name, _ in job]
+                names.append(sent.job_id)
+            write(self.notes, json.dumps(self.jobs, indent=1))
+        return names
+
+    def poll(self, jobs: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """Return what squeue says of the jobs; ``unknown`` where it cannot say."""
+        call = ["squeue", "--noheader", "--array", "--states=all", f"--name={self.name}", "--format=%i|%T|%r"]
+        try:
+            said = subprocess.run(call, capture_output=True, text=True, timeout=60, check=True).stdout
+        except subprocess.CalledProcessError as error:
+            return dict.fromkeys(jobs, ("unknown", _said(error.stderr)))
+        except (OSError, subprocess.TimeoutExpired):
+            return dict.fromkeys(jobs, ("unknown", "squeue does not answer"))
+        states = squeue_states(said)
+        return {job: states.get(job) or states.get(job.partition("_")[0]) or ("ended", "") for job in jobs}
+
+    def forget(self, job: str) -> None:
+        """Strike an ended job off the note."""
+        self.jobs.pop(job, None)
+        write(self.notes, json.dumps(self.jobs, indent=1))
+        _tidy(self.logs.parent, job)
+
+    def log(self, job: str) -> Path | None:
+        """Return the file of the job's standard error."""
+        return _log(self.logs.parent, job)
+
+    def close(self, settled: bool) -> str:
+        """Leave the jobs to Slurm."""
+        for job in list(self.jobs) if settled else ():
+            self.forget(job)
+        if not self.jobs:
+            return ""
+        return f"{len(self.jobs)} jobs stay on Slurm, and the same command looks again; scancel --name={self.name} stops them"
+
+
+_ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
+          "TIMEOUT"}  # fmt: skip
+_WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
+_GOING = {"RUNNING", "SUSPENDED", "RESIZING", "STOPPED", "SIGNALING", "STAGE_OUT"}
+
+
+def squeue_states(said: str) -> dict[str, tuple[str, str]]:
+    r"""Read lines of job|STATE|reason; what ended is called so, a job that only completes or is in a new state, unknown.
+
+    >>> squeue_states("7_0|RUNNING|None\n7_1|PENDING|Priority\n6|OUT_OF_MEMORY|OutOfMemory\n")
+    {'7_0': ('running', ''), '7_1': ('waiting', 'Priority'), '6': ('ended', 'OUT_OF_MEMORY')}
+    """
+    found = {}
+    for line in said.splitlines():
+        job, state, reason = [*line.strip().split("|", 2), "", ""][:3]
+        job = job.partition("_[")[0]  # what of an array never became a job of its own
+        if state in _ENDED:
+            found[job] = "ended", state
+        elif state in _WAITING:
+            found[job] = "waiting", "" if reason == "None" else reason
+        elif state in _GOING:
+            found[job] = "running", "" if state == "RUNNING" else state
+        else:
+            found[job] = "unknown", state
+    return found
+
+
+def slurm_parameters(given: Mapping[str, Any]) -> Settings:
+    """Return parameters for submitit's Slurm executor: those of sbatch, with _ for -.
+
+    ``timeout`` is the limit of a job in minutes, by default 60, after which it is resubmitted; ``cpus`` are those of a job.
+
+    Raises:
+        SweepError: a parameter is unknown (with a suggestion), the sweep's own, or of no use.
+
+    >>> slurm_parameters({"partition": "gpu", "cpus": 4, "mem": "8GB"})
+    {'time': 60, 'partition': 'gpu', 'cpus_per_task': 4, 'mem': '8GB'}
+    """
+    from cram_bench.models import unknown
+
+    short = {"timeout": "time", "cpus": "cpus_per_task"}
+    own = ("job_name", "nodes", "ntasks_per_node", "num_gpus")
+    known = [name for name in _submitit().SlurmExecutor._valid_parameters() if name not in own]
+    parameters: Settings = {"time": 60}
+    named: dict[str, str] = {}
+    for name, value in given.items():
+        if name in own:
+            raise SweepError(
+                f"{name} is not free in a sweep: a job is one process on one node, and called as the sweep"
+            )
+        target = short.get(name, name)
+        if target not in known:
+            raise SweepError(unknown("Slurm parameter", name, sorted([*known, *short])))
+        if target in named:
+            raise SweepError(f"{named[target]} and {name} are the same Slurm parameter")
+        named[target] = name
+        counts = ("time", "cpus_per_task", "cpus_per_gpu", "gpus_per_node", "gpus_per_task", "array_parallelism")
+        if target in counts and (type(value) is not int or value < 1):
+            minutes = " of minutes" if target == "time" else ""
+            raise SweepError(f"the Slurm parameter {name} must be a whole number{minutes}, at least 1, not {value!r}")
+        if target.startswith("mem") and not re.fullmatch(r"\d+(K|M|G|T)B?", str(value)):
+            raise SweepError(f"the Slurm parameter {name} must have a unit, such as 8GB, not {value!r}")
+        if target in ("setup", "teardown", "srun_args") and isinstance(value, str):
+            value = shlex.split(value) if target == "srun_args" else [value]
+        parameters[target] = value
+    return parameters
+
+
+def gpu_of(place: int, gpus: Sequence[str]) -> str:
+    """Return the GPU of a process, in turn.
+
+    >>> [gpu_of(place, ["0", "1"]) for place in range(3)], gpu_of(0, [])
+    (['0', '1', '0'], '')
+    """
+    return gpus[place % len(gpus)] if gpus else ""
+
+
+def write(path: Path, text: str) -> None:
+    """Write a small file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(text + "\n")
+    os.replace(part, path)
+
+
+def _submitit() -> Any:
+    try:
+        import submitit
+    except ImportError:
+        raise SweepError("sweeps need the extra: pip install 'cram-bench[sweep]'") from None
+    return submitit
+
+
+def _logs(folder: Path) -> Path:
+    """Return a folder for one command: numbers of processes and jobs come again, and files under them would be taken for new."""
+    return folder / f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
+
+
+def _log(folder: Path, job: str) -> Path | None:
+    return max(folder.glob(f"*/{job}_0_log.err"), default=None)
+
+
+def _tidy(folder: Path, job: str) -> None:
+    for name in (f"{job}_submitted.pkl", f"{job}_0_result.pkl"):
+        for path in folder.glob(f"*/{name}"):
+            path.unlink(missing_ok=True)
+
+
+def _said(text: str) -> str:
+    r"""Return in one line what a command of Slurm complained about, without its name.
+
+    >>> _said("sbatch: error: invalid partition specified: x\nsbatch: error: Batch job submission failed\n")
+    'invalid partition specified: x; Batch job submission failed'
+    """
+    lines = [re.sub(r"^\w+: (error|fatal): ", "", line.strip()) for line in text.splitlines() if line.strip()]
+    return "; ".join(lines[-3:]) or "it does not say why"
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Start processes with SIGINT blocked, so that Ctrl-C reaches the sweep alone, which stops them in order."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
