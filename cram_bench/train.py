@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from cram_bench._checks import instance, integer, labels_within, number, pairs, shown
 from cram_bench._preserve import modes_kept, preserved
-from cram_bench.compress.select import NaNError
+from cram_bench.compress.rank import NaNError
 from cram_bench.data import Batches, Dataset, batches_of
 from cram_bench.distributed import Group
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import cram_bench as cb
-from cram_bench.compress import NM, Magnitude, Masks
+from cram_bench.compress import NM, Magnitude, Masks, rank
 
 # Few distinct values, so that ties are the rule and not the exception; and some of any kind.
 scores = st.lists(
@@ -314,8 +314,6 @@ def test_applied_puts_gradients_and_flags_back(fails, small_model, small_batch):
 @pytest.mark.parametrize("rank", [1, 2, 0.3, 0.5, 0.9, 0.999, 1.0])
 def test_large_selections_are_exact(kind, rank):
     """Against a full sort; also where a sample taken at equal steps misleads."""
-    from cram_bench.compress.select import kth_smallest
-
     count = 1_100_003
     generator = torch.Generator().manual_seed(0)
     scores = {
@@ -327,7 +325,6 @@ def test_large_selections_are_exact(kind, rank):
         "heavy tail": torch.randn(count, generator=generator).pow(9).abs(),
     }[kind]
     k = rank if isinstance(rank, int) else round(rank * count)
-    assert kth_smallest(scores, k) == scores.sort().values[k - 1]
     keep = cb.compress.keep_largest(scores, k)
     assert int(keep.sum()) == count - k
     assert k == count or scores[keep].min() >= scores[~keep].max()
@@ -339,3 +336,64 @@ def test_a_nan_among_many_weights_is_noticed(step):
     scores[5::step] = float("nan")
     with pytest.raises(ValueError, match="NaN"):
         cb.compress.keep_largest(scores, 500_000)
+
+
+def by_sorting(parts, zeros):
+    """What stays, from a stable sort of all magnitudes row by row: slow and plain."""
+    flat = torch.cat([part.double().abs().reshape(-1) for part in parts])
+    keep = torch.ones_like(flat, dtype=torch.bool)
+    keep[flat.argsort(stable=True)[:zeros]] = False
+    return [piece.view(part.shape) for part, piece in zip(parts, keep.split([p.numel() for p in parts]), strict=True)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("share", [0.001, 0.3, 0.9, 0.999])
+def test_selection_over_tensors_of_any_layout(dtype, share):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(64, 32, 3, 3), (10, 64), (7,), (0, 3), (128, 64, 1, 1), ()]
+    parts = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    parts[0] = parts[0].to(memory_format=torch.channels_last)
+    parts[1] = torch.randn(64, 20, generator=generator).to(dtype).T[::2]  # a view with gaps
+    parts.append(parts[0].round().contiguous(memory_format=torch.channels_last))  # ties in another order of memory
+    zeros = round(share * sum(part.numel() for part in parts))
+    found = rank.keep_largest(parts, zeros)
+    for mask, expected in zip(found, by_sorting(parts, zeros), strict=True):
+        assert torch.equal(mask, expected)
+    assert found[0].is_contiguous(memory_format=torch.channels_last)
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([-2.0, -1.0, 0.0, 0.5, 1.0, 3.0]), max_size=9), min_size=1, max_size=5), st.data()
+)
+def test_selection_over_tensors_against_a_sort(values, data):
+    parts = [torch.tensor(listed) for listed in values]
+    zeros = data.draw(st.integers(0, sum(map(len, values))))
+    for mask, expected in zip(rank.keep_largest(parts, zeros), by_sorting(parts, zeros), strict=True):
+        assert torch.equal(mask, expected)
+
+
+@pytest.mark.parametrize("kind", ["normal", "rising", "ties"])
+def test_selection_in_several_threads(kind):
+    count = rank._PARALLEL + 12_345
+    generator = torch.Generator().manual_seed(0)
+    scores = {
+        "normal": torch.randn(count, generator=generator),
+        "rising": torch.arange(count) * 1.0,
+        "ties": torch.randint(9, (count,), generator=generator).float(),
+    }[kind]
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        parts = [scores[:1_000_000], scores[1_000_000:]]
+        found = torch.cat(rank.keep_largest(parts, count // 2))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found, torch.cat(by_sorting(parts, count // 2)))
+
+
+def test_where_torch_selects_the_same_weights_stay():
+    """The way of other devices, taken on the CPU."""
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(40, 30, generator=generator).round(decimals=1), torch.randn(50, generator=generator)]
+    for mask, expected in zip(rank._by_torch(parts, 600, True), rank.keep_largest(parts, 600), strict=True):
+        assert torch.equal(mask, expected)

@@ -24,7 +24,8 @@ from cram_bench.compress.magnitude import Magnitude
 from cram_bench.compress.masks import Masks
 from cram_bench.compress.n_of_m import NM
 from cram_bench.compress.quantize import PruneThenQuantize, Quantize, quantized
-from cram_bench.compress.select import NaNError, keep_largest, keep_n_of_m, zeros_for
+from cram_bench.compress.rank import NaNError
+from cram_bench.compress.select import keep_largest, keep_n_of_m, zeros_for
 from cram_bench.compress.weights import prunable
 
 __all__ = [

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from cram_bench.compress.base import Compressor
 from cram_bench.compress.masks import Masks
-from cram_bench.compress.select import NaNError, keep_largest, zeros_for
+from cram_bench.compress.rank import NaNError, keep_largest
+from cram_bench.compress.select import zeros_for
 
 Scope = Literal["global", "uniform"]
 
@@ -56,20 +57,24 @@ class Magnitude(Compressor):
 
     @torch.no_grad()
     def masks(self, weights: Mapping[str, Tensor]) -> Masks:
-        keep = _strictly_above if self.reference else _keep
+        if self.reference:
+            return self._as_the_authors(weights)
+        together = [list(weights)] if self.scope == "global" else [[name] for name in weights]
+        found: dict[str, Tensor] = {}
+        for names in together:
+            tensors = [weights[name] for name in names]
+            zeros = zeros_for(self.sparsity, sum(tensor.numel() for tensor in tensors))
+            found |= dict(zip(names, keep_largest(tensors, zeros), strict=True))
+        return Masks(found)
+
+    def _as_the_authors(self, weights: Mapping[str, Tensor]) -> Masks:
         if self.scope == "uniform":
-            masks = {name: keep(weight.abs(), self.sparsity) for name, weight in weights.items()}
-            if self.reference:
-                masks |= {name: torch.ones_like(masks[name]) for name in (next(iter(masks)), next(reversed(masks)))}
+            masks = {name: _strictly_above(weight.abs(), self.sparsity) for name, weight in weights.items()}
+            masks |= {name: torch.ones_like(masks[name]) for name in (next(iter(masks)), next(reversed(masks)))}
             return Masks(masks)
         flat = torch.cat([weight.reshape(-1) for weight in weights.values()]).abs_()
-        pieces = keep(flat, self.sparsity).split([weight.numel() for weight in weights.values()])
+        pieces = _strictly_above(flat, self.sparsity).split([weight.numel() for weight in weights.values()])
         return Masks({name: piece.view(weights[name].shape) for name, piece in zip(weights, pieces, strict=True)})
-
-
-def _keep(magnitudes: Tensor, sparsity: float) -> Tensor:
-    keep = keep_largest(magnitudes.reshape(-1), zeros_for(sparsity, magnitudes.numel()))
-    return keep.view(magnitudes.shape)
 
 
 def _strictly_above(magnitudes: Tensor, sparsity: float) -> Tensor:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from cram_bench._checks import instance
 from cram_bench._files import write_tensors
-from cram_bench._preserve import copy_into
 
 
 class Masks(Mapping[str, Tensor]):
@@ -79,10 +78,8 @@ class Masks(Mapping[str, Tensor]):
     @torch.no_grad()
     def zero_(self, weights: Mapping[str, Tensor]) -> None:
         """Zero the masked entries of named tensors in place; `weights` may hold more names than the masks."""
-        targets = [weights[name] for name in self]
-        # Select, not multiply: -1 * 0 is -0.0, and inf * 0 is NaN.
-        masked = [torch.where(mask.to(t.device), t, 0.0) for t, mask in zip(targets, self.values(), strict=True)]
-        copy_into(targets, masked)
+        for name, mask in self.items():  # select, not multiply: -1 * 0 is -0.0, and inf * 0 is NaN
+            weights[name].masked_fill_(mask.to(weights[name].device).logical_not(), 0.0)
 
     @classmethod
     def of(cls, weights: Mapping[str, Tensor]) -> Masks:

@@ -1,23 +1,16 @@
-"""Exact selection: which entries of a tensor are among the k smallest, ties included.
+"""Exact selection: which entries of a tensor stay, ties included.
 
 Everything here is a pure function of tensors. Counts are exact by construction: a threshold alone cannot split
-tied magnitudes, so ties are resolved by position, the earliest entries going first.
+tied magnitudes, so ties are resolved by position, the earliest entries going first. `rank` holds the fast part.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
 
 from cram_bench._checks import number
-
-_SAMPLE = 2**16  # larger samples cost more to sort, smaller ones bracket less closely
-
-
-class NaNError(ValueError):
-    """Weights that are NaN cannot be ranked."""
+from cram_bench.compress import rank
 
 
 def zeros_for(sparsity: float, count: int) -> int:
@@ -50,49 +43,7 @@ def keep_largest(scores: Tensor, zeros: int) -> Tensor:
     >>> keep_largest(torch.tensor([3.0, 1.0, 1.0, 2.0, 1.0]), zeros=2).tolist()
     [True, False, False, True, True]
     """
-    count = scores.numel()
-    if not 0 <= zeros <= count:
-        raise ValueError(f"cannot drop {zeros} of {count} entries")
-    if zeros == 0:
-        return torch.ones_like(scores, dtype=torch.bool)
-    if zeros == count:
-        return torch.zeros_like(scores, dtype=torch.bool)
-    threshold = kth_smallest(scores, zeros)
-    keep = scores > threshold
-    short = count - zeros - int(keep.sum())
-    if short:  # tied at the threshold, or NaN
-        tied = (scores == threshold).nonzero().flatten()
-        if short > tied.numel() or bool(scores.isnan().any()):
-            raise NaNError("cannot rank weights that are NaN")
-        keep[tied[tied.numel() - short :]] = True
-    return keep
-
-
-def kth_smallest(scores: Tensor, k: int) -> Tensor:
-    """Return the k-th smallest of n scores, 1 ≤ k ≤ n, exactly, in a few passes over them.
-
-    Quickselect's idea with a better pivot (Floyd and Rivest, Algorithm 489, 1975): the ranks of a sample bracket the
-    answer to within a few per cent of the scores, whatever lies below the bracket is counted, and only what lies inside is
-    selected from. The sample is every so-manieth score, so that the work does not depend on chance; where an
-    order in the scores defeats it the bracket misses, which the counts show, and all of them are selected from.
-
-    >>> kth_smallest(torch.tensor([3.0, 1.0, 2.0]), 2)
-    tensor(2.)
-    """
-    count = scores.numel()
-    if count < 16 * _SAMPLE:
-        return scores.kthvalue(k).values
-    sample = scores[:: count // _SAMPLE].sort().values
-    size = sample.numel()
-    rank = k / count
-    margin = 4 * math.sqrt(size * rank * (1 - rank)) + 8  # four standard deviations of the rank in a random sample
-    low, high = int(rank * size - margin), math.ceil(rank * size + margin)
-    below = scores < sample[low] if low > 0 else torch.zeros_like(scores, dtype=torch.bool)
-    inside = scores[~below & (scores <= sample[high]) if high < size else ~below]
-    place = k - int(below.sum())
-    if not 0 < place <= inside.numel():
-        return scores.kthvalue(k).values
-    return inside.kthvalue(place).values
+    return rank.keep_largest([scores], zeros, magnitudes=False)[0]
 
 
 def keep_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
