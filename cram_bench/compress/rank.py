@@ -102,7 +102,8 @@ class _Part:
 def _part(tensor: Tensor) -> tuple[_Part, Tensor]:
     order = None
     if not tensor.is_contiguous():
-        order = sorted(range(tensor.ndim), key=lambda dimension: -tensor.stride(dimension))
+        strides = tensor.stride()
+        order = sorted(range(tensor.ndim), key=lambda dimension: -strides[dimension])
         if not tensor.permute(order).is_contiguous():  # a view with gaps
             tensor, order = tensor.contiguous(), None
     mask = torch.empty_like(tensor, dtype=torch.bool)

@@ -205,9 +205,16 @@ class TwoPass(Wrapper):
     def _move(self, groups: list[Ascent]) -> None:
         """Move the weights in place, given (group, parameters, gradients at θ) for every group with gradients."""
 
+    def _leave(self) -> None:
+        """Called after the second pass, while the weights are still moved; may change them, for they are put back."""
+
     @abc.abstractmethod
     def _combine(self, first: dict[Tensor, Tensor | None]) -> None:
-        """Turn the gradients g̃ in ``.grad`` into those that the base optimizer uses; `first` holds g."""
+        """Turn the gradients g̃ in ``.grad`` into those that the base optimizer uses; `first` holds g if `_keeps_first`."""
+
+    def _keeps_first(self) -> bool:
+        """Whether `_combine` uses the gradient at θ; otherwise its memory is given back before the second pass."""
+        return True
 
     def _needs_first(self) -> bool:
         """Whether the step depends on the gradient at θ, and not only on the loss and the buffers there."""
@@ -236,7 +243,10 @@ class TwoPass(Wrapper):
                     if (moved := [p for p in group["params"] if first.get(p) is not None])
                 ]
             )
+            if not self._keeps_first():
+                first.clear()
             closure()
+            self._leave()
         if scale is not None:  # the sum is scaled like its second term; a scale is a power of two, so nothing is lost
             _multiply(first.values(), scale)
         self._combine(first)
@@ -248,28 +258,29 @@ Ascent = tuple[dict[str, Any], list[Tensor], list[Tensor]]
 """A parameter group, parameters of it, and for each the direction that its radius belongs to."""
 
 
-def ascend_(groups: Sequence[Ascent], normalize: bool) -> None:
-    """θ ← θ + ρ u, or θ + ρ u/‖u‖₂ with the norm over all groups together; each group has its own ρ."""
+def ascend_(groups: Sequence[Ascent], normalize: bool, sign: float = 1.0) -> None:
+    """θ ← θ ± ρ u, or θ ± ρ u/‖u‖₂ with the norm over all groups together; each group has its own ρ. Nothing is copied."""
     if not groups:
         return
     norm = norm_of([u for _, _, directions in groups for u in directions]) if normalize else None
     for group, parameters, directions in groups:
         if norm is None:
-            torch._foreach_add_(parameters, directions, alpha=group["rho"])
+            torch._foreach_add_(parameters, directions, alpha=sign * group["rho"])
         else:
-            torch._foreach_add_(parameters, list(torch._foreach_mul(directions, group["rho"] / (norm + TINY))))
+            step = sign * group["rho"] / (norm + TINY)
+            torch._foreach_addcmul_(parameters, directions, [step.to(p.dtype) for p in parameters])
 
 
 def momenta(groups: Sequence[dict[str, Any]], state: Any) -> list[Ascent]:
-    """Return the direction −v for every parameter that has a momentum v: SGD's buffer or Adam's first moment.
+    """Return the momentum v of every parameter that has one: SGD's buffer or Adam's first moment.
 
-    The sign is momentum-SAM's: just after a step along −v, going on along −v is what climbs (arXiv 2401.12033).
+    The ascent goes along −v, as momentum-SAM's: just after a step along −v, going on is what climbs (arXiv 2401.12033).
     """
     found = []
     for group in groups:
         pairs = [(p, v) for p in group["params"] if (v := _momentum(state.get(p, {}))) is not None]
         if pairs:
-            found.append((group, [p for p, _ in pairs], list(torch._foreach_neg([v for _, v in pairs]))))
+            found.append((group, [p for p, _ in pairs], [v for _, v in pairs]))
     return found
 
 

@@ -105,12 +105,18 @@ class CrAM(TwoPass):
 
     def _move(self, groups: list[Ascent]) -> None:
         ascend_(groups, self.normalize)
-        self._masks = self.draw.apply_()
+        masks = self.draw.apply_()
+        self._masks = _unless_told_by_zeros(masks, self.prunable) if self.sparse_gradients else None
+
+    def _leave(self) -> None:
+        if self.sparse_gradients:
+            _mask_gradients(self.prunable, self._masks)
+        self._masks = None
+
+    def _keeps_first(self) -> bool:
+        return self.plus
 
     def _combine(self, first: dict[Tensor, Tensor | None]) -> None:
-        if self.sparse_gradients and self._masks is not None:
-            mask_gradients(self.prunable, self._masks)
-        self._masks = None
         if self.plus:
             for parameter, gradient in first.items():
                 if parameter.grad is None:
@@ -201,11 +207,13 @@ class CrAMSingle(Wrapper):
             return closure()
         moved = _distinct(self._parameters(), self.prunable)
         with self._restored([*moved, *self.model.buffers()], always=True):
-            ascend_(self._ascents(), self.normalize)
+            ascend_(self._ascents(), self.normalize, sign=-1.0 if self.ascent == "momentum" else 1.0)
             masks = self.draw.apply_()
+            told = _unless_told_by_zeros(masks, self.prunable) if self.sparse_gradients else None
+            del masks
             loss = closure()
-        if self.sparse_gradients:
-            mask_gradients(self.prunable, masks)
+            if self.sparse_gradients:
+                _mask_gradients(self.prunable, told)
         return loss
 
     def _ascents(self) -> list[Ascent]:
@@ -244,6 +252,24 @@ class CrAMSingle(Wrapper):
     def __repr__(self) -> str:
         choices = ", ".join(map(str, self.draw.compressors))
         return f"CrAMSingle({choices}; plain={self.plain}, ascent={self.ascent}, base={self.base!r})"
+
+
+def _unless_told_by_zeros(masks: Masks, weights: Mapping[str, Tensor]) -> Masks | None:
+    """Return the masks, or None where the compressed weights say the same: zero where masked, and nowhere else.
+
+    A mask takes a quarter of its weights' memory, through the pass that needs most of it.
+    """
+    kept = sum(torch.count_nonzero(mask) for mask in masks.values())
+    return None if int(kept) == int(sum(torch.count_nonzero(weights[name]) for name in masks)) else masks
+
+
+def _mask_gradients(weights: Mapping[str, Tensor], masks: Masks | None) -> None:
+    """Mask the gradients of compressed weights, which are put back afterwards: where they tell, they become the mask."""
+    if masks is None:
+        masks_of: Mapping[str, Tensor] = {name: weight.detach().ne_(0) for name, weight in weights.items()}
+    else:
+        masks_of = masks
+    mask_gradients(weights, masks_of)
 
 
 def _check_plain(plain: float) -> None:

@@ -57,11 +57,17 @@ class SAM(TwoPass):
     def _move(self, groups: list[Ascent]) -> None:
         if not groups:
             return
+        if not any(group["adaptive"] for group, _, _ in groups):
+            ascend_(groups, normalize=True)
+            return
         scaled = [_by_size(p, g) if group["adaptive"] else g for group, p, g in groups]
         norm = norm_of([g for gradients in scaled for g in gradients])
         for (group, parameters, _), gradients in zip(groups, scaled, strict=True):
             ascent = _by_size(parameters, gradients) if group["adaptive"] else gradients
             torch._foreach_add_(parameters, list(torch._foreach_mul(ascent, group["rho"] / (norm + TINY))))
+
+    def _keeps_first(self) -> bool:
+        return False
 
     def _needs_first(self) -> bool:
         return ascends(self.param_groups)
@@ -95,7 +101,7 @@ class MomentumSAM(Wrapper):
     def _gradients(self, closure: Closure, scale: float | None) -> Any:
         groups = momenta(self.param_groups, self.state)
         with self._restored([p for _, parameters, _ in groups for p in parameters], always=True):
-            ascend_(groups, normalize=True)
+            ascend_(groups, normalize=True, sign=-1.0)
             return closure()
 
 
