@@ -48,9 +48,8 @@ def curvature(
 
     Returns:
         Rows of quantity (``eigenvalue`` or ``trace``), rank (1 for the largest eigenvalue), value, error. The value of an
-        eigenvalue is that of all the data, and of the trace the mean over parts; the error is the standard error
-        over the parts, each with its own eigenvalues and vectors. An eigenvalue of a part lies above that of the
-        whole on average, so its error speaks of spread, not of that bias.
+        eigenvalue is that of all the data, λ = vᵀHv; its error is the standard error of vᵀHv over the parts at the same
+        eigenvector v, whose mean over equal parts is λ. The trace is the mean over parts, each with vectors of its own.
 
     Raises:
         ValueError: `kind` is unknown, `parts` or `top` too small, or there are fewer samples than parts.
@@ -62,9 +61,10 @@ def curvature(
     with probing(model), sdpa_kernel(SDPBackend.MATH):
         whole = _batches(model, data)
         pieces = _split(whole, parts)
-        values = _eigenvalues(_operator(model, whole, kind), top, seed)
-        of_parts = np.array([_eigenvalues(_operator(model, piece, kind), top, seed) for piece in pieces])
-        traces = np.array([_trace(_operator(model, p, kind), vectors, seed + i) for i, p in enumerate(pieces)])
+        operators = [_operator(model, piece, kind) for piece in pieces]
+        values, directions = _eigenpairs(_operator(model, whole, kind), top, seed)
+        of_parts = np.array([(directions * (o.to_scipy() @ directions)).sum(0) for o in operators])
+        traces = np.array([_trace(operator, vectors, seed + i) for i, operator in enumerate(operators)])
     errors = of_parts.std(0, ddof=1) / np.sqrt(parts)
     rows = [("eigenvalue", i + 1, float(values[i]), float(errors[i])) for i in range(top)]
     rows.append(("trace", 0, float(traces.mean()), float(traces.std(ddof=1) / np.sqrt(parts))))
@@ -105,7 +105,7 @@ def spectral_density(
         operator = _operator(model, _batches(model, data), kind)
         size = sum(p.numel() for p in model.parameters() if p.requires_grad)
         # Left to itself it finds the ends of the spectrum from a starting vector that no seed decides.
-        ends = tuple(float(_eigenvalues(operator, 1, seed, which)[0]) for which in ("SA", "LA"))
+        ends = tuple(float(_eigenpairs(operator, 1, seed, which)[0][0]) for which in ("SA", "LA"))
         where, density = lanczos_approximate_spectrum(operator, min(lanczos, size), points, repeats, boundaries=ends)
     return pd.DataFrame({"eigenvalue": where.cpu().double(), "density": density.cpu().double()})
 
@@ -118,16 +118,20 @@ def _operator(model: nn.Module, data: list[tuple[Tensor, Tensor]], kind: Kind) -
     return build(model, nn.CrossEntropyLoss(), parameters, data, check_deterministic=False)
 
 
-def _eigenvalues(operator: Any, top: int, seed: int, which: Literal["LA", "SA"] = "LA") -> np.ndarray:
-    """Return the `top` algebraically largest (LA) or smallest (SA) eigenvalues, largest first."""
+def _eigenpairs(operator: Any, top: int, seed: int, which: Literal["LA", "SA"] = "LA") -> tuple[np.ndarray, np.ndarray]:
+    """Return the `top` algebraically largest (LA) or smallest (SA) eigenvalues, largest first, and their vectors."""
     from scipy.sparse.linalg import eigsh
 
     matrix = operator.to_scipy()
     if matrix.shape[0] <= max(20, 2 * top + 1):  # Lanczos needs room; a small matrix is written out
-        values = np.linalg.eigvalsh(matrix @ np.eye(matrix.shape[0], dtype=matrix.dtype))
-        return values[::-1][:top] if which == "LA" else values[::-1][-top:]
-    start = np.random.default_rng(seed).standard_normal(matrix.shape[0]).astype(matrix.dtype)
-    return np.sort(eigsh(matrix, k=top, which=which, tol=_TOLERANCE, v0=start, return_eigenvectors=False))[::-1]
+        values, vectors = np.linalg.eigh(matrix @ np.eye(matrix.shape[0], dtype=matrix.dtype))
+        chosen = slice(-top, None) if which == "LA" else slice(None, top)
+        values, vectors = values[chosen], vectors[:, chosen]
+    else:
+        start = np.random.default_rng(seed).standard_normal(matrix.shape[0]).astype(matrix.dtype)
+        values, vectors = eigsh(matrix, k=top, which=which, tol=_TOLERANCE, v0=start)
+    order = np.argsort(values)[::-1]
+    return values[order], vectors[:, order]
 
 
 def _trace(operator: Any, vectors: int, seed: int) -> float:
