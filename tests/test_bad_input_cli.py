@@ -362,8 +362,9 @@ def test_a_report_on_a_folder_named_like_code_with_a_run_that_fails(tmp_path, mo
     assert not list(tmp_path.rglob("executed"))
 
 
-def test_how_many_bad_inputs_are_tried():
+def test_how_many_bad_inputs_are_tried(counted):
     """The number that the README gives: of all the tables together."""
     assert len(LIBRARY) + len(ROWS) + len(NOTEBOOKS) + len(CHECKED) >= 300
+    counted("wrong inputs", len(LIBRARY) + len(ROWS) + len(NOTEBOOKS) + len(CHECKED))
     for rows in (ROWS, NOTEBOOKS, CHECKED):
         assert len({row[0] for row in rows}) == len(rows)

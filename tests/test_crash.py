@@ -89,7 +89,7 @@ def check(store, straight):
     assert store.table()["state"].tolist() == ["finished"]
 
 
-def test_a_training_killed_before_every_single_change_of_a_file(tmp_path, straight):
+def test_a_training_killed_before_every_single_change_of_a_file(tmp_path, straight, counted):
     kills = 0
     for step in range(1, 1000):
         store = Store(tmp_path / str(step))
@@ -107,9 +107,10 @@ def test_a_training_killed_before_every_single_change_of_a_file(tmp_path, straig
         check(store, straight)
         shutil.rmtree(store.root)
     assert kills > 40
+    counted("kills before a change of a file", kills)
 
 
-def test_a_training_killed_again_and_again_at_random(tmp_path, straight):
+def test_a_training_killed_again_and_again_at_random(tmp_path, straight, counted):
     store, dice, kills = Store(tmp_path / "store"), random.Random(0), 0
     begin = time.monotonic()
     Store(tmp_path / "measure")
@@ -134,6 +135,7 @@ def test_a_training_killed_again_and_again_at_random(tmp_path, straight):
         check(store, straight)
         shutil.rmtree(store.root)
     assert kills >= ROUNDS
+    counted("kills at random times", kills)
 
 
 def test_a_killed_process_does_not_hold_its_lock(tmp_path):
@@ -154,7 +156,7 @@ def test_a_killed_process_does_not_hold_its_lock(tmp_path):
         pass
 
 
-def test_eight_processes_with_overlapping_experiments_train_each_once(tmp_path):
+def test_eight_processes_with_overlapping_experiments_train_each_once(tmp_path, counted):
     experiments = [recipe("digits", method, epochs=1, seed=seed) for method in ("sgd", "cram+") for seed in range(4)]
     experiments.append(recipe("digits", epochs=1, lr=1e30))
     serial = Store(tmp_path / "serial")
@@ -178,6 +180,7 @@ def test_eight_processes_with_overlapping_experiments_train_each_once(tmp_path):
     ensure_all(experiments, store, threads=1, progress=False)
     trained = len(log.read_text().splitlines())
     assert len(experiments) - 1 <= trained <= len(experiments) + 1  # the killed one may have begun one
+    counted("processes at once", len(pids))
     pd.testing.assert_frame_equal(store.table(), serial.table())
     for run in serial.runs():
         assert (store.find(run.experiment).path / "model.safetensors").read_bytes() == (
@@ -186,7 +189,7 @@ def test_eight_processes_with_overlapping_experiments_train_each_once(tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(FINISHED))
-def test_a_flipped_bit_is_noticed_and_named(name):
+def test_a_flipped_bit_is_noticed_and_named(name, counted):
     run = ensure(WANTED, threads=1, progress=False)
     file, dice = run.path / name, random.Random(1)
     content = file.read_bytes()
@@ -207,6 +210,7 @@ def test_a_flipped_bit_is_noticed_and_named(name):
         else:  # a blank of JSON, without a meaning
             assert name == "environment.json"
             assert json.loads(damaged) == json.loads(content)
+    counted(f"bits flipped in {name}", 60)
 
 
 def test_a_full_disk_leaves_the_store_intact(tmp_path, straight, capfd):
@@ -286,7 +290,7 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path, straight):
     check(store, straight)
 
 
-def test_a_cache_of_images_killed_anywhere_is_built_again(tmp_path, monkeypatch):
+def test_a_cache_of_images_killed_anywhere_is_built_again(tmp_path, monkeypatch, counted):
     from PIL import Image
 
     dice = random.Random(0)
@@ -309,6 +313,7 @@ def test_a_cache_of_images_killed_anywhere_is_built_again(tmp_path, monkeypatch)
             break
     assert status == 0
     assert step > 3
+    counted("kills of a cache", step - 1)
 
 
 def test_what_a_killed_writer_left_is_removed_later(tmp_path):
@@ -321,7 +326,7 @@ def test_what_a_killed_writer_left_is_removed_later(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
 
 
-def test_a_report_killed_in_the_middle_is_made_whole(tmp_path):
+def test_a_report_killed_in_the_middle_is_made_whole(tmp_path, counted):
     small = {"epochs": 1, "sparsities": [0.5], "methods": ["sgd"]}
     options = {"questions": ["accuracy_vs_sparsity"], "progress": False}
 
@@ -338,10 +343,12 @@ def test_a_report_killed_in_the_middle_is_made_whole(tmp_path):
     (straight,) = (path for path in (tmp_path / "straight").iterdir() if path.is_dir())
     expected = {path.relative_to(straight) for path in straight.rglob("*") if path.is_file()}
     count = int((tmp_path / "count").read_text())
-    for step in (count // 2, count - 3):
+    steps = (count // 2, count - 3)
+    for step in steps:
         reports = tmp_path / str(step)
         assert dying(step, reports, build, reports) == -signal.SIGKILL
         whole = build(reports).folder
         assert {path.relative_to(whole) for path in whole.rglob("*") if path.is_file()} == expected
         for name in ("accuracy_vs_sparsity.csv", "accuracy_summary.csv"):
             assert (whole / "tables" / name).read_bytes() == (straight / "tables" / name).read_bytes()
+    counted("kills of a report", len(steps))

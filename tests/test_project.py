@@ -46,6 +46,7 @@ def test_the_readmes_table_is_the_committed_reports():
     readme = (ROOT / "README.md").read_text()
     assert module.tables(reports) in readme
     assert module.filled(readme, module.tables(reports)) == readme
+    assert module.filled(readme, module.counts(reports), *module.COUNTS) == readme
 
 
 def test_a_committed_report_is_small():

@@ -500,7 +500,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="work
 
 
 @needs_proc
-def test_a_local_sweep_whose_workers_are_killed_ends_with_the_table_of_a_serial_run(serial, tmp_path):
+def test_a_local_sweep_whose_workers_are_killed_ends_with_the_table_of_a_serial_run(serial, tmp_path, counted):
     store, stream = Store(tmp_path / "store"), io.StringIO()
     killer = Killer(store, inside=1, controller=True)
     killer.start()
@@ -510,6 +510,7 @@ def test_a_local_sweep_whose_workers_are_killed_ends_with_the_table_of_a_serial_
         killer.over.set()
         killer.join()
     assert sorted(killer.killed) == ["controller", "inside", "start"]
+    counted("kills in a local sweep", len(killer.killed))
     agree(results, serial, store)
     assert workers(store) == ([], [])
     said = stream.getvalue()
@@ -637,7 +638,7 @@ def said(*call):
 
 
 @needs_proc
-def test_a_sweep_on_slurm_interrupted_and_killed_ends_with_the_table_of_a_serial_run(slurm, serial, tmp_path):
+def test_a_sweep_on_slurm_interrupted_and_killed_ends_with_the_table_of_a_serial_run(slurm, serial, tmp_path, counted):
     """The command is interrupted, its jobs go on; the next one finds them, and workers are killed."""
     store = Store()
     started = command(tmp_path, "--executor", "slurm", "--workers", "2", "--per-job", "8", text=SPEC)
@@ -664,6 +665,7 @@ def test_a_sweep_on_slurm_interrupted_and_killed_ends_with_the_table_of_a_serial
         killer.over.set()
         killer.join()
     assert sorted(killer.killed) == ["inside", "start"]
+    counted("kills in a sweep on Slurm", len(killer.killed))
     agree(results, serial, store)
     assert json.loads(note.read_text()) == {}
     assert "try 2: its worker ended without a result (FAILED); see " in stream.getvalue()
