@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from cram_bench._checks import instance, integer, labels_within, number, pairs, shown
+from cram_bench._fold import folded
 from cram_bench._preserve import modes_kept, preserved
 from cram_bench.compress.rank import NaNError
 from cram_bench.data import Batches, Dataset, batches_of
@@ -302,8 +303,10 @@ def evaluate(model: nn.Module, data: Batches, batch_size: int = 500, group: Grou
     loss, correct, count = 0.0, 0, 0
     with modes_kept(model):
         model.eval()
-        for inputs, labels in batches_of(data, batch_size, group.share):
-            logits = model(inputs).float()
+        run = model
+        for index, (inputs, labels) in enumerate(batches_of(data, batch_size, group.share)):
+            run = run if index else folded(model, inputs)
+            logits = run(inputs).float()
             labels_within(labels, logits.shape[1])
             loss += float(F.cross_entropy(logits, labels, reduction="sum"))
             correct += int((logits.argmax(1) == labels).sum())

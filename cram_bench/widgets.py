@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from cram_bench import plots
 from cram_bench._checks import instance, integer, number
+from cram_bench._fold import folded
 from cram_bench._preserve import preserved
 from cram_bench.compress import Compressor, Magnitude, apply_, parse, tune_batchnorm
 from cram_bench.data import Dataset
@@ -70,7 +71,8 @@ class Subject:
                 apply_(self.model, compressor)
                 if tuned:
                     tune_batchnorm(self.model, self.calibration)
-                logits = torch.cat([self.model(inputs) for inputs, _ in self.batches]).float()
+                network = folded(self.model, self.batches[0][0])
+                logits = torch.cat([network(inputs) for inputs, _ in self.batches]).float()
             labels = torch.cat([labels for _, labels in self.batches])
             best = logits.softmax(1).max(1)
             accuracy = float((best.indices == labels).float().mean())
