@@ -51,9 +51,10 @@ check: install
 	$(BIN)/mypy
 
 counts: install
-	rm -f reports/robustness.json
-	CRAM_BENCH_COUNTS=$(CURDIR)/reports/robustness.json CRAM_BENCH_TEST_ROUNDS=25 $(BIN)/python -m pytest \
+	rm -f reports/.robustness.json
+	CRAM_BENCH_COUNTS=$(CURDIR)/reports/.robustness.json CRAM_BENCH_TEST_ROUNDS=200 $(BIN)/python -m pytest \
 	  tests/test_crash.py tests/test_sweep.py tests/test_bad_input_cli.py
+	mv reports/.robustness.json reports/robustness.json
 	$(MAKE) readme
 
 readme: install

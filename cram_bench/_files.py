@@ -34,7 +34,7 @@ def whole(path: Path) -> Iterator[Path]:
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         reason = error.strerror or str(error).splitlines()[0]
         raise type(error)(error.errno, f"{reason}; nothing was changed", str(path)) from error
@@ -113,7 +113,7 @@ def _remove_stale(path: Path) -> None:
                 part.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename survive a loss of power; some systems cannot open a folder, and then do without."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import json
 from collections.abc import Mapping, Sequence
@@ -129,7 +130,8 @@ def shelf(reports: Path) -> None:
         for name in ("accuracy_summary", f"{lead}_summary"):
             table = folder / "tables" / f"{name}.csv"
             if table.exists():
-                parts.append(pd.read_csv(table, dtype=str).fillna("").to_html(index=False, border=0))
+                with contextlib.suppress(OSError, ValueError):  # another report's damage is not this one's
+                    parts.append(pd.read_csv(table, dtype=str).fillna("").to_html(index=False, border=0))
                 break
         shown = [name for name in ("Experiment", "Device", "Report made") if name in about["facts"]]
         parts.append("<dl>" + "".join(f"<dt>{k}</dt><dd>{about['facts'][k]}</dd>" for k in shown) + "</dl>")

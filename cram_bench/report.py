@@ -287,12 +287,15 @@ def build(
     if keep_runs:
         _copy_runs([run for run in trained if run.experiment.seed == 0 and run.failure is None], folder / "runs")
     facts = pages.index(folder, [path.stem for path in paths], trained, failures, command)
-    asked = {"dataset": dataset, "profile": profile, "seeds": seeds, "parameters": dict(parameters or {})}
+    asked = {"dataset": given["dataset"], "profile": profile, "seeds": seeds, "parameters": dict(parameters or {})}
+    if "target" in asked["parameters"]:
+        asked["parameters"]["target"] = given["target"]
     about = {
         "title": paths[0].stem.replace("_", " "),
         "facts": facts,
         "build": asked | {"questions": [path.stem for path in paths]},
         "runs": [_identity(run) for run in trained],
+        "notebooks": {path.stem: sha256(path) for path in paths},
         "versions": runs.machine()["versions"],
         "sha256": {path.relative_to(folder).as_posix(): sha256(path) for path in _made(folder, paths)},
     }
@@ -307,15 +310,19 @@ def _identity(run: runs.Run) -> dict[str, Any]:
     if run.failure is not None:
         return identity | {"failure": run.failure}
     environment = run.environment
-    names = ("commit", "device", "threads", "compile", "seconds")
-    return identity | {"weights": environment["sha256"]["model.safetensors"]} | {n: environment[n] for n in names}
+    names = ("commit", "device", "device_type", "threads", "compile", "seconds")
+    return (
+        identity
+        | {"weights": environment["sha256"]["model.safetensors"]}
+        | {n: environment[n] for n in names if n in environment}
+    )
 
 
 def _made(folder: Path, notebooks: Sequence[Path]) -> list[Path]:
     """List the files of a report that its notebooks made."""
     pages_of = [folder / f"{path.stem}.{suffix}" for path in notebooks for suffix in ("ipynb", "html")]
     others = [folder / name for path in notebooks for name in outputs(path)]
-    return sorted({path for path in (*pages_of, *others) if path.exists()})
+    return sorted({path for path in (folder / "index.html", *pages_of, *others) if path.exists()})
 
 
 def check_name(name: Any) -> None:
@@ -401,7 +408,7 @@ def _execute(path: Path, parameters: dict[str, Any], folder: Path, trained: Sequ
     done = folder / ".done" / f"{path.stem}.json"
     target = folder / path.name
     made = [target, target.with_suffix(".html"), *(folder / name for name in outputs(path))]
-    if done.exists() and done.read_text().strip() == key and all(file.exists() for file in made):
+    if done.exists() and done.read_text() == _done(key, made):
         return None
     for file in (done, *made):  # nothing old may stand beside what comes now
         file.unlink(missing_ok=True)
@@ -429,8 +436,15 @@ def _execute(path: Path, parameters: dict[str, Any], folder: Path, trained: Sequ
     pages.export(target)
     if error is None:
         done.parent.mkdir(exist_ok=True)
-        write(done, key + "\n")
+        write(done, _done(key, made))
     return error
+
+
+def _done(key: str, made: Sequence[Path]) -> str:
+    """Note what a notebook was executed with, and what it made: a file that is missing or changed is made again."""
+    return (
+        json.dumps({"key": key, "sha256": {file.name: sha256(file) if file.exists() else "" for file in made}}) + "\n"
+    )
 
 
 def _key(path: Path, parameters: dict[str, Any], trained: Sequence[runs.Run]) -> str:

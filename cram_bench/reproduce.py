@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from cram_bench import report, runs
 from cram_bench._files import sha256, unsealed
@@ -43,14 +45,18 @@ def reproduce(
     Raises:
         ReportError: the folder holds no report, one of a version that did not note how it was made, or a damaged note.
     """
-    folder, into = Path(folder), Path(into).absolute()
+    folder, into = Path(folder).resolve(), Path(into).resolve()
     about = _about(folder)
-    if into == folder.absolute().parent or into == folder.absolute():
+    if into in (folder, folder.parent):
         raise ReportError(f"{into} holds the report that is to be compared; name another folder")
-    rows = _facts(about) + _edited(folder, about)
+    new = into / folder.name
     store = runs.Store(into / "runs" if retrain else None)
+    rows = _facts(about) + _edited(folder, about)
+    if retrain:
+        _refuse_others(store, about)
     for then in about["runs"]:
         rows.append(_run(then, store, progress))
+    shutil.rmtree(new / ".done", ignore_errors=True)  # notebooks are executed anew
     built = report.build(**about["build"], reports=into, name=folder.name, store=store, progress=progress)
     for notebook, error in built.failures.items():
         rows.append(("notebook", notebook, "differs", error))
@@ -68,9 +74,18 @@ def _about(folder: Path) -> dict[str, Any]:
         raise ReportError(f"{folder} is not a report: it has no report.json") from None
     except (OSError, ValueError) as error:
         raise ReportError(f"{file} is damaged: {error}") from error
-    if not {"build", "runs", "versions", "sha256"} <= about.keys():
+    if not {"build", "runs", "versions", "notebooks", "sha256"} <= about.keys():
         raise ReportError(f"{file} does not say how the report was made; an older version wrote it")
     return about
+
+
+def _refuse_others(store: runs.Store, about: dict[str, Any]) -> None:
+    """Refuse runs of an earlier reproduction that other versions made: they would say ``same`` and prove nothing."""
+    now = runs.machine()
+    for then in about["runs"]:
+        run = store.find(Experiment.of(then["settings"]))
+        if run and (run.environment["versions"], run.environment["commit"]) != (now["versions"], now["commit"]):
+            raise ReportError(f"{run.path} is of an earlier reproduction with other versions; name another folder")
 
 
 def _facts(about: dict[str, Any]) -> list[tuple[str, str, str, str]]:
@@ -79,14 +94,16 @@ def _facts(about: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     for name, then in about["versions"].items():
         current = now["versions"].get(name, "none")
         rows.append(("version", name, "same" if current == then else "differs", f"{then}, now {current}"))
-    commits = ", ".join(sorted({run["commit"] for run in about["runs"] if "commit" in run}))
-    rows.append(
-        ("version", "cram_bench", "same" if commits == now["commit"] else "differs", f"{commits}, now {now['commit']}")
-    )
-    devices = ", ".join(sorted({run["device"] for run in about["runs"] if "device" in run}))
-    rows.append(
-        ("device", "device", "same" if devices == now["device"] else "differs", f"{devices}, now {now['device']}")
-    )
+    trained = [run for run in about["runs"] if "commit" in run]
+    for then in sorted({run["commit"] for run in trained}):
+        state = "same" if then == now["commit"] else "differs"
+        rows.append(("version", "cram_bench", state, f"{then}, now {now['commit']}"))
+    for kind, then in sorted({(run.get("device_type", "cpu"), run["device"]) for run in trained}):
+        here = "none" if kind == "cuda" and not torch.cuda.is_available() else runs.machine(kind)["device"]
+        rows.append(("device", kind, "same" if then == here else "differs", f"{then}, now {here}"))
+    for stem, digest in about["notebooks"].items():
+        if sha256(report.notebooks_folder() / f"{stem}.ipynb") != digest:
+            rows.append(("version", stem, "differs", "another version of the notebook"))
     return rows
 
 
@@ -105,7 +122,7 @@ def _run(then: dict[str, Any], store: runs.Store, progress: bool) -> tuple[str, 
     experiment = Experiment.of(then["settings"])
     how = {name: then[name] for name in ("threads", "compile") if name in then}
     try:
-        run = runs.ensure(experiment, store, progress=progress, **how)
+        run = runs.ensure(experiment, store, device=then.get("device_type"), progress=progress, **how)
     except DivergedError as error:
         state = "same" if "failure" in then else "differs"
         return "run", then["id"], state, f"{runs.describe(experiment)}: {error}"

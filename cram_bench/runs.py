@@ -39,7 +39,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cram_bench import compress, models
 from cram_bench._checks import instance, integer
-from cram_bench._files import sealed, sha256, unsealed, write, write_tensors
+from cram_bench._files import sealed, sha256, sync_folder, unsealed, write, write_tensors
 from cram_bench.compress import Masks
 from cram_bench.data import Dataset, fingerprint
 from cram_bench.distributed import Group
@@ -266,13 +266,21 @@ class Store:
             raise type(error)(
                 error.errno, f"the run store cannot be written: {error.strerror}; {how}", str(path)
             ) from error
-        with file:
+        with file, _forgotten_by_children(file):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 print(f"waiting for the process that trains {experiment.id}", file=sys.stderr)
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+    def tidy(self, experiment: Experiment) -> None:
+        """Remove what is left of a training that was killed just after its run was finished in this store."""
+        work = self.root / ".training" / experiment.id
+        if work.is_dir() and (self.root / experiment.id / "model.safetensors").is_file():
+            with contextlib.suppress(OSError), open(self.root / ".locks" / f"{experiment.id}.lock", "w") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody is at it
+                shutil.rmtree(work, ignore_errors=True)
 
     def _locked(self, experiment: Experiment) -> bool:
         path = self.root / ".locks" / f"{experiment.id}.lock"
@@ -318,6 +326,21 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+_held: set[Any] = set()  # lock files of this process
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: [file.close() for file in _held])
+
+
+@contextlib.contextmanager
+def _forgotten_by_children(file: Any) -> Iterator[None]:
+    """Let forked workers close a lock file: one that outlives a killed training would go on holding the lock."""
+    _held.add(file)
+    try:
+        yield
+    finally:
+        _held.discard(file)
 
 
 def _folders(root: Path) -> list[Path]:
@@ -389,7 +412,7 @@ def ensure(
     def finished() -> str | None:
         if (run := store.find(experiment)) is None:
             return None
-        shutil.rmtree(store.root / ".training" / experiment.id, ignore_errors=True)  # of one killed while tidying
+        store.tidy(experiment)
         return str(run.path)
 
     if path := group.told(finished):
@@ -522,6 +545,7 @@ def _train(
     if final.exists():  # without weights, or find() would have taken it
         shutil.rmtree(final)
     os.rename(staged, final)
+    sync_folder(store.root)
     shutil.rmtree(work, ignore_errors=True)
     group.wait()
     return Run(final, experiment)
@@ -574,6 +598,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
             "torchvision": torchvision.__version__,
         },
         "device": f"{name}, {os.cpu_count()} cores" if device == "cpu" else name,
+        "device_type": device.partition(":")[0],
         "platform": platform.platform(),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }

@@ -34,7 +34,7 @@ def tables(reports: Path) -> str:
 def counts(reports: Path) -> str:
     """Return the table of what was done to the run store, as `tests` counted it, as Markdown."""
     found = json.loads((reports / "robustness.json").read_text())
-    sweeps = [found[name] for name in ("kills in a local sweep", "kills in a sweep on Slurm")]
+    sweeps = [found.get(name, "not run") for name in ("kills in a local sweep", "kills in a sweep on Slurm")]
     bits = sum(number for name, number in found.items() if name.startswith("bits flipped"))
     rows = [
         ("`kill -9` of a training, before each change of a file", found["kills before a change of a file"]),
@@ -43,13 +43,13 @@ def counts(reports: Path) -> str:
             "`kill -9` while images are cached, while a report is built",
             f"{found['kills of a cache']}, {found['kills of a report']}",
         ),
-        ("`kill -9` of workers in a sweep of 24, on this machine and on Slurm", f"{sweeps[0]}, {sweeps[1]}"),
+        ("`kill -9` in a sweep of 24 trainings, on this machine and on Slurm", f"{sweeps[0]}, {sweeps[1]}"),
         ("processes at once that ask for overlapping experiments, one of them killed", found["processes at once"]),
         ("bits flipped in a finished run", bits),
         ("wrong settings, files and shapes", found["wrong inputs"]),
     ]
     lines = ["| tried | times |", "| --- | --: |", *(f"| {what} | {number} |" for what, number in rows)]
-    return "\n".join([*lines, "| bytes lost | 0 |"])
+    return "\n".join([*lines, f"| bytes lost | {found['bytes lost']} |"])
 
 
 def filled(readme: str, content: str, begin: str = BEGIN, end: str = END) -> str:

@@ -75,6 +75,14 @@ def test_no_path_of_this_machine_is_written_into_the_report(built, folders):
             assert str(folders[1]) not in text, path
 
 
+def test_a_table_that_was_changed_is_made_again(built, folders):
+    file = built.folder / "tables" / "accuracy_vs_sparsity.csv"
+    before = file.read_bytes()
+    file.write_bytes(before.replace(b"global", b"grobal", 1))
+    report.build("digits", "quick", 1, SMALL, reports=folders[0], keep_runs=True, command="cram-bench report")
+    assert file.read_bytes() == before
+
+
 def test_running_again_does_nothing_and_a_removed_output_is_made_again(built, folders, monkeypatch):
     import papermill
 

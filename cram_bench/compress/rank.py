@@ -78,7 +78,8 @@ def _by_torch(parts: Sequence[Tensor], zeros: int, magnitudes: bool) -> list[Ten
         tied = (flat == threshold).nonzero().flatten()
         keep[tied[len(tied) - short :]] = True
     pieces = keep.split([part.numel() for part in parts])
-    return [piece.view(part.shape) for part, piece in zip(parts, pieces, strict=True)]
+    masks = [torch.empty_like(part, dtype=torch.bool) for part in parts]
+    return [mask.copy_(piece.view(mask.shape)) for mask, piece in zip(masks, pieces, strict=True)]
 
 
 @dataclass

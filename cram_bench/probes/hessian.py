@@ -49,7 +49,7 @@ def curvature(
     Returns:
         Rows of quantity (``eigenvalue`` or ``trace``), rank (1 for the largest eigenvalue), value, error. The value of an
         eigenvalue is that of all the data, λ = vᵀHv; its error is the standard error of vᵀHv over the parts at the same
-        eigenvector v, whose mean over equal parts is λ. The trace is the mean over parts, each with vectors of its own.
+        eigenvector v, whose mean is λ up to the samples that the equal parts leave over. The trace is the mean over parts, each with vectors of its own.
 
     Raises:
         ValueError: `kind` is unknown, `parts` or `top` too small, or there are fewer samples than parts.
@@ -58,6 +58,7 @@ def curvature(
         raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, not {kind!r}")
     for name, value, least in (("top", top, 1), ("vectors", vectors, 1), ("parts", parts, 2)):
         integer(name, value, least)
+    integer("top", top, 1, max(1, sum(p.numel() for p in model.parameters() if p.requires_grad)))
     with probing(model), sdpa_kernel(SDPBackend.MATH):
         whole = _batches(model, data)
         pieces = _split(whole, parts)
@@ -96,8 +97,8 @@ def spectral_density(
     """
     if kind not in get_args(Kind):
         raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, not {kind!r}")
-    for name, value in (("points", points), ("lanczos", lanczos), ("repeats", repeats)):
-        integer(name, value, 1)
+    for name, value, least in (("points", points, 1), ("lanczos", lanczos, 2), ("repeats", repeats, 1)):
+        integer(name, value, least)
     with _quiet():
         from curvlinops import lanczos_approximate_spectrum
     with probing(model), sdpa_kernel(SDPBackend.MATH), torch.random.fork_rng():

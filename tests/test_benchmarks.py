@@ -1,0 +1,68 @@
+"""The benchmarks run, on small sizes; what they measure is another matter."""
+
+import time
+
+import pytest
+import torch
+
+import cram_bench as cb
+from benchmarks import peer, sections, timing
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(sections, "STEPS", 1)
+    monkeypatch.setattr(sections, "BATCH", 8)
+    monkeypatch.setattr(timing, "REPEATS", 3)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (16, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    half = torch.full((3,), 0.5)
+    return cb.data.Dataset("random", images, torch.arange(16) % 10, tuple("abcdefghij"), half, half)
+
+
+@pytest.mark.parametrize("method", ["sgd", "sam", "cram+", "cram-single"])
+def test_our_side_trains(method, small):
+    trainer = sections.Trainer(method, small, precision="float32", compile=False)
+    before = trainer.model.conv1.weight.clone()
+    trainer()
+    assert not torch.equal(trainer.model.conv1.weight, before)
+
+
+def test_the_peers_step_is_ours(small):
+    """One step of the straightforward implementation and one of ours, from the same weights: the same in float64."""
+    model, other = (cb.models.create("resnet20", 10).double().train() for _ in range(2))
+    other.load_state_dict(model.state_dict())
+    inputs, labels = small.normalise(small.images).double(), small.labels
+    options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
+    base = torch.optim.SGD(model.parameters(), **options)
+    optimizer = cb.optim.CrAM(model, base, cb.compress.Magnitude(0.7), rho=0.2)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(inputs), labels)
+        loss.backward()
+        return loss
+
+    loss = optimizer.step(closure)
+    theirs = peer.cram_plus_step(other, torch.optim.SGD(other.parameters(), **options), inputs, labels, [0.7], 0.2)
+    assert float(loss.detach()) == pytest.approx(theirs, rel=1e-12)
+    kept = {name: int(mask.sum()) for name, mask in peer.global_masks(other, 0.7).items()}
+    assert abs(sum(kept.values()) - 0.3 * sum(p.numel() for p in other.parameters() if p.ndim > 1)) <= 1
+    for (name, one), two in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-8, msg=name)
+
+
+def test_memory_is_counted_and_stays_below_two_copies(small):
+    found = {line.name: line.ratio for line in sections.memory()}
+    assert 0 < found["extra memory in weights"] <= 2
+    assert 0 < found["extra memory of sam in weights"] <= 2
+
+
+def test_turns():
+    line = timing.in_turns(
+        "x", lambda: time.sleep(0.001), lambda: time.sleep(0.004), kind="speed", unit="ms", repeats=3
+    )
+    assert line.low <= line.ratio <= line.high
+    assert line.ratio > 1
+    with pytest.raises(ValueError, match="kind must be speed or cost, not 'price'"):
+        timing.in_turns("x", list, list, kind="price")
