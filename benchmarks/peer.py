@@ -64,7 +64,7 @@ def global_masks(model: nn.Module, sparsity: float) -> dict[str, Tensor]:
     """Keep the largest magnitudes over all tensors of more than one dimension, found with ``torch.topk``."""
     tensors = {name: p for name, p in model.named_parameters() if p.ndim > 1}
     magnitudes = torch.cat([p.detach().abs().flatten() for p in tensors.values()])
-    kept = int(len(magnitudes) * (1 - sparsity))
+    kept = len(magnitudes) - round(sparsity * len(magnitudes))
     threshold = torch.topk(magnitudes, kept).values[-1]
     return {name: (p.detach().abs() >= threshold).float() for name, p in tensors.items()}
 

@@ -307,9 +307,11 @@ def is_folder(name: str) -> bool:
 
 
 def training_size(name: str) -> int:
-    """Return how many training images a data set has, without decoding any; 0 for a folder that is not there."""
+    """Return how many training images a data set has, without decoding any; 0 for a folder that is not there, and for sentences."""
+    if name in TORCHVISION:
+        return TORCHVISION[name].training
     if not is_folder(name):
-        return 1297 if name == "digits" else TORCHVISION[name].training
+        return 1297 if name == "digits" else 0
     return sum(path.suffix.lower() in _SUFFIXES for path in Path(name).expanduser().glob("train/*/*"))
 
 

@@ -151,7 +151,9 @@ class _Images(torch.utils.data.Dataset[Any]):
         if seed is None:
             return self.middle(image)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(np.random.SeedSequence([seed, place]).generate_state(1, np.uint64)[0] >> 1))
+            torch.default_generator.manual_seed(
+                int(np.random.SeedSequence([seed, place]).generate_state(1, np.uint64)[0] >> 1)
+            )
             return self.random(image)
 
 

@@ -847,7 +847,7 @@ RUNS = [
         "settings: bytes",
         lambda w: Run.open(w.damaged("settings.json", b"\xff\xfe", resign=True).path),
         RunError,
-        ("settings in", "utf-8"),
+        ("settings in", "Expecting value"),
     ),
     (
         "settings: a list",
