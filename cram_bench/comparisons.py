@@ -46,12 +46,11 @@ def ablations(
 ) -> dict[str, list[Experiment]]:
     """Return what is changed → the experiments: CrAM+-Multi, and CrAM+-Multi with one thing changed at a time."""
     base = recipe(dataset, "cram+-multi")
-    multi = {"compressors": base.compressors, "rho": base.rho, "ramp": base.ramp}
-    upto90 = tuple(f"global@{tenths / 10:g}" for tenths in range(3, 10))
+    multi = {"compressors": base.compressors, "rho": base.rho}
     variants: dict[str, dict[str, Any]] = {
         "CrAM+-Multi": {},
-        "the paper's: 30 to 90 %, no ramp": {"ramp": False, "compressors": upto90},
-        "no ramp": {"ramp": False},
+        "ramp": {"ramp": True},
+        "ramp, 95 % too": {"ramp": True, "compressors": (*base.compressors, "global@0.95")},
         "without +": {"method": "cram", **multi},
         "dense gradients": {"sparse_gradients": False},
         "ρ = 0": {"rho": 0.0},

@@ -297,7 +297,7 @@ METHODS: dict[str, Method] = {
     "sam": Method("SAM", _sam, {"rho": 0.05}),
     "cram": Method("CrAM", _cram(plus=False), {"rho": 0.2, "compressors": ("global@0.7",)}),
     "cram+": Method("CrAM+", _cram(plus=True), {"rho": 0.2, "compressors": ("global@0.7",)}),
-    "cram+-multi": Method("CrAM+-Multi", _cram(plus=True), {"rho": 0.2, "compressors": _WIDE, "ramp": True}),
+    "cram+-multi": Method("CrAM+-Multi", _cram(plus=True), {"rho": 0.2, "compressors": _MULTI}),
     "cram-single": Method("CrAM-Single", _cram_single, {"rho": 0.02, "compressors": _WIDE, "ramp": True}, passes=1),
     "momentum-sam": Method("Momentum-SAM", _momentum_sam, {"rho": 0.3}, passes=1),
     "cram-half": Method("CrAM-Half", _cram(plus=True), {"rho": 0.2, "compressors": _MULTI, "halves": True}),
@@ -305,14 +305,10 @@ METHODS: dict[str, Method] = {
 }
 """Methods by the name that the command line and the tables use.
 
-ρ of SAM is its paper's default (arXiv 2010.01412, section 3.1); ρ of the CrAM methods, and the sparsities of Multi up to 90 %, are
-those of the authors' ResNet-20 runs (arXiv 2207.14200); CrAM and CrAM+ take the middle of that range. A new method goes to the
-end, for its place gives its colour.
-
-Two things differ from the paper. CrAM+-Multi and CrAM-Single begin with plain steps, which give way to compressed ones
-linearly (`cram_bench.train.Ramp`), and 95 % joins their sparsities. Both were chosen by the mean accuracy, dense and at 50 to
-95 %, on 5,000 held-out training images of CIFAR-10 (ResNet-20, 5 epochs, one seed), never on the test set. The paper's own
-setting is ``ramp=False`` with the sparsities 0.3 to 0.9; the ablations show it beside ours.
+ρ of SAM is its paper's default (arXiv 2010.01412, section 3.1); ρ and the sparsities of CrAM+-Multi are those of the
+authors' ResNet-20 runs (arXiv 2207.14200); CrAM and CrAM+ take the middle of that range. A new method goes to the end,
+for its place gives its colour. What CrAM-Single adds to the Multi list, 95 %, and that its plain steps give way to compressed
+ones, was chosen on 5,000 held-out training images of CIFAR-10 (5 epochs, one seed), never on the test set.
 """
 
 
@@ -392,8 +388,8 @@ def imagenet_resnet50(dataset: str, method: str = "cram+-multi", **changes: Any)
     settings = {name: value for name, value in settings.items() if name not in own}
     if own.get("rho") == 0.2:  # what the paper gives for CIFAR-10
         settings["rho"] = 0.05
-    if method == "cram+-multi":
-        settings |= {"compressors": ("global@0.5", "global@0.7", "global@0.9"), "ramp": False}
+    if own.get("compressors") == _MULTI:
+        settings["compressors"] = ("global@0.5", "global@0.7", "global@0.9")
     settings |= changes
     settings.setdefault("warmup_epochs", _typed("epochs", settings["epochs"], int) / 20)
     return recipe(dataset, method, **settings)

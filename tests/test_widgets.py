@@ -109,7 +109,7 @@ def test_without_runs_there_is_nothing_to_explore(runs):
 
 
 def test_runs_that_differ_in_anything_have_labels_of_their_own(runs):
-    other = cb.runs.ensure(cb.experiment.recipe("digits", "cram+-multi", epochs=1, ramp=False), progress=False)
+    other = cb.runs.ensure(cb.experiment.recipe("digits", "cram+-multi", epochs=1, ramp=True), progress=False)
     seeds = cb.runs.ensure_all(cb.experiment.grid("digits", ["sgd"], 2, epochs=1), progress=False)
     explorer = cb.widgets.explorer([*runs, other, seeds[1]])
     assert len(explorer.runs.options) == 4
