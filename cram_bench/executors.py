@@ -273,7 +273,7 @@ class Slurm:
         Raises:
             SweepError: sbatch refuses the first.
         """
-        names = []
+        names: list[str] = []
         for start in range(0, len(jobs), self.array):
             part = jobs[start : start + self.array]
             calls = [functools.partial(work, [each for _, each in job], **self.common) for job in part]
@@ -282,7 +282,7 @@ class Slurm:
                 with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it then raises
                     submitted = self.executor.submit_array(calls)
             except RuntimeError as error:
-                for path in (*self.logs.glob("[0-9a-f]*.pkl"), *self.logs.glob("submission_file_*.sh")):
+                for path in (*self.logs.glob("[0-9a-f]*.pkl"), *self.logs.glob(".submission_file_*.sh")):
                     if "_submitted" not in path.name and "_result" not in path.name:  # of no job
                         path.unlink(missing_ok=True)
                 if names:
