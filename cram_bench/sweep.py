@@ -299,8 +299,9 @@ def run(
 ) -> pd.DataFrame:
     """Train what is missing, on as many processes or machines as allowed; return the results as `table` does.
 
-    A job whose worker dies, or comes to its time limit, is submitted again and goes on from its last epoch. Calling it again, also after it was interrupted
-    or killed, goes on where things stand: finished runs are found, and jobs on Slurm that still run are waited for.
+    A job whose worker dies, or comes to its time limit, is submitted again and goes on from its last epoch. Calling it again,
+    also after it was interrupted or killed, goes on where things stand: finished runs are found, and jobs on Slurm that still run
+    are waited for.
 
     Args:
         experiments: which; each is trained once.
@@ -316,7 +317,7 @@ def run(
             submitted again, whose state Slurm does not know.
         every: seconds between two looks, by default the executor's.
         stream: where to show states, by default standard error.
-        options: device, threads and compile, of `runs.ensure`.
+        options: device, threads, compile and progress, of `runs.ensure`; here a process sees one GPU, its own, so no ``cuda:1``.
 
     Raises:
         SweepError: an argument is not allowed, Slurm refuses the jobs or does not answer (its jobs go on), or another command
@@ -683,8 +684,8 @@ class View:
         from rich.table import Table
         from rich.text import Text
 
-        colours = {"running": "cyan", "finished": "green", "cached": "green", "failed": "red", "died": "red"}
-        colours["damaged"] = "red"
+        colours = {"running": "cyan", "finished": "green", "cached": "green", "failed": "red"}
+        colours |= {"died": "red", "damaged": "red"}
         shown = Table(box=None, pad_edge=False)
         for column in ("run", "experiment", "state", ""):
             shown.add_column(column, overflow="ellipsis", no_wrap=True)
