@@ -197,7 +197,6 @@ def _train_together(arguments: argparse.Namespace, group: Group) -> int:
 
 def _sweep(arguments: argparse.Namespace) -> int:
     import warnings
-    from pathlib import Path
 
     from cram_bench import runs, sweep
 
@@ -206,7 +205,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
         experiments = sweep.read(arguments.file)
     for warning in said:
         print(f"cram-bench: {warning.message}", file=sys.stderr)
-    store, name = runs.Store(), sweep.safe(Path(arguments.file).stem)
+    store, name = runs.Store(), sweep.name_of(arguments.file)
     results = sweep.run(
         experiments,
         store,

@@ -32,6 +32,10 @@ class SweepError(ValueError):
     """A sweep cannot be read, started or followed; the message says in one line why."""
 
 
+class NoAnswerError(SweepError):
+    """For now nothing can be learned of any job; the message says why."""
+
+
 class Executor(Protocol):
     """Runs jobs, each a list of experiments' settings, and says what became of them."""
 
@@ -45,10 +49,18 @@ class Executor(Protocol):
         """Return how many more jobs may be submitted now."""
 
     def submit(self, jobs: Sequence[Sequence[tuple[str, Settings]]]) -> list[str]:
-        """Submit jobs, each a list of (id, settings); return their names."""
+        """Submit jobs, each a list of (id, settings); return their names, fewer where the last ones did not go through.
+
+        Raises:
+            SweepError: none went through.
+        """
 
     def poll(self, jobs: Sequence[str]) -> dict[str, tuple[str, str]]:
-        """Return for each job ``waiting``, ``running``, ``ended`` or ``unknown``, and a reason, if one is known."""
+        """Return for each job ``waiting``, ``running``, ``ended`` or ``unknown``, and a reason, if one is known.
+
+        Raises:
+            NoAnswerError: who knows does not answer.
+        """
 
     def forget(self, job: str) -> None:
         """Give back what an ended job held."""
@@ -73,7 +85,8 @@ def work(
     """Train experiments one after the other into the store: the function of every job.
 
     One that diverges is noted in the store. Any other exception is noted in `notes`/ID.json; those that another try may
-    not meet (memory, files, a time limit) end the worker, the others only that experiment.
+    not meet (memory, files, a time limit, whatever torch or CUDA stumbles over) end the worker, for a process may be broken
+    then; the others only that experiment.
 
     Args:
         settings: of the experiments.
@@ -97,6 +110,7 @@ def work(
 
     from cram_bench import runs
     from cram_bench.experiment import Experiment
+    from cram_bench.train import DivergedError
 
     granted = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE") or "0"
     threads = threads or (int(granted) if granted.isdigit() else 0)
@@ -107,8 +121,10 @@ def work(
         try:
             runs.ensure(experiment, runs.Store(store), **options)
         except Exception as error:
-            again = isinstance(error, (UncompletedJobError, MemoryError, torch.OutOfMemoryError, OSError))
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            again = isinstance(error, (MemoryError, OSError, RuntimeError)) and not isinstance(error, DivergedError)
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if isinstance(error, UncompletedJobError):  # submitit raises it when Slurm is about to end the job
+                reason = "its job came to its time limit, the Slurm parameter timeout"
             write(Path(notes) / f"{experiment.id}.json", json.dumps({"reason": reason, "again": again}))
             if again:
                 raise
@@ -212,11 +228,12 @@ class Slurm:
         name: of the jobs on Slurm.
         common: arguments of `work` that all jobs have.
         parameters: as `slurm_parameters` returns them.
-        workers: jobs that run at once, 0 for as many as Slurm lets.
+        workers: jobs of an array that run at once, 0 for as many as Slurm lets.
     """
 
     every = 5.0
     array = 1000  # jobs; Slurm's own default limit is 1001
+    grace = 10.0  # seconds in which a job whose experiments are done may end
 
     def __init__(self, folder: Path, name: str, common: Settings, parameters: Settings, workers: int = 0) -> None:
         if "%" in str(folder):  # submitit and sbatch would put numbers there
@@ -231,18 +248,19 @@ class Slurm:
             self.executor = _submitit().SlurmExecutor(folder=self.logs)
         except RuntimeError:
             raise SweepError("there is no Slurm here: no srun; --executor local trains on this machine") from None
-        limit = {"array_parallelism": workers} if workers else {}
-        self.executor.update_parameters(job_name=self.name, **(limit | parameters))
+        self.executor.update_parameters(job_name=self.name, **parameters)
+        self.at_once = parameters.get("array_parallelism", workers)
         self.jobs: dict[str, list[str]] = {}
 
     def attach(self) -> dict[str, list[str]]:
-        """Return the noted jobs that Slurm still has under this name."""
+        """Return the noted jobs that Slurm still has under this name, or all while it does not answer; forget the others."""
         try:
             noted = json.loads(self.notes.read_text())
         except (OSError, ValueError):
             return {}
-        found = self.poll(list(noted))
-        self.jobs = {job: noted[job] for job, (state, _) in found.items() if state != "ended"}
+        self.jobs = dict(noted)
+        with contextlib.suppress(NoAnswerError):
+            self._forget_ended()
         return dict(self.jobs)
 
     def room(self) -> int:
@@ -250,19 +268,25 @@ class Slurm:
         return sys.maxsize
 
     def submit(self, jobs: Sequence[Sequence[tuple[str, Settings]]]) -> list[str]:
-        """Submit job arrays and note their numbers.
+        """Submit job arrays and note their numbers, up to the first that sbatch refuses.
 
         Raises:
-            SweepError: sbatch refuses them.
+            SweepError: sbatch refuses the first.
         """
-        names = []
+        names: list[str] = []
         for start in range(0, len(jobs), self.array):
             part = jobs[start : start + self.array]
             calls = [functools.partial(work, [each for _, each in job], **self.common) for job in part]
+            self.executor.update_parameters(array_parallelism=self.at_once or len(part))  # submitit's own limit is 256
             try:
                 with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it then raises
                     submitted = self.executor.submit_array(calls)
             except RuntimeError as error:
+                for path in (*self.logs.glob("[0-9a-f]*.pkl"), *self.logs.glob(".submission_file_*.sh")):
+                    if "_submitted" not in path.name and "_result" not in path.name:  # of no job
+                        path.unlink(missing_ok=True)
+                if names:
+                    break
                 raise SweepError(f"Slurm refuses the jobs: {_said(str(error))}") from error
             for job, sent in zip(part, submitted, strict=True):
                 self.jobs[sent.job_id] = [name for name, _ in job]
@@ -271,14 +295,18 @@ class Slurm:
         return names
 
     def poll(self, jobs: Sequence[str]) -> dict[str, tuple[str, str]]:
-        """Return what squeue says of the jobs; ``unknown`` where it cannot say."""
+        """Return what squeue says of the jobs.
+
+        Raises:
+            NoAnswerError: squeue fails.
+        """
         call = ["squeue", "--noheader", "--array", "--states=all", f"--name={self.name}", "--format=%i|%T|%r"]
         try:
             said = subprocess.run(call, capture_output=True, text=True, timeout=60, check=True).stdout
         except subprocess.CalledProcessError as error:
-            return dict.fromkeys(jobs, ("unknown", _said(error.stderr)))
-        except (OSError, subprocess.TimeoutExpired):
-            return dict.fromkeys(jobs, ("unknown", "squeue does not answer"))
+            raise NoAnswerError(f"squeue says: {_said(error.stderr)}") from error
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise NoAnswerError("squeue does not answer") from error
         states = squeue_states(said)
         return {job: states.get(job) or states.get(job.partition("_")[0]) or ("ended", "") for job in jobs}
 
@@ -293,12 +321,22 @@ class Slurm:
         return _log(self.logs.parent, job)
 
     def close(self, settled: bool) -> str:
-        """Leave the jobs to Slurm."""
-        for job in list(self.jobs) if settled else ():
-            self.forget(job)
+        """Leave the jobs to Slurm; forget those that ended, which some do a moment after their last experiment."""
+        limit = time.monotonic() + self.grace
+        with contextlib.suppress(NoAnswerError):
+            while settled and self.jobs and "running" in self._forget_ended() and time.monotonic() < limit:
+                time.sleep(0.5)
         if not self.jobs:
             return ""
         return f"{len(self.jobs)} jobs stay on Slurm, and the same command looks again; scancel --name={self.name} stops them"
+
+    def _forget_ended(self) -> set[str]:
+        """Forget the jobs that ended; return the states of the others, ``running`` for unknown ones."""
+        found = self.poll(list(self.jobs)) if self.jobs else {}
+        for job, (state, _) in found.items():
+            if state == "ended":
+                self.forget(job)
+        return {"running" if state == "unknown" else state for state, _ in found.values()} - {"ended"}
 
 
 _ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
@@ -366,6 +404,14 @@ def slurm_parameters(given: Mapping[str, Any]) -> Settings:
         if target in ("setup", "teardown", "srun_args") and isinstance(value, str):
             value = shlex.split(value) if target == "srun_args" else [value]
         parameters[target] = value
+    limit = 60 * parameters["time"]  # submitit wants to hear 90 s before, and shorter jobs would hear at once
+    warned = parameters.get("signal_delay_s", 90)
+    if "signal_delay_s" not in named and warned > limit // 4:
+        parameters["signal_delay_s"] = limit // 4
+    elif type(warned) is not int or not 1 <= warned < limit:
+        raise SweepError(
+            f"the Slurm parameter signal_delay_s must be a whole number of seconds, below the {limit} of a job, not {warned!r}"
+        )
     return parameters
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import itertools
 import json
 import os
@@ -33,10 +34,10 @@ import pandas as pd
 import torch
 
 from cram_bench import _yaml, data
-from cram_bench.executors import Executor, Local, Slurm, SweepError, slurm_parameters, write
+from cram_bench.executors import Executor, Local, NoAnswerError, Slurm, SweepError, slurm_parameters, write
 from cram_bench.experiment import Experiment, recipe
 from cram_bench.models import unknown
-from cram_bench.runs import Run, Store, describe
+from cram_bench.runs import Run, RunError, Store, describe
 
 LIMIT = 10_000
 """Experiments a sweep may have: a slip of the pen in a grid is noticed before it fills the memory."""
@@ -44,12 +45,13 @@ LIMIT = 10_000
 OF_THE_MACHINE = ("seconds", "device", "threads", "commit", "finished")
 """The last columns of `table`: what depends on when and where a run was trained."""
 
-STATES = ("waiting", "running", "finished", "cached", "failed", "died")
+STATES = ("waiting", "running", "finished", "cached", "failed", "died", "damaged")
 """What an experiment of a sweep may be: *cached* was finished before, *failed* diverged or raised an exception, *died* lost its
-worker too often."""
+worker too often, *damaged* has files in the store that cannot be used."""
 
 _KEEP = ("dataset", "model", "method", "seed", "epochs")
 _LISTS = {"methods": "method", "seeds": "seed"}
+_OPTIONS = ["device", "threads", "compile", "progress"]
 
 
 @dataclass(frozen=True)
@@ -212,14 +214,17 @@ def table(
         for item in fields(Experiment)
         if item.name not in _KEEP and len({getattr(each, item.name) for each in experiments}) > 1
     ]
-    by_id, rows = {each.id: each for each in experiments}, []
+    by_id, found, rows = {each.id: each for each in experiments}, _found(experiments, store), []
     for each in experiments:
         row: dict[str, Any] = {"run": each.id}
         for name in (*_KEEP, *varying):
             value = getattr(each, name)
             row[name] = " ".join(value) if isinstance(value, tuple) else value
-        if run := store.find(each):
-            row |= _result(run)
+        there = found.get(each.id)
+        if isinstance(there, Run):
+            row |= _result(there)
+        elif isinstance(there, State):
+            row |= {"state": there.name, "reason": there.note}
         elif reason := _failure(each, by_id, store):
             row |= {"state": "failed", "reason": reason}
         elif problem := (problems or {}).get(each.id):
@@ -231,10 +236,33 @@ def table(
     return pd.DataFrame(rows, columns=columns).astype({"epoch": "Int64", "threads": "Int64"})
 
 
+def _found(experiments: Sequence[Experiment], store: Store) -> dict[str, Run | State]:
+    """Return what the store has of experiments: id → its finished run, or that it is damaged. Reads the whole store once."""
+    found: dict[str, Run | State] = {}
+    elsewhere: dict[Experiment, Run] | None = None
+    for each in experiments:
+        try:
+            if any((root / each.id / "model.safetensors").is_file() for root in (store.root, *store.also)):
+                found[each.id] = store.find(each) or State("damaged", "it went while it was read")
+                continue
+            store.failure(each)
+        except RunError as error:  # one bad folder must not stop all others
+            found[each.id] = State("damaged", str(error))
+            continue
+        if elsewhere is None:  # a default that changed since gives the same settings another name
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                elsewhere = {run.experiment: run for run in store.runs()}
+        if each in elsewhere:
+            found[each.id] = elsewhere[each]
+    return found
+
+
 def _failure(experiment: Experiment, by_id: Mapping[str, Experiment], store: Store) -> str | None:
     """Return why an experiment, or the one of the sweep that it starts from, diverged."""
-    if reason := store.failure(experiment):
-        return reason
+    with contextlib.suppress(RunError):  # a damaged source is a row of its own
+        if reason := store.failure(experiment):
+            return reason
     source = by_id.get(experiment.start)
     return f"the run it starts from, {source.id}, failed" if source and _failure(source, by_id, store) else None
 
@@ -271,8 +299,9 @@ def run(
 ) -> pd.DataFrame:
     """Train what is missing, on as many processes or machines as allowed; return the results as `table` does.
 
-    A job whose worker dies is submitted again and goes on from its last epoch. Calling it again, also after it was interrupted
-    or killed, goes on where things stand: finished runs are found, and jobs on Slurm that still run are waited for.
+    A job whose worker dies, or comes to its time limit, is submitted again and goes on from its last epoch. Calling it again,
+    also after it was interrupted or killed, goes on where things stand: finished runs are found, and jobs on Slurm that still run
+    are waited for.
 
     Args:
         experiments: which; each is trained once.
@@ -281,16 +310,18 @@ def run(
         name: of the folder with logs and results in the store, and of the jobs on Slurm.
         workers: jobs at once; by default, as many processes as GPUs or else cores, and on Slurm what Slurm lets.
         per_job: experiments that a job trains one after the other; more than one repays where a training takes seconds.
-        retries: how often an experiment is tried again after its worker died.
+        retries: how often an experiment is tried again after its worker died, counted anew after each job that saved an epoch.
         retry_failed: train those anew that diverged before.
         slurm: parameters for `slurm_parameters`.
-        patience: seconds after which a job is given up, and submitted again, of which Slurm cannot say how it is.
+        patience: seconds for which squeue, or sbatch once it took a job, may fail; and after which a job is given up, and
+            submitted again, whose state Slurm does not know.
         every: seconds between two looks, by default the executor's.
         stream: where to show states, by default standard error.
-        options: device, threads and compile, of `runs.ensure`.
+        options: device, threads, compile and progress, of `runs.ensure`; here a process sees one GPU, its own, so no ``cuda:1``.
 
     Raises:
-        SweepError: an argument is not allowed, Slurm refuses the jobs, or another command follows this sweep.
+        SweepError: an argument is not allowed, Slurm refuses the jobs or does not answer (its jobs go on), or another command
+            follows this sweep.
         KeyboardInterrupt: as ever; local processes are stopped then, jobs on Slurm go on.
     """
     store, wanted = store or Store(), list(dict.fromkeys(experiments))
@@ -301,6 +332,7 @@ def run(
         raise SweepError(unknown("executor", executor, ["local", "slurm"]))
     if executor != "slurm" and slurm:
         raise SweepError("Slurm's parameters need the executor slurm")
+    _check(options, executor)
     ids = {each.id for each in wanted}
     for each in wanted:
         if each.start and each.start not in ids:
@@ -334,7 +366,7 @@ def run(
             view.show(follow.states)
             time.sleep(backend.every if every is None else every)
         view.show(follow.states)
-        problems = {key: state for key, state in follow.states.items() if state.name in ("failed", "died")}
+        problems = {key: state for key, state in follow.states.items() if state.name in ("failed", "died", "damaged")}
         return table(wanted, store, problems)
 
 
@@ -347,12 +379,41 @@ def safe(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.+-]+", "-", name).strip(".-") or "sweep"
 
 
+def name_of(path: str | os.PathLike[str]) -> str:
+    """Return the name of a file's sweep: files of one name in different folders are different sweeps.
+
+    >>> name_of("/a/lr.yaml"), name_of("/b/lr.yaml")
+    ('lr-22a05a', 'lr-cccc59')
+    """
+    whole = Path(path).expanduser().resolve()
+    return f"{safe(whole.stem)}-{hashlib.sha256(os.fsencode(whole)).hexdigest()[:6]}"
+
+
+def _check(options: Mapping[str, Any], executor: str | Executor) -> None:
+    """Refuse options that every worker would refuse."""
+    for name, value in options.items():
+        if name not in _OPTIONS:
+            raise SweepError(unknown("option", name, _OPTIONS))
+        if value is None:
+            continue
+        if name == "threads" and (type(value) is not int or value < 1):
+            raise SweepError(f"threads must be a whole number, at least 1, not {value!r}")
+        if name in ("compile", "progress") and not isinstance(value, bool):
+            raise SweepError(f"{name} must be True or False, not {value!r}")
+        if name == "device":
+            allowed, cuda = ["cpu", "cuda"], r"cuda(:\d+)?"
+            if executor == "local":  # a process sees one GPU, its own; what a node of Slurm has is not known here
+                allowed, cuda = ["cpu", *(["cuda"] if torch.cuda.device_count() else [])], "cuda"
+            if value != "cpu" and not ("cuda" in allowed and re.fullmatch(cuda, str(value))):
+                raise SweepError(f"device must be {' or '.join(allowed)} in a sweep, not {value!r}")
+
+
 def _local(folder: Path, common: dict[str, Any], workers: int | None, options: Mapping[str, Any]) -> Local:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpus: list[str] = []
-    if not str(options.get("device") or "").startswith("cpu"):
+    if options.get("device") != "cpu" and (count := torch.cuda.device_count()):
         visible = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
-        gpus = visible or [str(index) for index in range(torch.cuda.device_count())]
+        gpus = visible or [str(index) for index in range(count)]
     workers = workers or len(gpus) or cores
     # Processes of many threads each would fight for the cores; what is given, here or in the environment, goes before.
     threads = 0 if options.get("threads") else max(1, cores // workers)
@@ -379,7 +440,9 @@ def _alone(path: Path, name: str) -> Iterator[None]:
 
 
 def _forget_failure(experiment: Experiment, store: Store) -> None:
-    if store.failure(experiment):
+    with contextlib.suppress(RunError):  # a damaged note is told of, not deleted
+        if not store.failure(experiment):
+            return
         with store.lock(experiment):
             if store.failure(experiment):
                 shutil.rmtree(store.root / ".training" / experiment.id)
@@ -401,8 +464,10 @@ class _Follow:
         self.store, self.backend, self.notes = store, backend, notes
         self.per_job, self.retries, self.patience = per_job, retries, patience
         self.wanted = {each.id: each for each in wanted}
+        found = _found(wanted, store)
         self.states = {
-            key: State("cached") if store.find(each) else State("waiting") for key, each in self.wanted.items()
+            key: there if isinstance(there := found.get(key), State) else State("cached" if there else "waiting")
+            for key in self.wanted
         }
         self.jobs = {job: [key for key in held if key in self.wanted] for job, held in backend.attach().items()}
         held = {key for keys in self.jobs.values() for key in keys}
@@ -413,6 +478,9 @@ class _Follow:
         self.alone: list[str] = []  # whose worker died: they share their next one with nobody
         self.deaths: Counter[str] = Counter()
         self.silent: dict[str, float] = {}
+        self.since: dict[str, float] = {}  # when squeue, and when sbatch, began to fail
+        self.submitted = False
+        self.saved = {key: self._saved(key) for key in held}  # the last epoch's time when the job was submitted
 
     def open(self) -> list[str]:
         return [key for key, state in self.states.items() if state.name in ("waiting", "running")]
@@ -439,7 +507,15 @@ class _Follow:
         return not self.open()
 
     def _poll(self) -> dict[str, tuple[str, str]]:
-        found, now = self.backend.poll(list(self.jobs)) if self.jobs else {}, time.monotonic()
+        now = time.monotonic()
+        try:
+            found = self.backend.poll(list(self.jobs)) if self.jobs else {}
+        except NoAnswerError as error:  # says nothing of the jobs, which go on
+            self._bear("squeue", error)
+            for key in (key for held in self.jobs.values() for key in held if key in self.open()):
+                self.states[key] = State(self.states[key].name, str(error))
+            return {}
+        self.since.pop("squeue", None)
         for job, (state, reason) in found.items():
             if state != "unknown":
                 self.silent.pop(job, None)
@@ -447,11 +523,30 @@ class _Follow:
                 found[job] = "ended", f"no word of it for {self.patience:g} s, {reason}"
         return found
 
+    def _bear(self, command: str, error: SweepError) -> None:
+        """Bear with a command of Slurm that fails, for so long as there is patience."""
+        now = time.monotonic()
+        if now - self.since.setdefault(command, now) > self.patience:
+            raise SweepError(f"{command} fails for {self.patience:g} s: {error}") from error
+
+    def _saved(self, key: str) -> int | None:
+        """Return when the last epoch of a training was saved."""
+        try:
+            return (self.store.root / ".training" / key / "checkpoint.pt").stat().st_mtime_ns
+        except OSError:
+            return None
+
     def _settle(self) -> None:
         for key in self.open():
-            if self.store.find(self.wanted[key]):
+            if (self.store.root / key / "model.safetensors").is_file():  # find() would read all runs, at every look
                 self.states[key] = State("finished")
-            elif reason := self.store.failure(self.wanted[key]):
+                continue
+            try:
+                reason = self.store.failure(self.wanted[key])
+            except RunError as error:
+                self.states[key] = State("damaged", str(error))
+                continue
+            if reason:
                 self.states[key] = State("failed", reason)
             elif (note := self._note(key)) and not note["again"]:
                 self.states[key] = State("failed", note["reason"])
@@ -474,6 +569,8 @@ class _Follow:
         if not left:
             return
         first = left[0]
+        if (saved := self._saved(first)) is not None and saved != self.saved.get(first):
+            self.deaths[first] = 0  # it gets on: a long training may meet many time limits
         self.deaths[first] += 1
         note = self._note(first)
         why = (note or {}).get("reason") or f"its worker ended without a result{f' ({reason})' if reason else ''}"
@@ -499,7 +596,18 @@ class _Follow:
         groups = groups[: self.backend.room()]
         if not groups:
             return
-        jobs = self.backend.submit([[(key, self.wanted[key].settings()) for key in group] for group in groups])
+        saved = {key: self._saved(key) for group in groups for key in group}
+        try:
+            jobs = self.backend.submit([[(key, self.wanted[key].settings()) for key in group] for group in groups])
+        except SweepError as error:
+            if not self.submitted:  # what is wrong from the start stays wrong
+                raise
+            self._bear("sbatch", error)
+            return
+        self.since.pop("sbatch", None)
+        self.submitted = True
+        self.saved |= saved
+        groups = groups[: len(jobs)]
         self.jobs |= zip(jobs, groups, strict=True)
         sent = {key for group in groups for key in group}
         self.queue = [key for key in self.queue if key not in sent]
@@ -554,7 +662,7 @@ class View:
                 self.live.update(self._table(states), refresh=True)
             return
         for key, state in states.items():
-            lost = state.name in ("failed", "died") or re.match(r"try \d+: ", state.note)
+            lost = state.name in ("failed", "died", "damaged") or re.match(r"try \d+: ", state.note)
             if lost and self.told.get(key) != state:
                 self.told[key] = state
                 self.say(f"{self.labels[key]}: {state.name}, {state.note}")
@@ -576,13 +684,14 @@ class View:
         from rich.table import Table
         from rich.text import Text
 
-        colours = {"running": "cyan", "finished": "green", "cached": "green", "failed": "red", "died": "red"}
+        colours = {"running": "cyan", "finished": "green", "cached": "green", "failed": "red"}
+        colours |= {"died": "red", "damaged": "red"}
         shown = Table(box=None, pad_edge=False)
         for column in ("run", "experiment", "state", ""):
             shown.add_column(column, overflow="ellipsis", no_wrap=True)
         few = len(states) <= self.live.console.height - 4
         for key, state in states.items():
-            if few or state.name in ("running", "failed", "died"):
+            if few or state.name in ("running", "failed", "died", "damaged"):
                 cells = (key, self.labels[key], Text(state.name, colours.get(state.name, "")), Text(state.note))
                 shown.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in cells))
         return Group(Text(counts(states)), shown)

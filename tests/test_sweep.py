@@ -110,7 +110,7 @@ def test_a_repeated_experiment_is_trained_once_and_said():
         ("seeds: true", "seeds must be a number from 1 to 10000, or a list of seeds, not True"),
         ("seeds: [a]", "seed must be of type int, not 'a'"),
         ("seeds: 5000\ngrid: {lr: [0.1, 0.2, 0.3]}", "a sweep may have 10000 experiments, not 15000"),
-        ("epochs: 0", "epochs must be at least 1, not 0"),
+        ("epochs: 0", "epochs must be from 1 to 1000000, not 0"),
         ("batch_size: 2000", "batch_size 2000 is larger than the training data, 1297 images"),
         ("holdout: 1297", "holdout must be below the 1297 training images, not 1297"),
         ("experiments: {method: sgd}", "experiments must be a list of at least one value"),
@@ -186,7 +186,8 @@ def test_the_readmes_example_is_a_sweep():
 class Pretended:
     """Jobs that do what a script says of each, in the order in which they are submitted, and train in this process.
 
-    A script is what a job says at each look; then it ends, having trained as many experiments as given.
+    A script is what a job says at each look (an exception is raised, a function called); then it ends, having trained as many
+    experiments as given. An exception instead of a script is one of `submit`.
     """
 
     every = 0.0
@@ -206,6 +207,10 @@ class Pretended:
     def submit(self, jobs):
         names = []
         for job in jobs:
+            if self.scripts and isinstance(self.scripts[0], Exception):
+                if names:
+                    break
+                raise self.scripts.pop(0)
             name = f"job {len(self.sent)}"
             self.sent.append([each["seed"] for _, each in job])
             self.jobs[name] = (iter(self.scripts.pop(0) if self.scripts else [99]), job)
@@ -216,6 +221,10 @@ class Pretended:
         found = {}
         for name in jobs:
             said = next(self.jobs[name][0])
+            if isinstance(said, Exception):
+                raise said
+            if callable(said):
+                said = said()
             if isinstance(said, int):
                 for _, settings in self.jobs[name][1][:said]:
                     with contextlib.suppress(runs.DivergedError):
@@ -275,6 +284,81 @@ def test_a_job_of_which_nothing_is_known_is_not_waited_for_without_a_limit():
     results, backend = follow(["unknown NODE"] * 1000, count=1, patience=0.05, every=0.01)
     assert backend.sent == [[0], [0]]
     assert results["state"].tolist() == ["finished"]
+
+
+def test_a_squeue_that_fails_for_long_ends_the_command_and_leaves_its_jobs():
+    backend = Pretended(Store(), ["running", *[executors.NoAnswerError("no controller")] * 1000])
+    with pytest.raises(SweepError, match=r"squeue fails for 0\.05 s: no controller"):
+        sweep.run([tiny()], Store(), backend, stream=io.StringIO(), patience=0.05, every=0.01)
+    assert backend.closed is False
+    assert backend.sent == [[0]]
+    assert list(backend.jobs) == ["job 0"]
+
+
+def test_a_squeue_that_fails_for_a_while_is_borne_with():
+    results, backend = follow(["running", *[executors.NoAnswerError("no controller")] * 3, 1], count=1)
+    assert backend.sent == [[0]]
+    assert results["state"].tolist() == ["finished"]
+
+
+def test_a_sbatch_that_fails_for_a_while_is_borne_with_once_it_worked():
+    refused = SweepError("Slurm refuses the jobs: Socket timed out")
+    results, backend = follow([1], refused, refused, [1], [1], count=3)
+    assert results["state"].tolist() == ["finished"] * 3
+    with pytest.raises(SweepError, match="Socket timed out"):
+        sweep.run([tiny(seed=8)], Store(), Pretended(Store(), refused), stream=io.StringIO())
+    backend = Pretended(Store(), [0], *[refused] * 1000)
+    with pytest.raises(SweepError, match=r"sbatch fails for 0\.05 s: .*timed out"):
+        sweep.run([tiny(seed=9)], Store(), backend, stream=io.StringIO(), patience=0.05, every=0.01)
+
+
+def test_a_training_that_gets_on_may_meet_many_time_limits():
+    checkpoint = Store().root / ".training" / tiny().id / "checkpoint.pt"
+    clock = iter(range(1, 100))
+
+    def saved():
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.touch()
+        os.utime(checkpoint, (0, next(clock)))
+        return "ended TIMEOUT"
+
+    results, backend = follow(*[[saved]] * 5, [1], count=1, retries=1)
+    assert len(backend.sent) == 6
+    assert results["state"].tolist() == ["finished"]
+    checkpoint.parent.mkdir(exist_ok=True)
+    shutil.rmtree(Store().root / tiny().id)
+    results, backend = follow([saved], ["ended TIMEOUT"], count=1, retries=1)  # no new epoch
+    assert len(backend.sent) == 2
+    assert "its worker ended without a result (TIMEOUT)" in results["reason"][0]
+
+
+def test_a_look_does_not_read_the_whole_store(monkeypatch):
+    ensure(tiny(seed=7), Store(), progress=False)
+    reads, runs_of = [], Store.runs
+    monkeypatch.setattr(Store, "runs", lambda self: reads.append(1) or runs_of(self))
+    monkeypatch.setattr(Store, "find", lambda *_: pytest.fail("find reads all runs"))
+    backend = Pretended(Store(), *[[*["running"] * 20, "ended CANCELLED"]] * 3)
+    sweep.run([tiny(seed=seed) for seed in range(3)], Store(), backend, stream=io.StringIO())
+    assert len(reads) == 2  # at the start and for the table
+
+
+def test_a_damaged_run_is_its_row_and_stops_nobody():
+    store, wanted = Store(), [tiny(seed=seed) for seed in range(3)]
+    run = ensure(wanted[0], store, progress=False)
+    (run.path / "settings.json").write_text("{")
+    executors.write(store.root / ".training" / wanted[1].id / "failed.json", "{")
+    for retry in (False, True):
+        results = sweep.run(wanted, store, Pretended(store), retry_failed=retry, stream=io.StringIO())
+        assert results["state"].tolist() == ["damaged", "damaged", "finished"]
+        assert "settings.json is damaged" in results["reason"][0]
+        assert "failed.json is damaged" in results["reason"][1]
+
+
+def test_files_of_one_name_are_different_sweeps(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {sweep.name_of("a/lr.yaml"), sweep.name_of(tmp_path / "a" / "lr.yaml"), sweep.name_of("b/lr.yaml")}
+    assert len(names) == 2
+    assert all(re.fullmatch(r"lr-[0-9a-f]{6}", name) for name in names)
 
 
 def test_a_job_that_somebody_cancelled_is_not_submitted_again():
@@ -362,19 +446,28 @@ def test_an_exception_of_one_experiment_is_its_row(tmp_path):
     executors.work([bad.settings(), good.settings()], str(tmp_path), str(tmp_path / "notes"), {})
     assert Store(tmp_path).find(good)
     note = json.loads((tmp_path / "notes" / f"{bad.id}.json").read_text())
-    assert "0 finished runs" in note["reason"]
+    assert "no finished run in " in note["reason"]
     assert note["again"] is False
 
 
-@pytest.mark.parametrize("error", [OSError("No space left on device"), MemoryError(), UncompletedJobError("timed out")])
-def test_what_another_try_may_not_meet_ends_the_worker(error, tmp_path, monkeypatch):
+LIMIT = "its job came to its time limit, the Slurm parameter timeout"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError("No space left on device"), "No space left on device"),
+        (MemoryError(), "MemoryError"),
+        (UncompletedJobError("Job not requeued because: timed-out and not checkpointable."), LIMIT),
+        (RuntimeError("CUDA error: device-side assert triggered\nhint"), "CUDA error: device-side assert triggered"),
+    ],
+)
+def test_what_another_try_may_not_meet_ends_the_worker(error, reason, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "ensure", lambda *_, **__: (_ for _ in ()).throw(error))
     with pytest.raises(type(error)):
-        executors.work([tiny().settings()], str(tmp_path), str(tmp_path), {})
-    assert json.loads((tmp_path / f"{tiny().id}.json").read_text()) == {
-        "reason": str(error) or "MemoryError",
-        "again": True,
-    }
+        executors.work([tiny().settings(), tiny(seed=1).settings()], str(tmp_path), str(tmp_path), {})
+    assert json.loads((tmp_path / f"{tiny().id}.json").read_text()) == {"reason": reason, "again": True}
+    assert not (tmp_path / f"{tiny(seed=1).id}.json").exists()
 
 
 def test_processes_share_gpus_or_else_cores(tmp_path, monkeypatch):
@@ -393,8 +486,36 @@ def test_processes_share_gpus_or_else_cores(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b,GPU-c")
     assert local() == (3, ["GPU-a", "GPU-b", "GPU-c"], 2)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert local() == (8, [], 1)
+    for nothing in ("", "0,1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", nothing)
+        assert local() == (8, [], 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"thread": 2}, "unknown option 'thread'; did you mean 'threads'?"),
+        ({"threads": 0}, "threads must be a whole number, at least 1, not 0"),
+        ({"compile": "no"}, "compile must be True or False, not 'no'"),
+        ({"device": "gpu"}, "device must be cpu or cuda in a sweep, not 'gpu'"),
+        ({"device": "cuda:1"}, "device must be cpu or cuda in a sweep, not 'cuda:1'"),
+    ],
+)
+def test_a_wrong_option_is_refused_before_anything_is_submitted(options, message, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(SweepError, match=re.escape(message)):
+        sweep.run([tiny()], Store(), stream=io.StringIO(), **options)
+    assert not Store().root.exists()
+
+
+def test_a_gpu_is_asked_for_where_there_is_none(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(SweepError, match="device must be cpu in a sweep, not 'cuda'"):
+        sweep.run([tiny()], Store(), stream=io.StringIO(), device="cuda")
+    backend = Pretended(Store())  # elsewhere there may be many
+    assert sweep.run([tiny()], Store(), backend, stream=io.StringIO(), device="cuda:1")["state"].tolist() == [
+        "finished"
+    ]
 
 
 def test_a_worker_loads_torch_only_when_its_gpu_is_chosen():
@@ -458,19 +579,40 @@ class Killer(threading.Thread):
     def _inside(self, file, numbers):
         lock = f"{file.parent.name}.lock"
         for number in numbers:
+            killed = False
             with contextlib.suppress(OSError):
                 os.kill(number, signal.SIGSTOP)  # hold it, look, and then kill: it dies where it was seen
-                held = [link for link in Path(f"/proc/{number}/fd").iterdir() if os.readlink(link).endswith(lock)]
-                if held and file.exists():
-                    self._kill(number, "inside")
-                    return
-                else:
-                    os.kill(number, signal.SIGCONT)
+                try:
+                    held = [link for link in Path(f"/proc/{number}/fd").iterdir() if os.readlink(link).endswith(lock)]
+                    if held and file.exists():
+                        self._kill(number, "inside")
+                        killed = True
+                finally:
+                    if not killed:
+                        os.kill(number, signal.SIGCONT)
+            if killed:
+                return
 
     def _kill(self, number, what):
         with contextlib.suppress(ProcessLookupError):
             os.kill(number, signal.SIGKILL)
             self.killed.append(what)
+
+
+@contextlib.contextmanager
+def limited(seconds):
+    """Fail what takes so long that it hangs."""
+
+    def late(*_):
+        raise AssertionError(f"it hangs for {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(scope="module")
@@ -505,7 +647,8 @@ def test_a_local_sweep_whose_workers_are_killed_ends_with_the_table_of_a_serial_
     killer = Killer(store, inside=1, controller=True)
     killer.start()
     try:
-        results = sweep.run(serial[0], store, workers=2, per_job=8, retries=10, stream=stream)
+        with limited(600):
+            results = sweep.run(serial[0], store, workers=2, per_job=8, retries=10, stream=stream)
     finally:
         killer.over.set()
         killer.join()
@@ -529,7 +672,7 @@ def command(tmp_path, *arguments, text="epochs: 100000\nseeds: 2\n"):
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 def test_local_workers_end_with_their_sweep(sent, tmp_path):
     store = Store()
-    started = command(tmp_path, "--workers", "1", "--device", "cpu")
+    started = command(tmp_path, "--workers", "1", "--device", "cpu", "--no-compile")
     try:
         soon(lambda: list(store.root.glob(".training/*/checkpoint.pt")))
         os.killpg(started.pid, sent) if sent == signal.SIGINT else os.kill(started.pid, sent)  # as a terminal does
@@ -579,9 +722,10 @@ PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 @pytest.fixture(scope="module")
 def slurm():
     """A Slurm of one node on the loopback; its daemons are children of this process and end with the tests."""
+    no = pytest.fail if os.environ.get("CRAM_BENCH_NEED_SLURM") else pytest.skip
     missing = [name for name in ("slurmctld", "slurmd", "munged", "sbatch", "srun") if not shutil.which(name)]
     if missing:
-        pytest.skip(f"no Slurm here: {missing[0]} is missing (slurm-wlm and munge)")
+        no(f"no Slurm here: {missing[0]} is missing (slurm-wlm and munge)")
     folder = Path(tempfile.mkdtemp(prefix="slurm"))  # a socket's path is short
     folder.chmod(0o755)
     for name in ("state", "spool", "keys"):
@@ -614,15 +758,16 @@ def slurm():
             limit = time.monotonic() + 40
             while said("sinfo", "--noheader", "--format=%T") != "idle":
                 if time.monotonic() > limit or any(daemon.poll() is not None for daemon in daemons):
-                    pytest.skip(f"Slurm does not start here: {(folder / 'daemons.log').read_text()[-300:]}")
+                    no(f"Slurm does not start here: {(folder / 'daemons.log').read_text()[-300:]}")
                 time.sleep(0.2)
             yield folder
         finally:
-            said("scancel", "--state=PENDING", "--user", getpass.getuser())
-            said("scancel", "--signal=KILL", "--full", "--user", getpass.getuser())
-            limit = time.monotonic() + 20
-            while said("squeue", "--noheader") and time.monotonic() < limit:
-                time.sleep(0.2)
+            with contextlib.suppress(subprocess.TimeoutExpired):  # daemons that do not answer end all the same
+                said("scancel", "--state=PENDING", "--user", getpass.getuser())
+                said("scancel", "--signal=KILL", "--full", "--user", getpass.getuser())
+                limit = time.monotonic() + 20
+                while said("squeue", "--noheader") and time.monotonic() < limit:
+                    time.sleep(0.2)
             for daemon in reversed(daemons):
                 daemon.terminate()
             for daemon in reversed(daemons):
@@ -642,7 +787,8 @@ def test_a_sweep_on_slurm_interrupted_and_killed_ends_with_the_table_of_a_serial
     """The command is interrupted, its jobs go on; the next one finds them, and workers are killed."""
     store = Store()
     started = command(tmp_path, "--executor", "slurm", "--workers", "2", "--per-job", "8", text=SPEC)
-    note = store.root / ".sweeps" / "long" / "jobs.json"
+    name = sweep.name_of(tmp_path / "long.yaml")
+    note = store.root / ".sweeps" / name / "jobs.json"
     try:
         soon(note.exists)
         os.killpg(started.pid, signal.SIGINT)
@@ -650,7 +796,8 @@ def test_a_sweep_on_slurm_interrupted_and_killed_ends_with_the_table_of_a_serial
     finally:
         started.kill()
     assert started.returncode == 130
-    assert "3 jobs stay on Slurm, and the same command looks again; scancel --name=cram-bench-long stops them" in words
+    stay = "3 jobs stay on Slurm, and the same command looks again"
+    assert f"{stay}; scancel --name=cram-bench-{name} stops them" in words
     jobs = json.loads(note.read_text())
     assert len(jobs) == 3
     queued = said("squeue", "--noheader", "--array", "--format=%i").split()
@@ -660,7 +807,9 @@ def test_a_sweep_on_slurm_interrupted_and_killed_ends_with_the_table_of_a_serial
     killer, stream = Killer(store, inside=1), io.StringIO()
     killer.start()
     try:
-        results = sweep.run(serial[0], store, "slurm", name="long", per_job=8, retries=10, every=0.5, stream=stream)
+        options = {"name": name, "per_job": 8, "retries": 10, "every": 0.5}
+        with limited(600):
+            results = sweep.run(serial[0], store, "slurm", stream=stream, **options)
     finally:
         killer.over.set()
         killer.join()
@@ -697,7 +846,7 @@ def test_slurm_says_what_it_refuses_and_what_was_cancelled(slurm, capfd):
 
 
 def test_a_slurm_that_does_not_answer_is_not_waited_for_without_a_limit(tmp_path, monkeypatch):
-    """Both squeue and sbatch fail from the start: one line, soon."""
+    """Both squeue and sbatch fail from the start: one line, soon, and what was noted stays."""
     for name, line in (
         ("squeue", "slurm_load_jobs error: Unable to contact"),
         ("sbatch", "sbatch: error: Batch job failed"),
@@ -708,11 +857,66 @@ def test_a_slurm_that_does_not_answer_is_not_waited_for_without_a_limit(tmp_path
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     wanted = tiny()
-    executors.write(Store().root / ".sweeps/sweep/jobs.json", json.dumps({"7": [wanted.id]}))
-    stream = io.StringIO()
     with pytest.raises(SweepError, match="Slurm refuses the jobs: Batch job failed"):
+        sweep.run([wanted], Store(), "slurm", stream=io.StringIO())
+    assert not list(Store().root.glob(".sweeps/sweep/*/*"))
+    note, pickled = Store().root / ".sweeps/sweep/jobs.json", Store().root / ".sweeps/sweep/old/7_submitted.pkl"
+    executors.write(note, json.dumps({"7": [wanted.id]}))
+    executors.write(pickled, "")
+    stream = io.StringIO()
+    with pytest.raises(
+        SweepError, match=r"squeue fails for 0\.2 s: squeue says: slurm_load_jobs error: Unable to contact"
+    ):
         sweep.run([wanted], Store(), "slurm", patience=0.2, every=0.05, stream=stream)
+    assert json.loads(note.read_text()) == {"7": [wanted.id]}
+    assert pickled.exists()
+    assert "1 jobs stay on Slurm" in stream.getvalue()
     assert not Store().find(wanted)
+
+
+def pretended_slurm(folder, monkeypatch, squeue):
+    """Put a squeue that says the content of a file, and a sbatch that takes arrays, first on the path."""
+    (folder / "said").write_text(squeue)
+    (folder / "squeue").write_text(f"#!/bin/sh\ncat {folder}/said\n")
+    (folder / "sbatch").write_text(f'#!/bin/sh\ncp "$1" {folder}/script\necho Submitted batch job 9\n')
+    (folder / "srun").write_text("#!/bin/sh\n")
+    for name in ("squeue", "sbatch", "srun"):
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return executors.Slurm(folder / "sweep", "sweep", {"store": "", "notes": "", "options": {}}, {"time": 60})
+
+
+def test_jobs_on_slurm_that_did_not_end_stay_noted(tmp_path, monkeypatch):
+    made = pretended_slurm(tmp_path, monkeypatch, "5|PENDING|Priority\n6|RUNNING|None\n7|COMPLETED|None\n")
+    executors.write(made.notes, json.dumps({job: [f"id {job}"] for job in "4567"}))
+    pickles = [tmp_path / "sweep" / "old" / f"{job}_submitted.pkl" for job in "4567"]
+    for path in pickles:
+        executors.write(path, "")
+    assert made.attach() == {"5": ["id 5"], "6": ["id 6"]}
+    assert [path.exists() for path in pickles] == [False, True, True, False]
+    ends = threading.Timer(0.2, (tmp_path / "said").write_text, ["5|PENDING|Priority\n"])
+    ends.start()
+    assert "1 jobs stay on Slurm" in made.close(settled=True)  # 6 is running, and soon over
+    ends.join()
+    assert json.loads(made.notes.read_text()) == {"5": ["id 5"]}
+    assert [path.exists() for path in pickles] == [False, True, False, False]
+
+
+def test_an_array_is_as_parallel_as_it_is_long(tmp_path, monkeypatch):
+    made = pretended_slurm(tmp_path, monkeypatch, "")
+    assert made.submit([[("a", {})]] * 300) == [f"9_{index}" for index in range(300)]
+    assert "--array=0-299%300" in (tmp_path / "script").read_text()
+    made.at_once = 2
+    made.submit([[("a", {})]] * 3)
+    assert "--array=0-2%2" in (tmp_path / "script").read_text()
+
+
+def test_a_short_job_is_warned_late_enough():
+    assert executors.slurm_parameters({"timeout": 1})["signal_delay_s"] == 15
+    assert executors.slurm_parameters({"timeout": 2, "signal_delay_s": 100})["signal_delay_s"] == 100
+    assert "signal_delay_s" not in executors.slurm_parameters({"timeout": 6})
+    with pytest.raises(SweepError, match="signal_delay_s must be .* below the 60 of a job, not 60"):
+        executors.slurm_parameters({"timeout": 1, "signal_delay_s": 60})
 
 
 def test_without_slurm_it_is_one_line(monkeypatch, tmp_path):
