@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -13,6 +14,7 @@ import sys
 import time
 import warnings
 
+import cloudpickle
 import pandas as pd
 import pytest
 import torch
@@ -29,17 +31,30 @@ NAMES = (str, bytes, os.PathLike)
 FINISHED = {"settings.json", "history.csv", "model.safetensors", "environment.json"}
 
 
-def child(work):
-    """Run `work` in a process of its own; return its process id."""
-    if (pid := os.fork()) == 0:
-        status = 1
+# Forked from a server that has never computed: a fork of this process, after other tests have used OpenMP's threads,
+# waits for threads that it does not have.
+PROCESSES = multiprocessing.get_context("forkserver") if hasattr(os, "fork") else None
+
+
+def called(work, environment):
+    """Call what `work` was before it was pickled, as a process of this environment and without a word."""
+    os.environ.clear()
+    os.environ.update(environment)
+    with open(os.devnull, "w") as nothing, contextlib.redirect_stderr(nothing):
         try:
-            with open(os.devnull, "w") as nothing, contextlib.redirect_stderr(nothing):
-                work()
-            status = 0
-        finally:
-            os._exit(status)
-    return pid
+            cloudpickle.loads(work)()
+        except BaseException:
+            os._exit(1)
+
+
+def child(work):
+    """Run `work` in a process of its own; return the process."""
+    PROCESSES.set_forkserver_preload(
+        ["pytest", "cram_bench.report", "sklearn.datasets", "torchvision", "torch._dynamo"]
+    )
+    process = PROCESSES.Process(target=called, args=(cloudpickle.dumps(work), dict(os.environ)))
+    process.start()
+    return process
 
 
 def is_in(folder, event, arguments):
@@ -67,9 +82,10 @@ def dying(step, folder, work, *arguments, **options):
     return ended(child(lambda: (dies_at(step, folder), work(*arguments, **options))))
 
 
-def ended(pid):
+def ended(process):
     """Wait for a process; return its exit status, or minus the signal that killed it."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    process.join()
+    return process.exitcode
 
 
 @pytest.fixture(scope="module")
@@ -125,10 +141,10 @@ def test_a_training_killed_again_and_again_at_random(tmp_path, straight, counted
     while kills < ROUNDS:
         reached = 0
         for _ in range(200):
-            pid = child(lambda: ensure(WANTED, store, threads=1))
+            process = child(lambda: ensure(WANTED, store, threads=1))
             time.sleep(dice.uniform(0, whole))
-            os.kill(pid, signal.SIGKILL)
-            if ended(pid) == 0:
+            process.kill()
+            if ended(process) == 0:
                 break
             kills += 1
             assert store.find(WANTED) is None or {p.name for p in store.find(WANTED).path.iterdir()} == FINISHED
@@ -147,18 +163,16 @@ def test_a_training_killed_again_and_again_at_random(tmp_path, straight, counted
 
 def test_a_killed_process_does_not_hold_its_lock(tmp_path):
     store = Store(tmp_path / "store")
-    reader, writer = os.pipe()
 
     def holds():
         with store.lock(WANTED):
-            os.write(writer, b"x")
             time.sleep(60)
 
-    pid = child(holds)
-    os.read(reader, 1)
-    assert store._locked(WANTED)
-    os.kill(pid, signal.SIGKILL)
-    ended(pid)
+    process = child(holds)
+    while not store._locked(WANTED):
+        time.sleep(0.001)
+    process.kill()
+    ended(process)
     with store.lock(WANTED):
         pass
 
@@ -181,16 +195,17 @@ def test_eight_processes_with_overlapping_experiments_train_each_once(tmp_path, 
         order = random.Random(number).sample(experiments, 7)
         ensure_all(order, store, threads=1)
 
-    pids = [child(lambda number=number: asks(number)) for number in range(8)]
+    processes = [child(lambda number=number: asks(number)) for number in range(8)]
     while not log.exists() or not log.read_text().endswith("\n"):
         time.sleep(0.001)
     first = int(log.read_text().split()[0])  # it trains, and the others wait for it or train something else
     os.kill(first, signal.SIGKILL)
-    assert {pid: ended(pid) for pid in pids} == {pid: -signal.SIGKILL if pid == first else 0 for pid in pids}
+    for process in processes:
+        assert ended(process) == (-signal.SIGKILL if process.pid == first else 0)
     ensure_all(experiments, store, threads=1, progress=False)
     trained = len(log.read_text().splitlines())
     assert trained == len(experiments) + 1  # what the killed one had begun was begun again
-    counted("processes at once", len(pids))
+    counted("processes at once", len(processes))
     pd.testing.assert_frame_equal(store.table(), serial.table())
     for run in serial.runs():
         assert (store.find(run.experiment).path / "model.safetensors").read_bytes() == (
@@ -369,18 +384,22 @@ def test_a_report_killed_in_the_middle_is_made_whole(tmp_path, counted):
 
 def test_a_worker_that_outlives_a_killed_training_does_not_hold_its_lock(tmp_path):
     store = Store(tmp_path / "store")
-    reader, writer = os.pipe()
+    said = tmp_path / "worker"
 
     def holds():
         with store.lock(WANTED):
-            worker = child(lambda: time.sleep(60))
-            os.write(writer, f"{worker}\n".encode())
+            if (worker := os.fork()) == 0:
+                time.sleep(60)
+                os._exit(0)
+            said.write_text(f"{worker}\n")
             time.sleep(60)
 
-    pid = child(holds)
-    worker = int(os.read(reader, 20))
-    os.kill(pid, signal.SIGKILL)
-    ended(pid)
+    process = child(holds)
+    while not said.exists() or not said.read_text().endswith("\n"):
+        time.sleep(0.001)
+    worker = int(said.read_text())
+    process.kill()
+    ended(process)
     try:
         assert not store._locked(WANTED)
     finally:
