@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, fx, nn
@@ -23,34 +24,66 @@ def folded(model: nn.Module, inputs: Tensor, worth: int = _WORTH) -> nn.Module:
     """
     if inputs.ndim != 4 or inputs.numel() < worth:
         return model
-    if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
-        return model
-    try:
-        traced = fx.symbolic_trace(model)
-    except Exception:  # whatever a model's own code meets when it is traced
-        return model
-    modules = dict(traced.named_modules())
-    uses = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
-    count = 0
-    for node in list(traced.graph.nodes):
-        before = node.args[0] if node.op == "call_module" and node.args else None
-        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
-            continue
-        norm, convolution = modules.get(str(node.target)), modules.get(str(before.target))
-        if type(norm) is not nn.BatchNorm2d or norm.running_mean is None or type(convolution) is not nn.Conv2d:
-            continue
-        if uses[before.target] > 1 or uses[node.target] > 1:
-            continue
-        name = f"folded_{count}"
-        traced.add_submodule(name, fuse_conv_bn_eval(convolution, norm))
-        before.target = name
-        node.replace_all_uses_with(before)
-        traced.graph.erase_node(node)
-        count += 1
-    if not count:
-        return model
-    traced.recompile()
-    few = inputs[:4]
-    expected, found = model(few), traced(few)
-    same = found.shape == expected.shape and (found - expected).abs().max() <= _CLOSE * expected.abs().max()
-    return traced.eval() if bool(same) else model
+    graph = Folded.of(model)
+    return graph.module.eval() if graph and graph.folds and graph.agrees(model, inputs) else model
+
+
+class Folded:
+    """A traced network in which every Conv2d → BatchNorm2d in eval mode is one convolution.
+
+    Attributes:
+        module: what runs. All but the folded convolutions are the modules of the model itself.
+        folds: by the name of a folded convolution, the two modules that it stands for.
+    """
+
+    def __init__(self, module: fx.GraphModule, folds: dict[str, tuple[nn.Conv2d, nn.BatchNorm2d]]) -> None:
+        self.module, self.folds = module, folds
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: nn.Module) -> Folded | None:
+        """Trace and fold; None for a model that has hooks or cannot be traced."""
+        if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
+            return None
+        try:
+            traced = fx.symbolic_trace(model)
+        except Exception:  # whatever a model's own code meets when it is traced
+            return None
+        modules = dict(traced.named_modules())
+        uses = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
+        folds: dict[str, tuple[nn.Conv2d, nn.BatchNorm2d]] = {}
+        for node in list(traced.graph.nodes):
+            before = node.args[0] if node.op == "call_module" and node.args else None
+            if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
+                continue
+            norm, convolution = modules.get(str(node.target)), modules.get(str(before.target))
+            if type(norm) is not nn.BatchNorm2d or norm.running_mean is None or type(convolution) is not nn.Conv2d:
+                continue
+            if uses[before.target] > 1 or uses[node.target] > 1:
+                continue
+            name = f"folded_{len(folds)}"
+            folds[name] = (convolution, norm)
+            traced.add_submodule(name, fuse_conv_bn_eval(convolution, norm))
+            before.target = name
+            node.replace_all_uses_with(before)
+            traced.graph.erase_node(node)
+        traced.recompile()
+        return cls(traced, folds)
+
+    @torch.no_grad()
+    def agrees(self, model: nn.Module, inputs: Tensor) -> bool:
+        """Tell whether a few inputs have the outputs of `model`, up to rounding."""
+        few = inputs[:4]
+        expected, found = model(few), self.module(few)
+        return bool(found.shape == expected.shape and (found - expected).abs().max() <= _CLOSE * expected.abs().max())
+
+    def parameters(self, name: str) -> Iterable[nn.Parameter]:
+        """Return the model's parameters that the module of this name depends on."""
+        for module in self.folds.get(name, (self.module.get_submodule(name),)):
+            yield from module.parameters()
+
+    @torch.no_grad()
+    def refold(self, name: str) -> None:
+        """Fold again a convolution whose weights have changed; anything else reads its weights when it runs."""
+        if name in self.folds:
+            self.module.add_submodule(name, fuse_conv_bn_eval(*self.folds[name]))

@@ -300,21 +300,36 @@ def evaluate(model: nn.Module, data: Batches, batch_size: int = 500, group: Grou
     """
     instance("model", model, nn.Module, "a torch model")
     group = group or Group()
-    loss, correct, count = 0.0, 0, 0
+    score = Score()
     with modes_kept(model):
         model.eval()
         run = model
         for index, (inputs, labels) in enumerate(batches_of(data, batch_size, group.share)):
             run = run if index else folded(model, inputs)
-            logits = run(inputs).float()
-            labels_within(labels, logits.shape[1])
-            loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-            correct += int((logits.argmax(1) == labels).sum())
-            count += len(labels)
-    total, right, seen = group.sums(loss, correct, count)
-    if not seen:
-        raise ValueError("the data to evaluate on are empty")
-    return {"loss": total / seen, "accuracy": right / seen}
+            score.add(run(inputs), labels)
+    return score.result(group)
+
+
+class Score:
+    """Cross-entropy and accuracy, summed up batch by batch."""
+
+    def __init__(self) -> None:
+        self.loss, self.correct, self.count = 0.0, 0, 0
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """Take a batch in."""
+        logits = logits.float()
+        labels_within(labels, logits.shape[1])
+        self.loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+        self.correct += int((logits.argmax(1) == labels).sum())
+        self.count += len(labels)
+
+    def result(self, group: Group | None = None) -> dict[str, float]:
+        """Return the means over all batches, of all processes: loss and accuracy, as `evaluate` does."""
+        loss, correct, count = (group or Group()).sums(self.loss, self.correct, self.count)
+        if not count:
+            raise ValueError("the data to evaluate on are empty")
+        return {"loss": loss / count, "accuracy": correct / count}
 
 
 def _objective(model: nn.Module, train: Dataset, batch_size: int, precision: str, compile: bool) -> Objective:

@@ -1,10 +1,17 @@
 import json
 import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+
+
+def pytest_configure() -> None:
+    """Listen to Ctrl-C again: a shell starts what runs in its background deaf to it, and children would inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

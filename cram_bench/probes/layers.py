@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
-from torch import nn
+from torch import Tensor, nn
 
 from cram_bench._checks import integer, items, number
-from cram_bench._preserve import copy_into, preserved
+from cram_bench._onward import evaluate_changes
+from cram_bench._preserve import preserved
 from cram_bench.compress import Compressor, Magnitude, applied, parse, prunable, tune_batchnorm
 from cram_bench.data import Batches, batches_of
 from cram_bench.probes.common import probing, tuning_data
@@ -39,20 +41,28 @@ def layer_sensitivity(
     """
     calibration = tuning_data(calibration)
     sparsities = [number("sparsity", level, 0, 1) for level in items("sparsities", sparsities, "numbers in [0, 1]")]
-    rows = []
     with probing(model):
         dense = evaluate(model, data)["loss"]
-        for name, weight in prunable(model, exclude).items():
-            for sparsity in sparsities:
+        weights = prunable(model, exclude)
+        tried = [(name, sparsity) for name in weights for sparsity in sparsities]
+        if calibration is None:
+            results = evaluate_changes(model, data, [(name, partial(_pruned, sparsity)) for name, sparsity in tried])
+        else:  # tuning changes the layers before the pruned one too
+            results = []
+            for name, sparsity in tried:
                 with preserved(model):
-                    Magnitude(sparsity).apply_({name: weight})
-                    if calibration is not None:
-                        tune_batchnorm(model, batches_of(calibration))
-                    result = evaluate(model, data)
-                rows.append(
-                    (name, weight.numel(), sparsity, result["accuracy"], result["loss"], result["loss"] - dense)
-                )
-    return pd.DataFrame(rows, columns=["layer", "weights", "sparsity", "accuracy", "loss", "rise"])
+                    Magnitude(sparsity).apply_({name: weights[name]})
+                    tune_batchnorm(model, batches_of(calibration))
+                    results.append(evaluate(model, data))
+    table = pd.DataFrame(tried, columns=["layer", "sparsity"])
+    table.insert(1, "weights", [weights[name].numel() for name, _ in tried])
+    found = pd.DataFrame(results, columns=["accuracy", "loss"])
+    return table.join(found).assign(rise=found["loss"] - dense)
+
+
+def _pruned(sparsity: float, values: Tensor) -> Tensor:
+    Magnitude(sparsity).apply_({"weight": values})
+    return values
 
 
 def layer_profile(model: nn.Module, compressor: Compressor | str, exclude: Iterable[str] = ()) -> pd.DataFrame:
@@ -92,16 +102,12 @@ def layer_blame(
     """
     compressor = parse(compressor)
     weights = prunable(model, exclude)
-    rises = []
     with probing(model):
         dense = evaluate(model, data)["loss"]
         with applied(model, compressor, exclude):
             compressed = {name: weight.detach().clone() for name, weight in weights.items()}
-        for name, weight in weights.items():
-            before()
-            with preserved(model):
-                copy_into([weight], [compressed[name]])
-                rises.append(evaluate(model, data)["loss"] - dense)
+        changes = [(name, lambda _, values=values: values) for name, values in compressed.items()]
+        rises = [result["loss"] - dense for result in evaluate_changes(model, data, changes, before)]
     return layer_profile(model, compressor, exclude).assign(rise=rises)
 
 
