@@ -24,10 +24,11 @@ from cram_bench.compress import select
 from cram_bench.data import Dataset
 from cram_bench.distributed import Group
 from cram_bench.experiment import METHODS, Experiment, recipe
-from cram_bench.train import Fit, _epoch, _objective
+from cram_bench.train import Fit, _epoch, _objective, cosine
 
 BATCH = 128
 STEPS = 8  # in a turn
+TRAINED, SEEDS = 20_000, 3  # of `accuracy`
 SIZES = {"0.27M": 272_474, "11M": 11_170_000, "25M": 25_500_000, "86M": 86_000_000}
 
 
@@ -67,21 +68,23 @@ class Trainer:
 class Straightforward:
     """The peer's training of the same network, as many steps."""
 
-    def __init__(self, plus: bool, train: Dataset) -> None:
-        torch.manual_seed(0)
+    def __init__(self, plus: bool, train: Dataset, seed: int | None = None) -> None:
+        """Take the first `STEPS` batches; with a seed, all."""
+        torch.manual_seed(seed or 0)
         self.model = cb.models.create("resnet20", train.num_classes)
         self.model.to(memory_format=torch.contiguous_format).train()
         self.optimizer = SGD(self.model.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, foreach=False)
-        part = train.take(range(BATCH * STEPS))
+        part = train if seed is not None else train.take(range(BATCH * STEPS))
         self.loader = peer.loader(part.images, part.labels, part.mean.tolist(), part.std.tolist(), BATCH)
         self.plus = plus
 
-    def __call__(self) -> None:
+    def __call__(self, after: Callable[[], object] = lambda: None) -> None:
         for inputs, labels in self.loader:
             if self.plus:
                 peer.cram_plus_step(self.model, self.optimizer, inputs, labels, [0.7], 0.2)
             else:
                 peer.sgd_step(self.model, self.optimizer, inputs, labels)
+            after()
 
 
 def throughput() -> Iterator[Ratio]:
@@ -100,6 +103,39 @@ def throughput() -> Iterator[Ratio]:
     yield line("cram+ throughput over eager", ours["cram+"], cram_peer)
     for name in ("sam", "cram+", "cram-single"):
         yield in_turns(f"{name} step over sgd", ours[name], ours["sgd"], kind="cost", unit="s", repeats=3 * REPEATS)
+
+
+def accuracy() -> Iterator[Ratio]:
+    """Test accuracy after two epochs of CrAM+ on `TRAINED` images, dense and at 70 %: mean over `SEEDS` seeds a side.
+
+    The columns low and high are the least of ours over the peer's greatest, and the reverse: 1 lies between where the seeds'
+    ranges overlap.
+    """
+    train, test = data()
+    train = train.take(range(min(TRAINED, len(train))))
+    found: dict[str, dict[float, list[float]]] = {side: {0.0: [], 0.7: []} for side in ("ours", "peer")}
+    for seed in range(SEEDS):
+        experiment = recipe("cifar10", "cram+", epochs=2, seed=seed, precision="bfloat16")
+        options = {"epochs": 2, "batch_size": BATCH, "seed": seed, "warmup_epochs": experiment.warmup_epochs}
+        model = experiment.build_model(train)
+        cb.train.fit(model, experiment.build_optimizer(model), train, precision="bfloat16", compile=True, **options)
+        other = Straightforward(True, train, seed)
+        steps = len(other.loader)
+        factor = cosine(2 * steps, round(experiment.warmup_epochs * steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(other.optimizer, factor)
+        for _ in range(2):
+            other.model.train()
+            other(schedule.step)
+        for side, trained in (("ours", model), ("peer", other.model)):
+            curve = cb.probes.sparsity_curve(trained, test, ["global@0.7"], calibration=train)
+            found[side][0.0].append(float(curve.query("sparsity == 0 and not calibrated")["accuracy"].iloc[0]))
+            found[side][0.7].append(float(curve.query("sparsity == 0.7 and calibrated")["accuracy"].iloc[0]))
+    for sparsity, name in ((0.0, "dense"), (0.7, "at 70 %")):
+        ours, theirs = found["ours"][sparsity], found["peer"][sparsity]
+        yield Ratio(
+            f"cram+ accuracy after two epochs over eager, {name}", statistics.mean(ours) / statistics.mean(theirs),
+            min(ours) / max(theirs), max(ours) / min(theirs), 100 * statistics.mean(ours), 100 * statistics.mean(theirs), "%",
+        )  # fmt: skip
 
 
 def optimizer_share() -> Iterator[Ratio]:
@@ -252,6 +288,7 @@ def start_up() -> Iterator[Ratio]:
 
 SECTIONS: dict[str, Callable[[], Iterator[Ratio]]] = {
     "throughput": throughput,
+    "accuracy": accuracy,
     "optimizer": optimizer_share,
     "selection": selection,
     "curve": curve,
