@@ -13,9 +13,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 import cram_bench as cb
 from benchmarks import peer
@@ -103,6 +105,38 @@ def throughput() -> Iterator[Ratio]:
     yield line("cram+ throughput over eager", ours["cram+"], cram_peer)
     for name in ("sam", "cram+", "cram-single"):
         yield in_turns(f"{name} step over sgd", ours[name], ours["sgd"], kind="cost", unit="s", repeats=3 * REPEATS)
+
+
+def limit() -> Iterator[Ratio]:
+    """Steps of SGD against a bfloat16 matrix product of as many operations, which nothing here can beat, and their parts."""
+    train, _ = data()
+    ours, eager = Trainer("sgd", train), Straightforward(False, train)
+    counter = FlopCounterMode(display=False)
+    inputs, labels = next(iter(eager.loader))
+    with counter:
+        peer.sgd_step(eager.model, eager.optimizer, inputs, labels)
+    side = 2048
+    products = round(STEPS * counter.get_total_flops() / (2 * side**3))
+    left, right = (torch.randn(side, side).bfloat16() for _ in range(2))
+
+    def multiply() -> None:
+        for _ in range(products):
+            left @ right
+
+    yield in_turns("sgd step over bfloat16 product of as many operations", ours, multiply, kind="cost")
+    yield in_turns("eager sgd step over bfloat16 product of as many operations", eager, multiply, kind="cost")
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        ours()
+    events = profiler.key_averages()
+    parts = {
+        "convolution": ("aten::convolution_backward", "aten::mkldnn_convolution"),
+        "compiled elementwise": ("## Call CompiledFxGraph",),
+    }
+    whole = sum(event.self_cpu_time_total for event in events)
+    for name, starts in parts.items():
+        part = sum(event.self_cpu_time_total for event in events if event.key.startswith(starts))
+        share = part / whole
+        yield Ratio(f"{name} share of sgd step", share, share, share, part / STEPS / 1e3, whole / STEPS / 1e3, "ms")
 
 
 def accuracy() -> Iterator[Ratio]:
@@ -245,17 +279,19 @@ def _peak(work: Callable[[], object]) -> int:
 
 
 def report() -> Iterator[Ratio]:
-    """All notebooks on digits from finished runs, against training and measuring them."""
+    """All notebooks about images, on digits, from finished runs, against training and measuring them."""
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"CRAM_BENCH_RUNS": f"{folder}/runs"}
+        _parity(Path(folder) / "parity")
         names = list(cb.report.NOTEBOOKS)
         listed = [item for name in names if name != "language" for item in ("--notebook", name)]
 
         def build(reports: str) -> None:
             command = [*_PYTHON, "-m", "cram_bench", "report", "--dataset", "digits", "--seeds", "1", *listed]
-            subprocess.run(
-                [*command, "--reports", f"{folder}/{reports}"], env=environment, check=True, capture_output=True
-            )
+            command += ["-p", "target", f"{folder}/parity", "--reports", f"{folder}/{reports}"]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise RuntimeError(f"the report failed: {done.stderr[-2000:]}")
 
         fresh = seconds(lambda: build("0"))
         again = [seconds(lambda turn=turn: build(str(turn))) for turn in range(1, 4)]
@@ -264,6 +300,15 @@ def report() -> Iterator[Ratio]:
             "report from finished runs over trained ones", statistics.median(ratios), min(ratios), max(ratios),
             statistics.median(again), fresh, "s",
         )  # fmt: skip
+
+
+def _parity(folder: Path) -> None:
+    """Write a small folder of images for `transfer`: digits, even or odd."""
+    for split, data in zip(("train", "test"), cb.data.load("digits"), strict=True):
+        for index in range(200):
+            file = folder / split / ("odd" if data.labels[index] % 2 else "even") / f"{index}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(data.images[index, 0].numpy()).save(file)
 
 
 _PYTHON = [sys.executable]
@@ -288,6 +333,7 @@ def start_up() -> Iterator[Ratio]:
 
 SECTIONS: dict[str, Callable[[], Iterator[Ratio]]] = {
     "throughput": throughput,
+    "limit": limit,
     "accuracy": accuracy,
     "optimizer": optimizer_share,
     "selection": selection,

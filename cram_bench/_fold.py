@@ -22,10 +22,16 @@ def folded(model: nn.Module, inputs: Tensor, worth: int = _WORTH) -> nn.Module:
     cannot be traced, has hooks or nothing to fold, or where the outputs for a few inputs are not the same up to rounding.
     It is not changed.
     """
+    graph = fold(model, inputs, worth)
+    return graph.module if graph else model
+
+
+def fold(model: nn.Module, inputs: Tensor, worth: int = _WORTH) -> Folded | None:
+    """Return what `folded` would run, as a `Folded`; None where that would be `model` itself."""
     if inputs.ndim != 4 or inputs.numel() < worth:
-        return model
+        return None
     graph = Folded.of(model)
-    return graph.module.eval() if graph and graph.folds and graph.agrees(model, inputs) else model
+    return graph if graph and graph.folds and graph.agrees(model, inputs) else None
 
 
 class Folded:
@@ -68,7 +74,7 @@ class Folded:
             node.replace_all_uses_with(before)
             traced.graph.erase_node(node)
         traced.recompile()
-        return cls(traced, folds)
+        return cls(traced.eval(), folds)
 
     @torch.no_grad()
     def agrees(self, model: nn.Module, inputs: Tensor) -> bool:
@@ -81,6 +87,12 @@ class Folded:
         """Return the model's parameters that the module of this name depends on."""
         for module in self.folds.get(name, (self.module.get_submodule(name),)):
             yield from module.parameters()
+
+    def refolded(self) -> fx.GraphModule:
+        """Fold everything again, with the weights and statistics that the model has now; return the module."""
+        for name in self.folds:
+            self.refold(name)
+        return self.module
 
     @torch.no_grad()
     def refold(self, name: str) -> None:

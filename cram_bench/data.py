@@ -66,6 +66,8 @@ TORCHVISION = {
 }
 SENTENCES: dict[str, tuple[str, ...]] = {"sst2": ("negative", "positive")}
 """Sets of sentences, read by `cram_bench.text`: name → class names in label order."""
+AT_ONCE = 125
+"""Images in a batch of an evaluation: few enough for the activations of a small network to stay in the processor's cache."""
 _SUFFIXES = {".png", ".jpg", ".jpeg"}
 _FORMAT = 2  # of the cache; raise it when its content changes
 
@@ -241,7 +243,7 @@ Batches = Dataset | Iterable[Any]
 
 
 def batches_of(
-    data: Batches, batch_size: int = 500, share: tuple[int, int] = (0, 1)
+    data: Batches, batch_size: int = AT_ONCE, share: tuple[int, int] = (0, 1)
 ) -> Iterable[tuple[Tensor, Tensor]]:
     """Yield (inputs, labels) of any kind of data in a fixed order; of a `Dataset`, a share as `Dataset.batches` takes it.
 

@@ -25,7 +25,7 @@ from cram_bench._checks import instance, integer, labels_within, number, pairs, 
 from cram_bench._fold import folded
 from cram_bench._preserve import modes_kept, preserved
 from cram_bench.compress.rank import NaNError
-from cram_bench.data import Batches, Dataset, batches_of
+from cram_bench.data import AT_ONCE, Batches, Dataset, batches_of
 from cram_bench.distributed import Group
 
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -285,7 +285,9 @@ def cosine(total: int, warmup: int = 0) -> Callable[[int], float]:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, data: Batches, batch_size: int = 500, group: Group | None = None) -> dict[str, float]:
+def evaluate(
+    model: nn.Module, data: Batches, batch_size: int = AT_ONCE, group: Group | None = None
+) -> dict[str, float]:
     """Return the mean cross-entropy in nats and the accuracy in [0, 1], in float32, in eval mode; modes are restored.
 
     Args:

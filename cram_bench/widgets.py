@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from cram_bench import plots
 from cram_bench._checks import instance, integer, number
-from cram_bench._fold import folded
+from cram_bench._fold import fold
 from cram_bench._preserve import preserved
 from cram_bench.compress import Compressor, Magnitude, apply_, parse, tune_batchnorm
-from cram_bench.data import Dataset
+from cram_bench.data import AT_ONCE, Dataset
 from cram_bench.probes import layer_blame, layer_profile, loss_along_compression
 from cram_bench.runs import Run
 
@@ -57,7 +57,8 @@ class Subject:
         self.model = model.eval()
         self.calibration = calibration
         self.sample = sample
-        self.batches = list(sample.batches(500, channels_last=True))
+        self.batches = list(sample.batches(AT_ONCE, channels_last=True))
+        self.graph = fold(self.model, self.batches[0][0])
         self.answers: dict[tuple[Compressor, bool], Answer] = {}
         self.slices: dict[Compressor, pd.DataFrame] = {}
         self.blames: dict[Compressor, pd.DataFrame] = {}
@@ -71,7 +72,7 @@ class Subject:
                 apply_(self.model, compressor)
                 if tuned:
                     tune_batchnorm(self.model, self.calibration)
-                network = folded(self.model, self.batches[0][0])
+                network = self.graph.refolded() if self.graph else self.model
                 logits = torch.cat([network(inputs) for inputs, _ in self.batches]).float()
             labels = torch.cat([labels for _, labels in self.batches])
             best = logits.softmax(1).max(1)
@@ -96,7 +97,7 @@ class Subject:
 
     @property
     def _few(self) -> list[tuple[Tensor, Tensor]]:
-        return [(inputs[:200], labels[:200]) for inputs, labels in self.batches[:1]]
+        return list(self.sample.take(range(min(200, len(self.sample)))).batches(100, channels_last=True))
 
     def slice(self, compressor: Compressor, before: Callable[[], None]) -> pd.DataFrame:
         """Return the loss on the way to the compressed weights, on the first 200 examples."""
@@ -120,7 +121,7 @@ class Explorer:
         ValueError: there is no finished run, or the runs are of several data sets.
     """
 
-    def __init__(self, runs: Sequence[Run], sample: int = 1000, calibration: int = 500, delay: float = 0.12) -> None:
+    def __init__(self, runs: Sequence[Run], sample: int = 1000, calibration: int = 250, delay: float = 0.12) -> None:
         import ipywidgets as ipw
 
         instance("runs", runs, (list, tuple), "a list of runs")
@@ -140,7 +141,7 @@ class Explorer:
         train, test = finished[0].experiment.load_data()
         self.sample = test.sample(sample)
         self._calibration = {
-            augment: train.calibration(calibration, augment=augment)
+            augment: train.calibration(calibration, augment=augment, batch_size=AT_ONCE)
             for augment in {run.experiment.augment for run in finished}
         }
         self._runs = _labelled(finished)
@@ -157,7 +158,7 @@ class Explorer:
         wide = ipw.Layout(width="auto")
         style = {"description_width": "9em"}
         self.runs = ipw.SelectMultiple(
-            options=labels, value=tuple(labels[:3]), rows=min(6, len(labels)), description="runs", style=style, layout=wide,
+            options=labels, value=tuple(dict.fromkeys((labels[0], labels[-1]))), rows=min(6, len(labels)), description="runs", style=style, layout=wide,
             tooltip="the runs to compare; hold Ctrl or Shift for several",
         )  # fmt: skip
         self.sparsity = ipw.FloatSlider(

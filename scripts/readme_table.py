@@ -8,6 +8,7 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ("cifar10-resnet20-15-epochs", "cifar10-resnet20")
 BEGIN, END = "<!-- begin table: make readme -->", "<!-- end table -->"
+BENCHMARKS = "<!-- begin benchmarks: make benchmark -->", "<!-- end benchmarks -->"
 COUNTS = "<!-- begin counts: make counts -->", "<!-- end counts -->"
 
 
@@ -52,6 +53,20 @@ def counts(reports: Path) -> str:
     return "\n".join([*lines, f"| bytes lost | {found['bytes lost']} |"])
 
 
+def benchmarks(reports: Path) -> str:
+    """Return the ratios and the machine that they were measured on, as Markdown."""
+    lines = pd.read_csv(reports / "benchmarks.csv")
+    machine = json.loads((reports / "benchmarks.json").read_text())
+    text = ["| | ratio | least … greatest | ours | peer | |", "| --- | --: | --: | --: | --: | --- |"]
+    for line in lines.itertuples():
+        low, high = f"{line.low:.3g}", f"{line.high:.3g}"
+        spread = "" if low == high else f"{low} … {high}"
+        text.append(f"| {line.name} | {line.ratio:.3g} | {spread} | {line.ours:.4g} | {line.peer:.4g} | {line.unit} |")
+    made = ", ".join(sorted(set(lines["commit"])))
+    where = f"{machine['device']}, torch {machine['versions']['torch']}"
+    return "\n".join([*text, "", f"Measured on {where}, at commit {made}; `make benchmark` measures again."])
+
+
 def filled(readme: str, content: str, begin: str = BEGIN, end: str = END) -> str:
     """Return the text of the README with `content` between the markers."""
     before, _, rest = readme.partition(begin)
@@ -62,4 +77,5 @@ def filled(readme: str, content: str, begin: str = BEGIN, end: str = END) -> str
 if __name__ == "__main__":
     readme = ROOT / "README.md"
     text = filled(readme.read_text(), tables(ROOT / "reports"))
+    text = filled(text, benchmarks(ROOT / "reports"), *BENCHMARKS)
     readme.write_text(filled(text, counts(ROOT / "reports"), *COUNTS))

@@ -20,6 +20,7 @@ import pandas as pd
 import pytest
 
 import cram_bench as cb
+from cram_bench.data import AT_ONCE
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ROOT = Path(__file__).resolve().parent.parent
@@ -105,7 +106,9 @@ def move_and_compare(page):
         page.wait_for_timeout(100)
     train, test = runs[0].experiment.load_data()
     for run, value in zip(runs, shown, strict=True):
-        curve = cb.probes.sparsity_curve(run.load_model(), test.sample(1000), ["global@0.81"], train.calibration(500))
+        curve = cb.probes.sparsity_curve(
+            run.load_model(), test.sample(1000), ["global@0.81"], train.calibration(250, batch_size=AT_ONCE)
+        )
         assert value == pytest.approx(100 * curve.iloc[-1]["accuracy"], abs=0.051)
 
 

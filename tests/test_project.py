@@ -47,6 +47,7 @@ def test_the_readmes_table_is_the_committed_reports():
     assert module.tables(reports) in readme
     assert module.filled(readme, module.tables(reports)) == readme
     assert module.filled(readme, module.counts(reports), *module.COUNTS) == readme
+    assert module.filled(readme, module.benchmarks(reports), *module.BENCHMARKS) == readme
 
 
 def test_a_committed_report_is_small():

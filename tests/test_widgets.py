@@ -8,6 +8,7 @@ import pytest
 
 import cram_bench as cb
 from cram_bench.compress import Magnitude, parse
+from cram_bench.data import AT_ONCE
 
 pytest.importorskip("ipywidgets")
 
@@ -24,9 +25,11 @@ def shown(explorer):
     return {label: float(value) for label, value in rows}
 
 
-def measured(run, spec, tuned, sample=500, calibration=500):
+def measured(run, spec, tuned, sample=500, calibration=250):
     train, test = run.experiment.load_data()
-    table = cb.probes.sparsity_curve(run.load_model(), test.sample(sample), [spec], train.calibration(calibration))
+    table = cb.probes.sparsity_curve(
+        run.load_model(), test.sample(sample), [spec], train.calibration(calibration, batch_size=AT_ONCE)
+    )
     compressor = parse(spec)
     row = table[(table["pattern"] == compressor.pattern) & (table["calibrated"] == tuned)].iloc[-1]
     return round(100 * row["accuracy"], 1)

@@ -22,15 +22,30 @@ class _Moments:
         self.squares = torch.zeros((), dtype=torch.float64)  # summed squared deviations from the mean
 
     def add(self, x: Tensor) -> None:
-        dims = [0, *range(2, x.ndim)]
-        var, mean = torch.var_mean(x.detach().to(torch.promote_types(x.dtype, torch.float32)), dims, correction=0)
-        var, mean = var.double(), mean.double()
+        var, mean = _var_mean(x.detach().to(torch.promote_types(x.dtype, torch.float32)))
         count = x.numel() // x.shape[1]
         total = self.count + count
         delta = mean - self.mean
         self.mean = self.mean + delta * (count / total)
         self.squares = self.squares + var * count + delta.square() * (self.count * count / total)
         self.count = total
+
+
+def _var_mean(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return variance and mean of every channel, in float64."""
+    if x.ndim != 4 or not x.is_contiguous(memory_format=torch.channels_last):
+        var, mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
+        return var.double(), mean.double()
+    pixels = x.permute(0, 2, 3, 1).flatten(
+        1, 2
+    )  # images, pixels, channels: sums over an image are matrix products, which
+    ones = pixels.new_ones(1, 1, pixels.shape[1]).expand(
+        len(pixels), 1, -1
+    )  # take a quarter of the time of var_mean here
+    count = pixels.shape[0] * pixels.shape[1]
+    mean = torch.bmm(ones, pixels).double().sum((0, 1)) / count
+    deviations = pixels - mean.to(pixels.dtype)
+    return torch.bmm(ones, deviations.square_()).double().sum((0, 1)) / count, mean
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cram_bench._checks import instance, labels_within
 from cram_bench._preserve import preserved
-from cram_bench.data import Batches, Dataset, batches_of
+from cram_bench.data import AT_ONCE, Batches, Dataset, batches_of
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def probing(model: nn.Module) -> Iterator[nn.Module]:
         yield model.eval()
 
 
-def loss_and_gradient(model: nn.Module, data: Batches, batch_size: int = 500) -> tuple[float, dict[str, Tensor]]:
+def loss_and_gradient(model: nn.Module, data: Batches, batch_size: int = AT_ONCE) -> tuple[float, dict[str, Tensor]]:
     """Return the mean cross-entropy in nats over all the data, and its gradient by parameter name.
 
     Raises:

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from cram_bench._checks import instance, integer, items
 from cram_bench._preserve import preserved
 from cram_bench.compress import Compressor, apply_, parse, tune_batchnorm
-from cram_bench.data import Batches, Dataset, batches_of
+from cram_bench.data import AT_ONCE, Batches, Dataset, batches_of
 from cram_bench.probes.common import probing, tuning_data
 from cram_bench.train import evaluate
 
 
 @torch.no_grad()
-def predictions(model: nn.Module, data: Batches, batch_size: int = 500) -> tuple[Tensor, Tensor, Tensor]:
+def predictions(model: nn.Module, data: Batches, batch_size: int = AT_ONCE) -> tuple[Tensor, Tensor, Tensor]:
     """Return (labels, predicted classes, probabilities of these), one entry an example, on the CPU; in eval mode."""
     labels, classes, confidences = [], [], []
     with probing(model):

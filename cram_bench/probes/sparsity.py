@@ -10,7 +10,7 @@ from torch import nn
 from cram_bench._checks import items
 from cram_bench._preserve import preserved
 from cram_bench.compress import Compressor, Magnitude, Masks, apply_, parse, tune_batchnorm
-from cram_bench.data import Batches, batches_of
+from cram_bench.data import AT_ONCE, Batches, batches_of
 from cram_bench.probes.common import probing, tuning_data
 from cram_bench.train import evaluate
 
@@ -23,7 +23,7 @@ def sparsity_curve(
     compressors: Sequence[Compressor | str] = tuple(map(Magnitude, LEVELS)),
     calibration: Batches | None = None,
     exclude: Iterable[str] = (),
-    batch_size: int = 500,
+    batch_size: int = AT_ONCE,
 ) -> pd.DataFrame:
     """Prune in one shot with each compressor and evaluate, before and after BatchNorm tuning.
 
