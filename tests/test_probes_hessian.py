@@ -1,6 +1,7 @@
 """Curvature against a dense float64 Hessian."""
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
@@ -109,3 +110,12 @@ def test_a_model_with_attention_has_a_curvature_too():
     table = cb.probes.curvature(model, data, vectors=1, parts=2)
     assert np.isfinite(table["value"]).all()
     assert table["value"].iloc[0] > 0
+
+
+def test_probing_a_convolutional_network_warns_of_nothing():
+    torch.manual_seed(0)
+    model = cb.models.create("convnet", 10, in_channels=1)
+    data = [(torch.randn(4, 1, 8, 8), torch.arange(4))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cb.probes.curvature(model, data, vectors=1, parts=2)

@@ -59,7 +59,7 @@ def curvature(
     for name, value, least in (("top", top, 1), ("vectors", vectors, 1), ("parts", parts, 2)):
         integer(name, value, least)
     integer("top", top, 1, max(1, sum(p.numel() for p in model.parameters() if p.requires_grad)))
-    with probing(model), sdpa_kernel(SDPBackend.MATH):
+    with _quiet(), probing(model), sdpa_kernel(SDPBackend.MATH):
         whole = _batches(model, data)
         pieces = _split(whole, parts)
         operators = [_operator(model, piece, kind) for piece in pieces]
@@ -99,9 +99,9 @@ def spectral_density(
         raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, not {kind!r}")
     for name, value, least in (("points", points, 1), ("lanczos", lanczos, 2), ("repeats", repeats, 1)):
         integer(name, value, least)
-    with _quiet():
+    with _quiet(), probing(model), sdpa_kernel(SDPBackend.MATH), torch.random.fork_rng():
         from curvlinops import lanczos_approximate_spectrum
-    with probing(model), sdpa_kernel(SDPBackend.MATH), torch.random.fork_rng():
+
         torch.manual_seed(seed)
         operator = _operator(model, _batches(model, data), kind)
         size = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -112,8 +112,8 @@ def spectral_density(
 
 
 def _operator(model: nn.Module, data: list[tuple[Tensor, Tensor]], kind: Kind) -> Any:
-    with _quiet():
-        from curvlinops import GGNLinearOperator, HessianLinearOperator
+    from curvlinops import GGNLinearOperator, HessianLinearOperator
+
     build = HessianLinearOperator if kind == "hessian" else GGNLinearOperator
     parameters = [p for p in model.parameters() if p.requires_grad]
     return build(model, nn.CrossEntropyLoss(), parameters, data, check_deterministic=False)
@@ -175,8 +175,9 @@ def _split(batches: list[tuple[Tensor, Tensor]], parts: int) -> list[list[tuple[
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Importing curvlinops warns about torch.jit.script, which it does not use."""
+    """Leave out what a user can do nothing about: torch.jit.script is deprecated, an operator has no batching rule."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", "There is a performance drop because", UserWarning)
         yield
