@@ -461,7 +461,8 @@ def _key(path: Path, parameters: dict[str, Any], trained: Sequence[runs.Run]) ->
 def _without_machine_paths(notebook: Path) -> None:
     """Cut what differs between machines for no reason: absolute folders, and papermill's own record."""
     text = notebook.read_text()
-    for path, short in ((Path(__file__).resolve().parent.parent, "."), (Path(sys.prefix), ".venv"), (Path.home(), "~")):
+    own = [(Path(sys.prefix), ".venv")] if sys.prefix != sys.base_prefix else []
+    for path, short in ((Path(__file__).resolve().parent.parent, "."), *own, (Path.home(), "~")):
         if len(path.parts) > 1:
             text = text.replace(f"{path}/", f"{short}/")
     content = json.loads(text)
