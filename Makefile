@@ -13,7 +13,7 @@ help:
 	@echo "make lab       open JupyterLab on notebooks/"
 	@echo "make test      lint, type check and test"
 	@echo "make cifar10   the committed CIFAR-10 reports (some hours on two cores, where nothing is trained)"
-	@echo "make benchmark ratios against peers, in turns (a quarter of an hour on an idle machine)"
+	@echo "make benchmark ratios against peers, in turns, for an idle machine (the better part of an hour)"
 	@echo "make readme    copy the committed reports' tables into README.md"
 	@echo "make counts    count what the run store survives, and copy that into README.md"
 	@echo "make install   create $(VENV) and install everything into it"
@@ -44,6 +44,7 @@ test: check
 
 benchmark: install
 	$(BIN)/python -m benchmarks
+	$(MAKE) readme
 
 check: install
 	$(BIN)/ruff check

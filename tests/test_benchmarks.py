@@ -66,3 +66,13 @@ def test_turns():
     assert line.ratio > 1
     with pytest.raises(ValueError, match="kind must be speed or cost, not 'price'"):
         timing.in_turns("x", list, list, kind="price")
+
+
+def test_accuracy_beside_the_eager_implementation(small, monkeypatch):
+    fit = cb.train.fit
+    monkeypatch.setattr(cb.train, "fit", lambda *given, **how: fit(*given, **how | {"compile": False}))
+    monkeypatch.setattr(sections, "data", lambda: (small, small))
+    monkeypatch.setattr(sections, "SEEDS", 2)
+    lines = list(sections.accuracy())
+    assert len(lines) == 2
+    assert all(line.low <= line.ratio <= line.high and line.unit == "%" for line in lines)

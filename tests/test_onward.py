@@ -85,12 +85,19 @@ def test_large_activations_are_kept_for_fewer_images_or_not_at_all(monkeypatch):
     model = made("resnet20")
     changes = [("layer2.0.conv1.weight", torch.zeros_like), ("linear.weight", torch.zeros_like)]
     expected = evaluate_changes(model, DATA, changes)
+    runs, begun = [], []
+    keep, plain = _onward._Keeping.activations, _onward._from_the_start
+    monkeypatch.setattr(_onward._Keeping, "activations", lambda self, x: (runs.append(len(x)), keep(self, x))[1])
+    monkeypatch.setattr(_onward, "_from_the_start", lambda *given: (begun.append(1), plain(*given))[1])
     each = 40 * 16 * 32 * 32 * 4  # bytes a picture, more or less
-    for budget, least in ((20 * each, 4), (each, 16)):
+    for budget, least, starts in ((4 * each, 2, 0), (each, 16, 2)):
+        runs.clear(), begun.clear()
         monkeypatch.setattr(_onward, "_BYTES", budget)
         monkeypatch.setattr(_onward, "_LEAST", least)
         for one, other in zip(evaluate_changes(model, DATA, changes), expected, strict=True):
             assert one == pytest.approx(other, rel=1e-5)
+        assert len(begun) == starts
+        assert starts or (sum(runs) == 2 + 40 and len(runs) > 3)  # two to measure, and the batches in pieces
 
 
 def test_an_interruption_leaves_the_model_as_it_was():
