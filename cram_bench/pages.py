@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import html
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ import pandas as pd
 
 from cram_bench import runs
 from cram_bench._files import write
+from cram_bench._page import OURS, page, text
 from cram_bench.plots import look
 from cram_bench.probes import mean_and_std
 
@@ -79,9 +79,6 @@ def index(
     return facts
 
 
-_OURS = '<meta name="generator" content="cram_bench">'
-
-
 def slider(curves: pd.DataFrame) -> str:
     """Return a panel whose slider moves over the measured sparsities: accuracies of every method, and a marked curve.
 
@@ -111,7 +108,7 @@ def slider(curves: pd.DataFrame) -> str:
 def shelf(reports: Path) -> None:
     """Write ``index.html`` over all reports in a folder: their headline figures and tables, side by side."""
     target = reports / "index.html"
-    if target.exists() and _OURS not in target.read_text(errors="replace"):
+    if target.exists() and OURS not in target.read_text(errors="replace"):
         return  # somebody else's page
     cards = []
     for folder in sorted(path.parent for path in reports.glob("*/report.json")):
@@ -140,52 +137,11 @@ def shelf(reports: Path) -> None:
     write(target, page("Reports", body))
 
 
-def export(notebook: Path) -> None:
-    """Write an executed notebook as a page beside it."""
-    from nbconvert import HTMLExporter
-    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
-
-    exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
-    exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)
-    body, _ = exporter.from_filename(str(notebook))
-    title = notebook.stem.replace("_", " ")
-    write(notebook.with_suffix(".html"), page(title, f'<p><a href="index.html">← report</a></p>\n{body}'))
-
-
 def figure(stem: str) -> str:
     """Return the markup of a figure of the report, with its downloads."""
     name = stem.replace("_", " ")
     links = f'<a href="figures/{stem}.svg">SVG</a>, <a href="figures/{stem}.png">PNG</a>'
     return f'<figure><img src="figures/{stem}.svg" alt="{name}"><figcaption>{name} ({links})</figcaption></figure>'
-
-
-def text(value: str) -> str:
-    """Escape for HTML."""
-    return html.escape(value)
-
-
-def page(title: str, body: str) -> str:
-    """Return a whole page in the house style."""
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{text(title)}</title>
-<meta name="viewport" content="width=device-width">{_OURS}
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
-img {{ max-width: 100%; height: auto }} figure {{ margin: 1.5rem 0 }} figcaption {{ color: #555; font-size: .85rem }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; display: block; overflow-x: auto }}
-th, td {{ padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }}
-th:first-child, td:first-child {{ text-align: left }}
-pre {{ background: #f6f6f6; padding: .6rem .8rem; overflow-x: auto; font-size: .82rem; line-height: 1.4 }}
-code {{ background: #f6f6f6; padding: .1rem .25rem }} pre code {{ padding: 0 }}
-dt {{ font-weight: 600 }} dd {{ margin: 0 0 .4rem }}
-.shelf {{ display: flex; flex-wrap: wrap; gap: 2rem }} .shelf section {{ flex: 1 1 26rem; min-width: 0 }}
-.slider {{ border: 1px solid #ddd; border-radius: 6px; padding: .8rem 1rem; margin: 1rem 0 }}
-.slider input[type=range] {{ width: 100% }} .slider svg {{ width: 100%; height: auto }}
-.failed {{ border-left: 4px solid #D55E00; padding-left: 1rem }} .anchor-link {{ display: none }}
-</style></head><body>
-{body}
-</body></html>
-"""
 
 
 _SLIDER = """<div class="slider"><p><b>Move the slider</b> over the measured sparsities

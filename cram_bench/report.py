@@ -16,7 +16,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ import pandas as pd
 from cram_bench import comparisons, compress, experiment, pages, runs
 from cram_bench._checks import instance, integer, items, number, shown, unknown
 from cram_bench._files import sealed, sha256, whole, write
+from cram_bench._notebooks import Notebook, default_parameters, execute_all, outputs
 from cram_bench.data import is_folder
 from cram_bench.experiment import Experiment
 
@@ -279,11 +279,8 @@ def build(
     trained = runs.ensure_all(wanted, store, **how)
     folder.mkdir(parents=True, exist_ok=True)
 
-    failures = {}
-    for path in paths:
-        injected = {key: value for key, value in given.items() if key in defaults[path]}
-        if error := _execute(path, injected, folder, trained):
-            failures[path.stem] = error
+    injected = {path: {key: value for key, value in given.items() if key in defaults[path]} for path in paths}
+    failures = execute_all([Notebook(path, own, _key(path, own, trained)) for path, own in injected.items()], folder)
     if keep_runs:
         _copy_runs([run for run in trained if run.experiment.seed == 0 and run.failure is None], folder / "runs")
     facts = pages.index(folder, [path.stem for path in paths], trained, failures, command)
@@ -357,94 +354,12 @@ def _beyond(questions: Sequence[str]) -> list[str]:
     return [] if tuple(questions) == DEFAULT else [question.replace("_", "-") for question in questions]
 
 
-def default_parameters(notebook: Path) -> dict[str, Any]:
-    """Read the names and default values from the cell tagged ``parameters``; they are literals.
-
-    Raises:
-        ValueError: the notebook has no such cell, or it holds more than assignments of literals.
-    """
-    try:
-        cells = json.loads(notebook.read_text())["cells"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{notebook} is not readable as a notebook: {error!r}") from error
-    tagged = [cell for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
-    if len(tagged) != 1:
-        raise ValueError(f"{notebook.name} needs exactly one cell tagged 'parameters', and has {len(tagged)}")
-    found = {}
-    for statement in ast.parse("".join(tagged[0]["source"])).body:
-        if not isinstance(statement, ast.Assign) or not isinstance(statement.targets[0], ast.Name):
-            raise ValueError(f"{notebook.name}: the parameters cell may only assign literals to names")
-        found[statement.targets[0].id] = ast.literal_eval(statement.value)
-    return found
-
-
-def outputs(notebook: Path) -> list[str]:
-    """List the files, relative to the report, that a notebook's calls of ``out.figure`` and ``out.table`` write."""
-    cells = json.loads(notebook.read_text())["cells"]
-    source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    suffixes = {"figure": ("figures/{}.svg", "figures/{}.png"), "table": ("tables/{}.csv",)}
-    return [
-        file.format(call.args[1].value)
-        for call in ast.walk(ast.parse(source))
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in suffixes
-        if len(call.args) > 1 and isinstance(call.args[1], ast.Constant)
-        for file in suffixes[call.func.attr]
-    ]
-
-
 def _like(value: Any, default: Any) -> bool:
     if isinstance(default, list):
         return (
             isinstance(value, list) and bool(value) and (not default or all(_like(item, default[0]) for item in value))
         )
     return type(value) is type(default) or (type(default) is float and type(value) is int)
-
-
-def _execute(path: Path, parameters: dict[str, Any], folder: Path, trained: Sequence[runs.Run]) -> str | None:
-    """Execute one notebook and export it, unless that was done with the same inputs; return the error if it fails."""
-    import papermill
-
-    key = _key(path, parameters, trained)
-    done = folder / ".done" / f"{path.stem}.json"
-    target = folder / path.name
-    made = [target, target.with_suffix(".html"), *(folder / name for name in outputs(path))]
-    if done.exists() and done.read_text() == _done(key, made):
-        return None
-    for file in (done, *made):  # nothing old may stand beside what comes now
-        file.unlink(missing_ok=True)
-    part = target.with_name(f".{target.name}.part.ipynb")
-    error = None
-    print(f"executing {path.name}", file=sys.stderr, flush=True)  # noqa: T201
-    try:
-        papermill.execute_notebook(
-            path,
-            part,
-            parameters,
-            progress_bar=False,
-            cwd=str(path.parent),
-            kernel_name="python3",
-            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # or every kernel warns that loopback is not encrypted
-        )
-    except papermill.PapermillExecutionError as failure:
-        error = f"cell {failure.exec_count}: {failure.ename}: {failure.evalue}".splitlines()[0]
-    except Exception as failure:  # the kernel died or did not start; the other notebooks go on
-        error = f"{type(failure).__name__}: {failure}".splitlines()[0]
-        if not part.exists():
-            shutil.copy(path, part)
-    _without_machine_paths(part)
-    os.replace(part, target)
-    pages.export(target)
-    if error is None:
-        done.parent.mkdir(exist_ok=True)
-        write(done, _done(key, made))
-    return error
-
-
-def _done(key: str, made: Sequence[Path]) -> str:
-    """Note what a notebook was executed with, and what it made: a file that is missing or changed is made again."""
-    return (
-        json.dumps({"key": key, "sha256": {file.name: sha256(file) if file.exists() else "" for file in made}}) + "\n"
-    )
 
 
 def _key(path: Path, parameters: dict[str, Any], trained: Sequence[runs.Run]) -> str:
@@ -456,24 +371,6 @@ def _key(path: Path, parameters: dict[str, Any], trained: Sequence[runs.Run]) ->
     for content in code:
         digest.update(content)
     return digest.hexdigest()
-
-
-def _without_machine_paths(notebook: Path) -> None:
-    """Cut what differs between machines for no reason: absolute folders, and papermill's own record."""
-    text = notebook.read_text()
-    own = [(Path(sys.prefix), ".venv")] if sys.prefix != sys.base_prefix else []
-    for path, short in ((Path(__file__).resolve().parent.parent, "."), *own, (Path.home(), "~")):
-        if len(path.parts) > 1:
-            text = text.replace(f"{path}/", f"{short}/")
-    content = json.loads(text)
-    content["metadata"].pop("papermill", None)
-    for cell in content["cells"]:
-        cell["metadata"].pop("papermill", None)
-        cell["metadata"].pop("execution", None)
-        if "injected-parameters" in cell["metadata"].get("tags", []):
-            lines = "".join(cell["source"]).splitlines(keepends=True)
-            cell["source"] = [line for line in lines if not line.startswith(("output = ", "store = "))]
-    notebook.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def _copy_runs(finished: Sequence[runs.Run], folder: Path) -> None:

@@ -1,0 +1,233 @@
+"""Executing notebooks into a folder: some at once, each only if its inputs changed, nothing of this machine in the result."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cram_bench._files import sha256, write
+from cram_bench._page import export
+
+_AT_ONCE = 2  # much of a short notebook is the start of its kernel, which uses one core
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """A notebook to execute, with what is put into it, and a key that changes with all that its result depends on."""
+
+    path: Path
+    parameters: Mapping[str, Any]
+    key: str
+
+
+def execute_all(notebooks: Sequence[Notebook], folder: Path) -> dict[str, str]:
+    """Execute notebooks into `folder` and export them, except those that were executed with the same key.
+
+    Each is executed by a process of its own, some at once. One that fails does not stop the others. When this process is
+    interrupted or killed, those processes and their kernels end with it, and what was finished stays.
+
+    Returns:
+        The name of each notebook that failed → one line that says where and why.
+    """
+    waiting = [notebook for notebook in notebooks if not _Products(notebook, folder).current()]
+    for notebook in waiting:  # nothing old may stand beside what comes now; all of it first, as two may make one file
+        _Products(notebook, folder).remove()
+    errors: dict[str, str] = {}
+    running: list[tuple[Notebook, subprocess.Popen[str]]] = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < _AT_ONCE:
+                notebook = waiting.pop(0)
+                print(f"executing {notebook.path.name}", file=sys.stderr, flush=True)  # noqa: T201
+                running.append((notebook, _begin(notebook, folder)))
+            for notebook, process in running:
+                if process.poll() is not None and (error := _answer(process)):
+                    errors[notebook.path.stem] = error
+            running = [(notebook, process) for notebook, process in running if process.returncode is None]
+            time.sleep(0.05)
+    finally:
+        for notebook, process in running:
+            process.kill()
+            process.communicate()
+            _Products(notebook, folder).part.unlink(missing_ok=True)
+    return {notebook.path.stem: errors[notebook.path.stem] for notebook in notebooks if notebook.path.stem in errors}
+
+
+def _begin(notebook: Notebook, folder: Path) -> subprocess.Popen[str]:
+    """Start the process that executes one notebook. It ends when its standard input does, so with this one."""
+    here = str(Path(__file__).resolve().parent.parent)
+    paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]  # kernels, too, use the code that asked for them
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    environment.setdefault("OMP_WAIT_POLICY", "passive")  # threads that turn idly on a core keep others from working
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cram_bench._notebooks"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,  # who presses Ctrl-C interrupts this process, which then ends the others
+    )
+    assert process.stdin is not None
+    order = {"path": str(notebook.path), "parameters": dict(notebook.parameters), "key": notebook.key}
+    with contextlib.suppress(BrokenPipeError):  # it died at its start: the answer says so
+        process.stdin.write(json.dumps(order | {"folder": str(folder)}) + "\n")
+        process.stdin.flush()
+    return process
+
+
+def _answer(process: subprocess.Popen[str]) -> str | None:
+    """Return the error of a process that has ended, None if all went well."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process.stdout, contextlib.suppress(BrokenPipeError), process.stdin:
+        said = process.stdout.readline()
+    if not said:
+        return f"the process that executes it ended with status {process.returncode}"
+    error = json.loads(said)
+    return None if error is None else str(error)
+
+
+def main() -> None:
+    """Execute the notebook that standard input asks for; answer with its error, or null, on standard output."""
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what else is printed, by kernels too, is no answer
+    order = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_input, daemon=True).start()
+    folder = Path(order.pop("folder"))
+    error = _execute(Notebook(Path(order.pop("path")), **order), folder)
+    print(json.dumps(error), file=answer, flush=True)
+
+
+def _end_with_input() -> None:
+    """End this process when the one that started it is gone; the kernel notices and ends, too."""
+    sys.stdin.read()
+    os._exit(1)
+
+
+class _Products:
+    """The files that a notebook makes in `folder`, and the note of what made them."""
+
+    def __init__(self, notebook: Notebook, folder: Path) -> None:
+        self.key = notebook.key
+        self.note = folder / ".done" / f"{notebook.path.stem}.json"
+        self.executed = folder / notebook.path.name
+        self.part = folder / f".{notebook.path.name}.part.ipynb"
+        self.files = [
+            self.executed,
+            self.executed.with_suffix(".html"),
+            *(folder / name for name in outputs(notebook.path)),
+        ]
+
+    def current(self) -> bool:
+        """Say whether all is there, made with the same key, and as it was made."""
+        return self.note.exists() and self.note.read_text() == self._text()
+
+    def remove(self) -> None:
+        for file in (self.note, self.part, *self.files):
+            file.unlink(missing_ok=True)
+
+    def record(self) -> None:
+        self.note.parent.mkdir(exist_ok=True)
+        write(self.note, self._text())
+
+    def _text(self) -> str:
+        made = {file.name: sha256(file) if file.exists() else "" for file in self.files}
+        return json.dumps({"key": self.key, "sha256": made}) + "\n"
+
+
+def _execute(notebook: Notebook, folder: Path) -> str | None:
+    """Execute one notebook and export it; return the error if it fails."""
+    import papermill
+
+    products = _Products(notebook, folder)
+    error = None
+    try:
+        papermill.execute_notebook(
+            notebook.path,
+            products.part,
+            dict(notebook.parameters),
+            progress_bar=False,
+            cwd=str(notebook.path.parent),
+            kernel_name="python3",
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # or every kernel warns that loopback is not encrypted
+        )
+    except papermill.PapermillExecutionError as failure:
+        error = f"cell {failure.exec_count}: {failure.ename}: {failure.evalue}".splitlines()[0]
+    except Exception as failure:  # the kernel died or did not start; the other notebooks go on
+        error = f"{type(failure).__name__}: {failure}".splitlines()[0]
+        if not products.part.exists():
+            shutil.copy(notebook.path, products.part)
+    _without_machine_paths(products.part)
+    os.replace(products.part, products.executed)
+    export(products.executed)
+    if error is None:
+        products.record()
+    return error
+
+
+def _without_machine_paths(notebook: Path) -> None:
+    """Cut what differs between machines for no reason: absolute folders, and papermill's own record."""
+    text = notebook.read_text()
+    own = [(Path(sys.prefix), ".venv")] if sys.prefix != sys.base_prefix else []
+    for path, short in ((Path(__file__).resolve().parent.parent, "."), *own, (Path.home(), "~")):
+        if len(path.parts) > 1:
+            text = text.replace(f"{path}/", f"{short}/")
+    content = json.loads(text)
+    content["metadata"].pop("papermill", None)
+    for cell in content["cells"]:
+        cell["metadata"].pop("papermill", None)
+        cell["metadata"].pop("execution", None)
+        if "injected-parameters" in cell["metadata"].get("tags", []):
+            lines = "".join(cell["source"]).splitlines(keepends=True)
+            cell["source"] = [line for line in lines if not line.startswith(("output = ", "store = "))]
+    notebook.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def default_parameters(notebook: Path) -> dict[str, Any]:
+    """Read the names and default values from the cell tagged ``parameters``; they are literals.
+
+    Raises:
+        ValueError: the notebook has no such cell, or it holds more than assignments of literals.
+    """
+    try:
+        cells = json.loads(notebook.read_text())["cells"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{notebook} is not readable as a notebook: {error!r}") from error
+    tagged = [cell for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
+    if len(tagged) != 1:
+        raise ValueError(f"{notebook.name} needs exactly one cell tagged 'parameters', and has {len(tagged)}")
+    found = {}
+    for statement in ast.parse("".join(tagged[0]["source"])).body:
+        if not isinstance(statement, ast.Assign) or not isinstance(statement.targets[0], ast.Name):
+            raise ValueError(f"{notebook.name}: the parameters cell may only assign literals to names")
+        found[statement.targets[0].id] = ast.literal_eval(statement.value)
+    return found
+
+
+def outputs(notebook: Path) -> list[str]:
+    """List the files, relative to the report, that a notebook's calls of ``out.figure`` and ``out.table`` write."""
+    cells = json.loads(notebook.read_text())["cells"]
+    source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    suffixes = {"figure": ("figures/{}.svg", "figures/{}.png"), "table": ("tables/{}.csv",)}
+    return [
+        file.format(call.args[1].value)
+        for call in ast.walk(ast.parse(source))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in suffixes
+        if len(call.args) > 1 and isinstance(call.args[1], ast.Constant)
+        for file in suffixes[call.func.attr]
+    ]
+
+
+if __name__ == "__main__":
+    main()

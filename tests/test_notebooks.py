@@ -1,0 +1,124 @@
+"""Executing notebooks: two at once, only what changed, and what an interruption leaves."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+
+from cram_bench._notebooks import Notebook, execute_all
+
+ROOT = Path(__file__).parents[1]
+
+
+def notebook(path: Path, *cells: str, key: str = "a") -> Notebook:
+    written = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    nbformat.write(written, path)
+    return Notebook(path, {}, key)
+
+
+def meets(own: Path, other: Path) -> str:
+    """Return code that ends well only while somebody executes the code with the two files exchanged."""
+    return (
+        f"import pathlib, time\npathlib.Path({str(own)!r}).touch()\n"
+        f"end = time.monotonic() + 60\n"
+        f"while not pathlib.Path({str(other)!r}).exists():\n"
+        f"    assert time.monotonic() < end, 'alone'\n    time.sleep(0.05)"
+    )
+
+
+def test_two_are_executed_at_once_and_a_failure_stops_nobody(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    one, two = tmp_path / "1", tmp_path / "2"
+    given = [
+        notebook(tmp_path / "one.ipynb", meets(one, two)),
+        notebook(tmp_path / "two.ipynb", meets(two, one)),
+        notebook(tmp_path / "three.ipynb", "import os\nos.environ['OMP_WAIT_POLICY']", "1 / 0"),
+        notebook(tmp_path / "four.ipynb", "2 + 2"),
+    ]
+    before = dict(os.environ)
+    assert execute_all(given, out) == {"three": "cell 2: ZeroDivisionError: division by zero"}
+    assert dict(os.environ) == before
+    outputs = [
+        c.outputs for c in nbformat.read(out / "three.ipynb", as_version=4).cells if c.source.startswith("import")
+    ]
+    assert (
+        outputs[0][0]["data"]["text/plain"].strip("'").lower() == os.environ.get("OMP_WAIT_POLICY", "passive").lower()
+    )
+    assert {path.name for path in (out / ".done").iterdir()} == {"one.json", "two.json", "four.json"}
+    assert sorted(path.name for path in out.glob("*.html")) == ["four.html", "one.html", "three.html", "two.html"]
+
+
+def test_only_what_changed_is_executed_again(tmp_path):
+    out, counter = tmp_path / "out", tmp_path / "counter"
+    out.mkdir()
+
+    def listed(keys):
+        return [
+            notebook(
+                tmp_path / f"{n}.ipynb", f"with open({str(counter)!r}, 'a') as file: print({n}, file=file)", key=key
+            )
+            for n, key in enumerate(keys)
+        ]
+
+    execute_all(listed("aa"), out)
+    execute_all(listed("ab"), out)
+    (out / "0.html").unlink()
+    execute_all(listed("ab"), out)
+    assert sorted(counter.read_text().split()) == ["0", "0", "1", "1"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_kernels_end_with_who_asked_and_what_was_finished_stays(number, tmp_path):
+    out, begun = tmp_path / "out", tmp_path / "begun"
+    out.mkdir()
+    waits = f"import pathlib, time\npathlib.Path({str(begun)!r}).touch()\ntime.sleep(600)"
+    notebook(tmp_path / "short.ipynb", "1 + 1")
+    notebook(tmp_path / "long.ipynb", waits)
+    notebook(tmp_path / "later.ipynb", waits)
+    (out / "long.html").write_text("old")
+    program = (
+        "import pathlib\nfrom cram_bench._notebooks import Notebook, execute_all\n"
+        f"base = pathlib.Path({str(tmp_path)!r})\n"
+        "names = ['short', 'long', 'later']\n"
+        "execute_all([Notebook(base / f'{n}.ipynb', {}, 'a') for n in names], base / 'out')"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    try:
+        end = time.monotonic() + 120
+        while not (begun.exists() and (out / ".done" / "short.json").exists()):
+            assert process.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        others = psutil.Process(process.pid).children(recursive=True)
+        assert len(others) >= 2  # one that executes, and its kernel
+        process.send_signal(number)
+        process.wait(60)
+    finally:
+        process.kill()
+    _, alive = psutil.wait_procs(others, timeout=30)
+    assert not alive
+    left = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    whole = {"short.ipynb", "short.html", ".done/short.json"}
+    if number == signal.SIGINT:
+        assert left == whole
+        assert process.stderr.read().strip().splitlines()[-1] == "KeyboardInterrupt"
+    else:  # nobody was left to tidy up; the next one does
+        assert left - {".long.ipynb.part.ipynb", ".later.ipynb.part.ipynb"} == whole
+    process.stderr.close()
+
+
+def test_a_process_that_dies_is_a_failure_that_is_named(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    dies = notebook(tmp_path / "dies.ipynb", "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)")
+    lives = notebook(tmp_path / "lives.ipynb", "1 + 1")
+    assert execute_all([dies, lives], out) == {"dies": "the process that executes it ended with status -9"}
+    assert (out / "lives.html").exists()
+    assert not (out / "dies.html").exists()
