@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter, SymmetricalLogLocator
 
 from cram_bench._checks import columns, integer, items
 from cram_bench.compress import parse
@@ -191,7 +191,7 @@ def loss_in_ball(table: pd.DataFrame) -> Figure:
         figure = Figure(figsize=(5.6, 3.8))
         axis = figure.subplots()
         _lines(axis, table, "a", "loss")
-        axis.set_yscale("log")
+        _log(axis)
         axis.set_xlabel("distance from the trained weights, in filter norms")
         axis.set_ylabel("training loss, nats (log scale)")
         axis.set_title("Loss in random directions")
@@ -212,7 +212,7 @@ def loss_along_compression(table: pd.DataFrame) -> Figure:
         axes = figure.subplots(1, len(compressors), sharey=True, squeeze=False)[0]
         for axis, compressor in zip(axes, compressors, strict=True):
             _lines(axis, table[table["compressor"] == compressor], "t", "loss")
-            axis.set_yscale("log")
+            _log(axis)
             target = parse(compressor)
             axis.set_title(f"to {target.pattern}, {100 * target.sparsity:g} % zeros")
             axis.set_xlabel("t:  0 dense,  1 pruned")
@@ -232,10 +232,11 @@ def gaps(table: pd.DataFrame) -> Figure:
         figure = Figure(figsize=(5.6, 3.8))
         axis = figure.subplots()
         _lines(axis, _at_even_steps(axis, table), "step", "gap")
-        axis.set_yscale("symlog", linthresh=0.01)
-        axis.axhline(0, color="#888888", linewidth=0.8)
+        if linear := not table["gap"].min() > 0.01:  # a gap may be negative
+            axis.axhline(0, color="#888888", linewidth=0.8)
+        _log(axis, 0.01 if linear else 0.0)
         axis.set_xlabel("sparsity, % of prunable weights that are zero")
-        axis.set_ylabel("L(C(θ + ρg)) − L(θ), nats\n(linear to 0.01, then log)")
+        axis.set_ylabel("L(C(θ + ρg)) − L(θ), nats\n" + ("(linear to 0.01, then log)" if linear else "(log scale)"))
         axis.set_title(f"CrAM gap at ρ = {table['rho'].dropna().iloc[0]:g}")
         _legend(figure, axis, table, "lowest to highest")
     return figure
@@ -253,7 +254,7 @@ def sharpness(table: pd.DataFrame) -> Figure:
         axis = figure.subplots()
         _lines(axis, table, "rho", "sharpness")
         axis.set_xscale("log")
-        axis.set_yscale("log")
+        _log(axis)
         radii = sorted(table["rho"].dropna().unique())
         axis.set_xticks(radii, [f"{radius:g}" for radius in radii])
         axis.xaxis.set_minor_locator(NullLocator())
@@ -283,7 +284,15 @@ def loss_planes(table: pd.DataFrame) -> Figure:
             filled = axis.contourf(
                 grid.columns, grid.index, np.log10(grid.to_numpy()), levels, cmap="cividis", extend="both"
             )
-            axis.contour(grid.columns, grid.index, np.log10(grid.to_numpy()), levels, colors="white", linewidths=0.4)
+            axis.contour(
+                grid.columns,
+                grid.index,
+                np.log10(grid.to_numpy()),
+                levels,
+                colors="white",
+                linewidths=0.4,
+                linestyles="solid",
+            )
             axis.plot(0, 0, "w+", markersize=9, markeredgewidth=1.8)
             axis.set_aspect("equal")
             axis.set_title(look(method)[0])
@@ -372,7 +381,7 @@ def loss_slice(tables: Mapping[str, pd.DataFrame], methods: Mapping[str, str] | 
             axis.plot(table["t"], table["loss"], color=colour, label=label, linestyle=dashes)
             at = table.iloc[(table["t"] - 1).abs().argmin()]
             axis.plot(at["t"], at["loss"], color=colour, marker=marker, markersize=8, markeredgecolor="white")
-        axis.set_yscale("log")
+        _log(axis)
         axis.set_xlabel("t:  0 dense,  1 compressed")
         axis.set_ylabel("loss, nats (log scale)")
         axis.set_title("Loss on the way there (untuned)")
@@ -505,7 +514,15 @@ def loss_on_plane(
         filled = axis.contourf(
             losses.columns, losses.index, np.log10(losses.to_numpy()), levels, cmap="cividis", extend="both"
         )
-        axis.contour(losses.columns, losses.index, np.log10(losses.to_numpy()), levels, colors="white", linewidths=0.4)
+        axis.contour(
+            losses.columns,
+            losses.index,
+            np.log10(losses.to_numpy()),
+            levels,
+            colors="white",
+            linewidths=0.4,
+            linestyles="solid",
+        )
         axis.plot(corners["a"], corners["b"], color="white", marker="o", linewidth=1.6, markeredgecolor="black")
         for name, a, b in zip(names, corners["a"], corners["b"], strict=True):
             axis.annotate(
@@ -533,6 +550,19 @@ def _at_even_steps(axis: Axes, table: pd.DataFrame) -> pd.DataFrame:
     levels = sorted(table["sparsity"].dropna().unique())
     axis.set_xticks(range(len(levels)), ["dense" if s == 0 else f"{100 * s:g}" for s in levels])
     return table.assign(step=table["sparsity"].map({level: index for index, level in enumerate(levels)}))
+
+
+def _log(axis: Axes, linear: float = 0.0) -> None:
+    """Make the y axis of what was drawn logarithmic, linear up to `linear`, with plain numbers at its ticks."""
+    if linear:
+        axis.set_yscale("symlog", linthresh=linear)
+        axis.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=linear))
+    else:
+        axis.set_yscale("log")
+        low, high = axis.get_ylim()
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1000 else (1,)))
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
 
 
 def _lines(axis: Axes, table: pd.DataFrame, x: str, y: str, band: str = "range") -> None:
