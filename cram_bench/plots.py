@@ -301,7 +301,7 @@ def loss_planes(table: pd.DataFrame) -> Figure:
         if filled is not None:
             bar = figure.colorbar(filled, ax=list(axes), shrink=0.85)
             ticks = np.linspace(low, levels[-1], 5)
-            bar.set_ticks(list(ticks), labels=[f"{10**tick:.2g}" for tick in ticks])
+            bar.set_ticks(list(ticks), labels=[_plain(float(f"{10**tick:.2g}")) for tick in ticks])
             bar.set_label("training loss, nats (log scale)")
     return figure
 
@@ -316,7 +316,7 @@ def layer_sensitivity(table: pd.DataFrame) -> Figure:
     grid = table.pivot_table(index="layer", columns="sparsity", values="rise", sort=False)
     weights = table.drop_duplicates("layer").set_index("layer")["weights"]
     with style(), mpl.rc_context({"axes.grid": False}):
-        figure = Figure(figsize=(0.75 * grid.shape[1] + 4.4, 0.27 * len(grid) + 1.3))
+        figure = Figure(figsize=(0.75 * grid.shape[1] + 4.4, max(3.2, 0.27 * len(grid) + 1.3)))
         axis = figure.subplots()
         limit = max(0.1, float(grid.to_numpy().max()))
         image = axis.imshow(
@@ -327,7 +327,9 @@ def layer_sensitivity(table: pd.DataFrame) -> Figure:
         axis.tick_params(length=0)
         axis.set_xlabel("sparsity of this layer alone, %")
         axis.set_title("Which layer breaks it", loc="left")
-        figure.colorbar(image, ax=axis, label="rise of the loss, nats (linear to 0.01, then log)")
+        bar = figure.colorbar(image, ax=axis, label="rise of the loss, nats\n(linear to 0.01, then log)")
+        bar.formatter = FuncFormatter(_plain)
+        bar.update_ticks()
     return figure
 
 
@@ -490,7 +492,7 @@ def spectral_density(table: pd.DataFrame) -> Figure:
         axis.set_xlabel("eigenvalue of the Hessian, nats per squared weight")
         axis.set_ylabel("density (log scale)")
         axis.set_title("Spectrum of the curvature")
-        _legend(figure, axis, table.assign(seed=0), "")
+        figure.legend(loc="outside lower center", ncols=3)  # the lines end anywhere
     return figure
 
 
@@ -525,16 +527,19 @@ def loss_on_plane(
         )
         axis.plot(corners["a"], corners["b"], color="white", marker="o", linewidth=1.6, markeredgecolor="black")
         for name, a, b in zip(names, corners["a"], corners["b"], strict=True):
+            left = a > (losses.columns.min() + losses.columns.max()) / 2  # a name stays inside the axes
             axis.annotate(
-                name, (a, b), (6, 6), textcoords="offset points", color="white", fontweight="bold", fontsize=9
-            )
-        axis.set_aspect("equal")
+                name, (a, b), (-7 if left else 7, 6), textcoords="offset points", ha="right" if left else "left",
+                color="white", fontweight="bold", fontsize=9,
+            )  # fmt: skip
+        shape = float(np.ptp(losses.index) / np.ptp(losses.columns))
+        axis.set_aspect("equal" if 0.4 < shape < 2.5 else "auto")
         axis.set_xlabel("along the first step, distance between weights")
         axis.set_ylabel("orthogonal to it")
         axis.set_title("The plane through three models")
         bar = figure.colorbar(filled, ax=axis)
         ticks = np.linspace(levels[0], levels[-1], 5)
-        bar.set_ticks(list(ticks), labels=[f"{10**tick:.2g}" for tick in ticks])
+        bar.set_ticks(list(ticks), labels=[_plain(float(f"{10**tick:.2g}")) for tick in ticks])
         bar.set_label("loss, nats (log scale)")
     return figure
 
@@ -562,7 +567,11 @@ def _log(axis: Axes, linear: float = 0.0) -> None:
         low, high = axis.get_ylim()
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1000 else (1,)))
     axis.yaxis.set_minor_locator(NullLocator())
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
+    axis.yaxis.set_major_formatter(FuncFormatter(_plain))
+
+
+def _plain(value: float, _: int | None = None) -> str:
+    return f"{value:g}".replace("-", "−")
 
 
 def _lines(axis: Axes, table: pd.DataFrame, x: str, y: str, band: str = "range") -> None:

@@ -40,8 +40,20 @@ def test_every_axis_is_labelled_and_methods_are_named(make):
     assert figure.axes[0].get_ylabel()
     texts = {text.get_text() for axis in figure.axes for text in axis.texts}  # at the ends of the lines
     titles = {axis.get_title(loc="left") for axis in figure.axes}
-    assert {"SGD", "CrAM+-Multi"} <= texts | titles
+    legends = {text.get_text() for legend in figure.legends for text in legend.get_texts()}
+    assert {"SGD", "CrAM+-Multi"} <= texts | titles | legends
     figure.savefig(io.BytesIO(), format="png")  # draws without an error
+
+
+def test_the_axis_of_gaps_is_logarithmic_where_they_are_positive_and_shows_zero_where_not():
+    positive = table(sparsity=[0.5, 0.9]).assign(rho=0.2, gap=lambda t: 0.5 + t["sparsity"])
+    axis = cb.plots.gaps(positive).axes[0]
+    assert axis.get_yscale() == "log"
+    assert axis.get_ylim()[0] > 0.5
+    assert {label.get_text() for label in axis.get_yticklabels()} <= {"0.1", "0.2", "0.5", "1", "2", "5", "10"}
+    mixed = cb.plots.gaps(positive.assign(gap=lambda t: t["gap"] - 1.2)).axes[0]
+    assert mixed.get_yscale() == "symlog"
+    assert mixed.get_ylim()[0] < 0 < mixed.get_ylim()[1]
 
 
 def test_a_method_keeps_its_colour_and_no_two_share_one():

@@ -65,7 +65,7 @@ def loss_on_plane(
         second: θ₂.
         data: a fixed sample.
         points: per axis.
-        margin: how far the square reaches beyond the three, as a fraction of its side.
+        margin: how far the rectangle reaches beyond the three, as a fraction of what they span along each axis.
         calibration: data for BatchNorm tuning at every point; none if not given.
 
     Returns:
@@ -89,8 +89,8 @@ def loss_on_plane(
         {"model": ["origin", "first", "second"], "a": [0.0, float(length), along], "b": [0, 0, across]}
     )
     low, high = corners[["a", "b"]].min(), corners[["a", "b"]].max()
-    side = float(max(high - low))
-    axes = [np.linspace(low[x] - margin * side, low[x] + (1 + margin) * side, points) for x in ("a", "b")]
+    span = margin * (high - low)
+    axes = [np.linspace(low[x] - span[x], high[x] + span[x], points) for x in ("a", "b")]
     where = [(float(a), float(b)) for a in axes[0] for b in axes[1]]
     # a e₁ + b e₂ in terms of the three models: b fixes the share of the second, what is left of a that of the first.
     shares = [((a - b / across * along) / float(length), b / across) for a, b in where]
