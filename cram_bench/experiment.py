@@ -302,13 +302,15 @@ METHODS: dict[str, Method] = {
     "momentum-sam": Method("Momentum-SAM", _momentum_sam, {"rho": 0.3}, passes=1),
     "cram-half": Method("CrAM-Half", _cram(plus=True), {"rho": 0.2, "compressors": _MULTI, "halves": True}),
     "adamw": Method("AdamW", _base, {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.01}, passes=1),
+    "cram+-ramp": Method("CrAM+-Ramp", _cram(plus=True), {"rho": 0.2, "compressors": _WIDE, "ramp": True}),
 }
 """Methods by the name that the command line and the tables use.
 
 ρ of SAM is its paper's default (arXiv 2010.01412, section 3.1); ρ and the sparsities of CrAM+-Multi are those of the
 authors' ResNet-20 runs (arXiv 2207.14200); CrAM and CrAM+ take the middle of that range. A new method goes to the end,
-for its place gives its colour. What CrAM-Single adds to the Multi list, 95 %, and that its plain steps give way to compressed
-ones, was chosen on 5,000 held-out training images of CIFAR-10 (5 epochs, one seed), never on the test set.
+for its place gives its colour. What CrAM-Single and CrAM+-Ramp add to the Multi list, 95 %, and that their plain steps
+give way to compressed ones, was chosen on 5,000 held-out training images of CIFAR-10 (5 epochs, one seed), never on the
+test set.
 """
 
 

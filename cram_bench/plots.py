@@ -25,9 +25,20 @@ from cram_bench._checks import columns, integer, items
 from cram_bench.compress import parse
 from cram_bench.experiment import METHODS
 
-# Okabe and Ito's palette, its yellow replaced: distinguishable with colour-blind vision, of different lightness.
-_PALETTE = ("#000000", "#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#A6761D", "#888888")
-_MARKERS = ("o", "s", "v", "^", "D", "P", "X", "*", "<")
+# Okabe and Ito's palette, its yellow replaced, and a wine of Paul Tol's: distinguishable with colour-blind vision, of different lightness.
+_PALETTE = (
+    "#000000",
+    "#0072B2",
+    "#56B4E9",
+    "#E69F00",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#A6761D",
+    "#888888",
+    "#882255",
+)
+_MARKERS = ("o", "s", "v", "^", "D", "P", "X", "*", "<", "p")
 
 STYLE: dict[str, Any] = {
     "figure.dpi": 110,
