@@ -6,12 +6,13 @@ import ast
 import contextlib
 import json
 import os
+import queue
 import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,8 @@ class Notebook:
 def execute_all(notebooks: Sequence[Notebook], folder: Path) -> dict[str, str]:
     """Execute notebooks into `folder` and export them, except those that were executed with the same key.
 
-    Each is executed by a process of its own, some at once. One that fails does not stop the others. When this process is
-    interrupted or killed, those processes and their kernels end with it, and what was finished stays.
+    Worker processes execute them, some at once. A notebook that fails does not stop the others. When this process is
+    interrupted or killed, the workers and their kernels end with it, and what was finished stays.
 
     Returns:
         The name of each notebook that failed → one line that says where and why.
@@ -43,76 +44,99 @@ def execute_all(notebooks: Sequence[Notebook], folder: Path) -> dict[str, str]:
     waiting = [notebook for notebook in notebooks if not _Products(notebook, folder).current()]
     for notebook in waiting:  # nothing old may stand beside what comes now; all of it first, as two may make one file
         _Products(notebook, folder).remove()
-    errors: dict[str, str] = {}
-    running: list[tuple[Notebook, subprocess.Popen[str]]] = []
-    try:
-        while waiting or running:
-            while waiting and len(running) < _AT_ONCE:
-                notebook = waiting.pop(0)
+    begun: list[Notebook] = []
+    errors: dict[str, str | None] = {}
+
+    def work(worker: _Worker) -> None:
+        while waiting:
+            with contextlib.suppress(IndexError):  # the other one took the last
+                begun.append(notebook := waiting.pop(0))
                 print(f"executing {notebook.path.name}", file=sys.stderr, flush=True)  # noqa: T201
-                running.append((notebook, _begin(notebook, folder)))
-            for notebook, process in running:
-                if process.poll() is not None and (error := _answer(process)):
-                    errors[notebook.path.stem] = error
-            running = [(notebook, process) for notebook, process in running if process.returncode is None]
-            time.sleep(0.05)
-    finally:
-        for notebook, process in running:
-            process.kill()
-            process.communicate()
-            _Products(notebook, folder).part.unlink(missing_ok=True)
-    return {notebook.path.stem: errors[notebook.path.stem] for notebook in notebooks if notebook.path.stem in errors}
+                errors[notebook.path.stem] = worker.execute(notebook, folder)
+
+    workers = [_Worker() for _ in range(min(_AT_ONCE, len(waiting)))]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:  # its threads only wait for the workers
+        try:
+            for done in [pool.submit(work, worker) for worker in workers]:
+                done.result()
+        except BaseException:
+            waiting.clear()
+            raise
+        finally:
+            for worker in workers:
+                worker.end()
+            for notebook in begun:
+                _Products(notebook, folder).part.unlink(missing_ok=True)
+    return {notebook.path.stem: error for notebook in notebooks if (error := errors.get(notebook.path.stem))}
 
 
-def _begin(notebook: Notebook, folder: Path) -> subprocess.Popen[str]:
-    """Start the process that executes one notebook. It ends when its standard input does, so with this one."""
+class _Worker:
+    """A process that executes notebooks one after the other. It ends when its standard input does, so with this one."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self._ended = False
+        self._lock = threading.Lock()  # none begins after the end
+
+    def execute(self, notebook: Notebook, folder: Path) -> str | None:
+        """Let it execute a notebook; return the error, None if all went well."""
+        with self._lock:
+            if self._ended:
+                return "interrupted"
+            self._process = process = self._process or _start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        order = {"path": str(notebook.path), "parameters": dict(notebook.parameters), "key": notebook.key}
+        with contextlib.suppress(BrokenPipeError):  # it died: that it does not answer says so
+            process.stdin.write(json.dumps(order | {"folder": str(folder)}) + "\n")
+            process.stdin.flush()
+        if said := process.stdout.readline():
+            return None if (error := json.loads(said)) is None else str(error)
+        self._process = None  # the next notebook gets a new one
+        return f"the process that executes it ended with status {process.wait()}"
+
+    def end(self) -> None:
+        """End the process and, within a second, its kernel."""
+        with self._lock:
+            self._ended = True
+            if self._process is not None:
+                self._process.kill()
+                self._process.wait()
+
+
+def _start() -> subprocess.Popen[str]:
     here = str(Path(__file__).resolve().parent.parent)
     paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]  # kernels, too, use the code that asked for them
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     environment.setdefault("OMP_WAIT_POLICY", "passive")  # threads that turn idly on a core keep others from working
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, "-m", "cram_bench._notebooks"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env=environment,
-        start_new_session=True,  # who presses Ctrl-C interrupts this process, which then ends the others
+        start_new_session=True,  # who presses Ctrl-C interrupts the process above, which then ends this one
     )
-    assert process.stdin is not None
-    order = {"path": str(notebook.path), "parameters": dict(notebook.parameters), "key": notebook.key}
-    with contextlib.suppress(BrokenPipeError):  # it died at its start: the answer says so
-        process.stdin.write(json.dumps(order | {"folder": str(folder)}) + "\n")
-        process.stdin.flush()
-    return process
-
-
-def _answer(process: subprocess.Popen[str]) -> str | None:
-    """Return the error of a process that has ended, None if all went well."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    with process.stdout, contextlib.suppress(BrokenPipeError), process.stdin:
-        said = process.stdout.readline()
-    if not said:
-        return f"the process that executes it ended with status {process.returncode}"
-    error = json.loads(said)
-    return None if error is None else str(error)
 
 
 def main() -> None:
-    """Execute the notebook that standard input asks for; answer with its error, or null, on standard output."""
-    answer = os.fdopen(os.dup(1), "w")
+    """Execute the notebooks that lines of standard input ask for; answer each with its error, or null."""
+    answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what else is printed, by kernels too, is no answer
-    order = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_input, daemon=True).start()
-    folder = Path(order.pop("folder"))
-    error = _execute(Notebook(Path(order.pop("path")), **order), folder)
-    print(json.dumps(error), file=answer, flush=True)
+    orders: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(orders,), daemon=True).start()
+    while True:
+        order = json.loads(orders.get())
+        folder = Path(order.pop("folder"))
+        error = _execute(Notebook(Path(order.pop("path")), **order), folder)
+        print(json.dumps(error), file=answers, flush=True)
 
 
-def _end_with_input() -> None:
-    """End this process when the one that started it is gone; the kernel notices and ends, too."""
-    sys.stdin.read()
-    os._exit(1)
+def _listen(orders: queue.SimpleQueue[str]) -> None:
+    """Pass lines of standard input on; end this process with it. A kernel notices that it is alone and ends, too."""
+    for line in sys.stdin:
+        orders.put(line)
+    os._exit(0)
 
 
 class _Products:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import io
 import json
 import math
@@ -382,6 +383,12 @@ def load(name: str | os.PathLike[str], root: str | os.PathLike[str] | None = Non
 
 
 def _digits() -> tuple[Dataset, Dataset]:
+    package = importlib.util.find_spec("sklearn")  # found without importing it, which takes as long as all else here
+    sources = [Path(package.origin)] if package is not None and package.origin else []
+    return _cached("digits", sources, _read_digits, {"classes": tuple(map(str, range(10))), "flip": False})
+
+
+def _read_digits() -> dict[str, tuple[Tensor, Tensor]]:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -389,8 +396,7 @@ def _digits() -> tuple[Dataset, Dataset]:
     labels = torch.from_numpy(digits.target.astype(np.int64))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     held, kept = order[:500].sort().values, order[500:].sort().values  # a fixed test set of 500
-    arrays = {"train": (images[kept], labels[kept]), "test": (images[held], labels[held])}
-    return _build("digits", arrays, tuple(map(str, range(10))), flip=False)
+    return {"train": (images[kept], labels[kept]), "test": (images[held], labels[held])}
 
 
 def _parquet_files(folder: Path) -> dict[str, list[Path]] | None:

@@ -538,13 +538,13 @@ def loss_on_plane(
         )
         axis.plot(corners["a"], corners["b"], color="white", marker="o", linewidth=1.6, markeredgecolor="black")
         for name, a, b in zip(names, corners["a"], corners["b"], strict=True):
-            left = a > (losses.columns.min() + losses.columns.max()) / 2  # a name stays inside the axes
+            left = a > grid["a"].median()  # a name stays inside the axes
             axis.annotate(
                 name, (a, b), (-7 if left else 7, 6), textcoords="offset points", ha="right" if left else "left",
                 color="white", fontweight="bold", fontsize=9,
             )  # fmt: skip
-        shape = float(np.ptp(losses.index) / np.ptp(losses.columns))
-        axis.set_aspect("equal" if 0.4 < shape < 2.5 else "auto")
+        width, height = (float(np.ptp(side.to_numpy(dtype=float))) for side in (losses.columns, losses.index))
+        axis.set_aspect("equal" if 0.4 < height / width < 2.5 else "auto")
         axis.set_xlabel("along the first step, distance between weights")
         axis.set_ylabel("orthogonal to it")
         axis.set_title("The plane through three models")

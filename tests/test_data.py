@@ -1,5 +1,6 @@
 import io
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,21 @@ def test_digits():
     assert int(train.images.max()) == 255
     both = torch.cat([train.images, test.images]).flatten(1)
     assert len(both) == 1797  # scikit-learn's count: nothing lost, nothing twice
+
+
+def test_digits_are_decoded_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = cb.data.load("digits")
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)  # importing it fails now
+    again = cb.data.load("digits")
+    for one, other in zip(first, again, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+        assert (one.classes, one.flip) == (other.classes, other.flip)
+    (cached,) = (tmp_path / "cram_bench" / "decoded").iterdir()
+    cached.unlink()
+    with pytest.raises(ImportError):
+        cb.data.load("digits")
 
 
 def test_an_image_folder(folder):
