@@ -32,11 +32,16 @@ class Notebook:
     key: str
 
 
-def execute_all(notebooks: Sequence[Notebook], folder: Path) -> dict[str, str]:
+def execute_all(notebooks: Sequence[Notebook], folder: Path, threads: int = 0) -> dict[str, str]:
     """Execute notebooks into `folder` and export them, except those that were executed with the same key.
 
     Worker processes execute them, some at once. A notebook that fails does not stop the others. When this process is
     interrupted or killed, the workers and their kernels end with it, and what was finished stays.
+
+    Args:
+        notebooks: what to execute, in this order.
+        folder: where the results go.
+        threads: that a kernel computes with, unless ``OMP_NUM_THREADS`` says; 0 for as many as there are cores.
 
     Returns:
         The name of each notebook that failed → one line that says where and why.
@@ -54,7 +59,7 @@ def execute_all(notebooks: Sequence[Notebook], folder: Path) -> dict[str, str]:
                 print(f"executing {notebook.path.name}", file=sys.stderr, flush=True)  # noqa: T201
                 errors[notebook.path.stem] = worker.execute(notebook, folder)
 
-    workers = [_Worker() for _ in range(min(_AT_ONCE, len(waiting)))]
+    workers = [_Worker(threads) for _ in range(min(_AT_ONCE, len(waiting)))]
     with ThreadPoolExecutor(_AT_ONCE) as pool:  # its threads only wait for the workers
         try:
             for done in [pool.submit(work, worker) for worker in workers]:
@@ -73,7 +78,8 @@ def execute_all(notebooks: Sequence[Notebook], folder: Path) -> dict[str, str]:
 class _Worker:
     """A process that executes notebooks one after the other. It ends when its standard input does, so with this one."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
         self._process: subprocess.Popen[str] | None = None
         self._ended = False
         self._lock = threading.Lock()  # none begins after the end
@@ -83,7 +89,7 @@ class _Worker:
         with self._lock:
             if self._ended:
                 return "interrupted"
-            self._process = process = self._process or _start()
+            self._process = process = self._process or _start(self._threads)
         assert process.stdin is not None
         assert process.stdout is not None
         order = {"path": str(notebook.path), "parameters": dict(notebook.parameters), "key": notebook.key}
@@ -104,11 +110,13 @@ class _Worker:
                 self._process.wait()
 
 
-def _start() -> subprocess.Popen[str]:
+def _start(threads: int) -> subprocess.Popen[str]:
     here = str(Path(__file__).resolve().parent.parent)
     paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]  # kernels, too, use the code that asked for them
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     environment.setdefault("OMP_WAIT_POLICY", "passive")  # threads that turn idly on a core keep others from working
+    if threads:
+        environment.setdefault("OMP_NUM_THREADS", str(threads))
     return subprocess.Popen(
         [sys.executable, "-m", "cram_bench._notebooks"],
         stdin=subprocess.PIPE,

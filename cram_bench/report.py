@@ -280,7 +280,8 @@ def build(
     folder.mkdir(parents=True, exist_ok=True)
 
     injected = {path: {key: value for key, value in given.items() if key in defaults[path]} for path in paths}
-    failures = execute_all([Notebook(path, own, _key(path, own, trained)) for path, own in injected.items()], folder)
+    listed = [Notebook(path, own, _key(path, own, trained)) for path, own in injected.items()]
+    failures = execute_all(listed, folder, threads=1 if wanted[0].dataset == "digits" else 0)  # too small to be shared
     if keep_runs:
         _copy_runs([run for run in trained if run.experiment.seed == 0 and run.failure is None], folder / "runs")
     facts = pages.index(folder, [path.stem for path in paths], trained, failures, command)

@@ -32,25 +32,24 @@ def meets(own: Path, other: Path) -> str:
     )
 
 
-def test_two_are_executed_at_once_and_a_failure_stops_nobody(tmp_path):
+def test_two_are_executed_at_once_and_a_failure_stops_nobody(tmp_path, monkeypatch):
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
     out = tmp_path / "out"
     out.mkdir()
     one, two = tmp_path / "1", tmp_path / "2"
     given = [
         notebook(tmp_path / "one.ipynb", meets(one, two)),
         notebook(tmp_path / "two.ipynb", meets(two, one)),
-        notebook(tmp_path / "three.ipynb", "import os\nos.environ['OMP_WAIT_POLICY']", "1 / 0"),
+        notebook(
+            tmp_path / "three.ipynb", "import os\nos.environ['OMP_WAIT_POLICY'], os.environ['OMP_NUM_THREADS']", "1 / 0"
+        ),
         notebook(tmp_path / "four.ipynb", "2 + 2"),
     ]
-    before = dict(os.environ)
-    assert execute_all(given, out) == {"three": "cell 2: ZeroDivisionError: division by zero"}
-    assert dict(os.environ) == before
-    outputs = [
-        c.outputs for c in nbformat.read(out / "three.ipynb", as_version=4).cells if c.source.startswith("import")
-    ]
-    assert (
-        outputs[0][0]["data"]["text/plain"].strip("'").lower() == os.environ.get("OMP_WAIT_POLICY", "passive").lower()
-    )
+    assert execute_all(given, out, threads=3) == {"three": "cell 2: ZeroDivisionError: division by zero"}
+    (first,) = (c for c in nbformat.read(out / "three.ipynb", as_version=4).cells if c.source.startswith("import"))
+    assert first.outputs[0]["data"]["text/plain"] == "('passive', '3')"
+    assert "OMP_NUM_THREADS" not in os.environ
     assert {path.name for path in (out / ".done").iterdir()} == {"one.json", "two.json", "four.json"}
     assert sorted(path.name for path in out.glob("*.html")) == ["four.html", "one.html", "three.html", "two.html"]
 
