@@ -349,7 +349,7 @@ def recipe(dataset: str, method: str = "sgd", **changes: Any) -> Experiment:
         if method == "sgd":
             settings |= {"optimizer": "sgd", "lr": 0.01}
         if METHODS[method].compresses:
-            settings |= {"rho": 1e-3}
+            settings |= {"rho": 1e-3}  # of 1e-3 and 1e-2, the better at 70 % on 800 held-out sentences of sst2
         if settings.get("compressors") in (_MULTI, _WIDE):
             settings |= {"compressors": _UPPER}
     else:
