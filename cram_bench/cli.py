@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--method",
         default="sgd",
-        help="sgd, adamw, sam, momentum-sam, cram, cram+, cram+-multi, cram+-ramp, cram-half, cram-single (default: sgd)",
+        help="sgd, adamw, sam, momentum-sam, cram, cram+, cram+-multi, cram+-ramp, cram-half, cram-single (sgd)",
     )
     train.add_argument(
         "--recipe", metavar="NAME", help="settings of a paper: imagenet-resnet50 (default: for two cores)"

@@ -385,7 +385,10 @@ def load(name: str | os.PathLike[str], root: str | os.PathLike[str] | None = Non
 def _digits() -> tuple[Dataset, Dataset]:
     package = importlib.util.find_spec("sklearn")  # found without importing it, which takes as long as all else here
     sources = [Path(package.origin)] if package is not None and package.origin else []
-    return _cached("digits", sources, _read_digits, {"classes": tuple(map(str, range(10))), "flip": False})
+    classes = tuple(map(str, range(10)))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "decoded images could not be cached", UserWarning)  # they are quickly decoded
+        return _cached("digits", sources, _read_digits, {"classes": classes, "flip": False})
 
 
 def _read_digits() -> dict[str, tuple[Tensor, Tensor]]:

@@ -68,8 +68,9 @@ def index(
         "Versions": text(", ".join(f"{k} {v}" for k, v in machine["versions"].items())),
     }
     parts.append("<h2>What made it</h2><dl>" + "".join(f"<dt>{k}</dt><dd>{v}</dd>" for k, v in facts.items()) + "</dl>")
+    made = [s for s in questions if all((folder / f"{s}.{suffix}").exists() for suffix in ("html", "ipynb"))]
     links = "".join(
-        f'<li><a href="{s}.html">{s.replace("_", " ")}</a> (<a href="{s}.ipynb">notebook</a>)</li>' for s in questions
+        f'<li><a href="{s}.html">{s.replace("_", " ")}</a> (<a href="{s}.ipynb">notebook</a>)</li>' for s in made
     )
     parts.append(f"<h2>Notebooks</h2><ul>{links}</ul>")
     csv = "".join(f'<li><a href="tables/{s}.csv">{s.replace("_", " ")}</a></li>' for s in tables)

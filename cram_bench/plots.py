@@ -19,13 +19,21 @@ from matplotlib.axes import Axes
 from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter, SymmetricalLogLocator
+from matplotlib.ticker import (
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullLocator,
+    PercentFormatter,
+    SymmetricalLogLocator,
+)
 
 from cram_bench._checks import columns, integer, items
 from cram_bench.compress import parse
 from cram_bench.experiment import METHODS
 
-# Okabe and Ito's palette, its yellow replaced, and a wine of Paul Tol's: distinguishable with colour-blind vision, of different lightness.
+# Okabe and Ito's palette, its yellow replaced, and a wine of Paul Tol's: distinguishable with colour-blind vision, of
+# different lightness.
 _PALETTE = (
     "#000000",
     "#0072B2",
@@ -243,7 +251,7 @@ def gaps(table: pd.DataFrame) -> Figure:
         figure = Figure(figsize=(5.6, 3.8))
         axis = figure.subplots()
         _lines(axis, _at_even_steps(axis, table), "step", "gap")
-        if linear := not table["gap"].min() > 0.01:  # a gap may be negative
+        if linear := not table["gap"].min() > 0.01:  # a gap may be nothing, or negative
             axis.axhline(0, color="#888888", linewidth=0.8)
         _log(axis, 0.01 if linear else 0.0)
         axis.set_xlabel("sparsity, % of prunable weights that are zero")
@@ -495,7 +503,7 @@ def spectral_density(table: pd.DataFrame) -> Figure:
                     part["eigenvalue"],
                     part["density"],
                     color=colour,
-                    label=label if number == 0 else None,
+                    label=(label if part["density"].notna().any() else f"{label}: failed") if number == 0 else None,
                     linewidth=1.3,
                 )
         axis.set_yscale("log")
@@ -503,7 +511,7 @@ def spectral_density(table: pd.DataFrame) -> Figure:
         axis.set_xlabel("eigenvalue of the Hessian, nats per squared weight")
         axis.set_ylabel("density (log scale)")
         axis.set_title("Spectrum of the curvature")
-        figure.legend(loc="outside lower center", ncols=3)  # the lines end anywhere
+        figure.legend(loc="outside lower center", ncols=3)  # at their ends the lines are anywhere
     return figure
 
 
@@ -576,7 +584,9 @@ def _log(axis: Axes, linear: float = 0.0) -> None:
     else:
         axis.set_yscale("log")
         low, high = axis.get_ylim()
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1000 else (1,)))
+        locator = LogLocator(subs=(1, 2, 5) if high / low < 1000 else (1,))
+        inside = [tick for tick in locator.tick_values(low, high) if low <= tick <= high]
+        axis.yaxis.set_major_locator(locator if len(inside) > 1 else MaxNLocator(5))
     axis.yaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_major_formatter(FuncFormatter(_plain))
 

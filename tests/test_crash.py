@@ -15,12 +15,13 @@ import time
 import warnings
 
 import cloudpickle
+import nbformat
 import pandas as pd
 import pytest
 import torch
 
 import cram_bench as cb
-from cram_bench import _files, report, runs
+from cram_bench import _executing, _files, report, runs
 from cram_bench.experiment import recipe
 from cram_bench.runs import RunError, Store, ensure, ensure_all
 
@@ -380,6 +381,31 @@ def test_a_report_killed_in_the_middle_is_made_whole(tmp_path, counted):
         for name in ("accuracy_vs_sparsity.csv", "accuracy_summary.csv"):
             assert (whole / "tables" / name).read_bytes() == (straight / "tables" / name).read_bytes()
     counted("kills of a report", len(steps))
+
+
+def test_a_notebook_killed_while_it_is_kept_is_executed_again(tmp_path):
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1")]), tmp_path / "sum.ipynb")
+    notebook = _executing.Notebook(tmp_path / "sum.ipynb", {}, "key")
+
+    def counts(folder):
+        touched = []
+        sys.addaudithook(lambda event, names: touched.append(1) if is_in(folder, event, names) else None)
+        _executing._execute(notebook, folder)
+        (tmp_path / "count").write_text(str(len(touched)))
+
+    (tmp_path / "straight").mkdir()
+    assert ended(child(lambda: counts(tmp_path / "straight"))) == 0
+    count = int((tmp_path / "count").read_text())
+    steps = range(count, max(0, count - 12), -3)  # the executed notebook, its page, the note that both are there
+    for step in steps:
+        (out := tmp_path / f"out{step}").mkdir()
+        assert dying(step, out, _executing._execute, notebook, out) == -signal.SIGKILL
+        assert _executing.execute_all([notebook], out) == {}
+        left = {
+            path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file() and path.suffix != ".part"
+        }
+        assert left == {"sum.ipynb", "sum.html", ".done/sum.json"}
+        assert "2" in (out / "sum.html").read_text()
 
 
 def test_a_worker_that_outlives_a_killed_training_does_not_hold_its_lock(tmp_path):

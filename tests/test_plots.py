@@ -50,7 +50,14 @@ def test_the_axis_of_gaps_is_logarithmic_where_they_are_positive_and_shows_zero_
     axis = cb.plots.gaps(positive).axes[0]
     assert axis.get_yscale() == "log"
     assert axis.get_ylim()[0] > 0.5
-    assert {label.get_text() for label in axis.get_yticklabels()} <= {"0.1", "0.2", "0.5", "1", "2", "5", "10"}
+    low, high = axis.get_ylim()
+    seen = [
+        label.get_text()
+        for tick, label in zip(axis.get_yticks(), axis.get_yticklabels(), strict=True)
+        if low <= tick <= high
+    ]
+    assert len(seen) > 1
+    assert [float(text) for text in seen] == pytest.approx([t for t in axis.get_yticks() if low <= t <= high])
     mixed = cb.plots.gaps(positive.assign(gap=lambda t: t["gap"] - 1.2)).axes[0]
     assert mixed.get_yscale() == "symlog"
     assert mixed.get_ylim()[0] < 0 < mixed.get_ylim()[1]

@@ -135,6 +135,11 @@ def test_a_plane_goes_through_its_three_models(model, digits):
     models = [model, second(model), cb.compress.compressed(model, cb.compress.Magnitude(0.9))]
     grid, corners = cb.probes.loss_on_plane(*models, digits[1], points=4)
     assert len(grid) == 16
+    for side in ("a", "b"):  # each axis reaches 0.3 of what it spans beyond the models
+        low, high = corners[side].min(), corners[side].max()
+        assert (grid[side].min(), grid[side].max()) == pytest.approx(
+            (low - 0.3 * (high - low), high + 0.3 * (high - low))
+        )
     flat = [torch.cat([p.detach().flatten() for p in m.parameters()]) for m in models]
     for i, j in ((0, 1), (0, 2), (1, 2)):  # distances in the plane are distances between weights
         between = np.hypot(*(corners.loc[i, ["a", "b"]] - corners.loc[j, ["a", "b"]]).astype(float))

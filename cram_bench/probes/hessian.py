@@ -19,6 +19,7 @@ from cram_bench.probes.common import probing
 
 Kind = Literal["hessian", "gauss-newton"]
 _TOLERANCE = 1e-4  # relative, of Lanczos; looser ones were seen to skip an eigenvalue
+_WEIGHTS = 2**25  # of all vectors in one product
 
 
 def curvature(
@@ -65,8 +66,9 @@ def curvature(
         operators = [_operator(model, piece, kind) for piece in pieces]
         values, directions = _eigenpairs(_operator(model, whole, kind), top, seed)
         of_parts = np.array([(directions * (o.to_scipy() @ directions)).sum(0) for o in operators])
-        # Many vectors in one product are faster, and keep the activations of as many copies of the data.
-        columns = max(1, 2 * AT_ONCE // max(len(labels) for piece in pieces for _, labels in piece))
+        # Many vectors in one product are faster, but it keeps activations for every pair of vector and image.
+        most = max(len(labels) for piece in pieces for _, labels in piece)
+        columns = max(1, min(2 * AT_ONCE // most, _WEIGHTS // operators[0].shape[1]))
         traces = np.array([_trace(operator, vectors, seed + i, columns) for i, operator in enumerate(operators)])
     errors = of_parts.std(0, ddof=1) / np.sqrt(parts)
     rows = [("eigenvalue", i + 1, float(values[i]), float(errors[i])) for i in range(top)]
@@ -143,8 +145,10 @@ def _trace(operator: Any, vectors: int, seed: int, columns: int) -> float:
     size = operator.shape[1]
     total = 0.0
     for start in range(0, vectors, columns):
-        drawn = [torch.randint(2, (size,), generator=generator) for _ in range(min(columns, vectors - start))]
-        signs = (torch.stack(drawn, 1) * 2 - 1).to(operator.dtype).to(operator.device)
+        signs = torch.empty(size, min(columns, vectors - start), dtype=operator.dtype)
+        for column in signs.unbind(1):
+            column.copy_(torch.randint(2, (size,), generator=generator)).mul_(2).sub_(1)
+        signs = signs.to(operator.device)
         total += float((signs * (operator @ signs)).sum())
     return total / vectors
 

@@ -1,4 +1,7 @@
-"""Executing notebooks into a folder: some at once, each only if its inputs changed, nothing of this machine in the result."""
+"""Executing notebooks into a folder: some at once, each only if its inputs changed.
+
+Much of a short notebook is the start of its kernel, which uses one core; so two at once take half the time.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,6 @@ from typing import Any
 from cram_bench._files import sha256, write
 from cram_bench._page import export
 
-_AT_ONCE = 2  # much of a short notebook is the start of its kernel, which uses one core
-
 
 @dataclass(frozen=True)
 class Notebook:
@@ -32,7 +33,7 @@ class Notebook:
     key: str
 
 
-def execute_all(notebooks: Sequence[Notebook], folder: Path, threads: int = 0) -> dict[str, str]:
+def execute_all(notebooks: Sequence[Notebook], folder: Path, at_once: int = 2, threads: int = 0) -> dict[str, str]:
     """Execute notebooks into `folder` and export them, except those that were executed with the same key.
 
     Worker processes execute them, some at once. A notebook that fails does not stop the others. When this process is
@@ -41,6 +42,7 @@ def execute_all(notebooks: Sequence[Notebook], folder: Path, threads: int = 0) -
     Args:
         notebooks: what to execute, in this order.
         folder: where the results go.
+        at_once: notebooks, at least 1.
         threads: that a kernel computes with, unless ``OMP_NUM_THREADS`` says; 0 for as many as there are cores.
 
     Returns:
@@ -53,14 +55,16 @@ def execute_all(notebooks: Sequence[Notebook], folder: Path, threads: int = 0) -
     errors: dict[str, str | None] = {}
 
     def work(worker: _Worker) -> None:
-        while waiting:
-            with contextlib.suppress(IndexError):  # the other one took the last
+        while True:
+            try:
                 begun.append(notebook := waiting.pop(0))
-                print(f"executing {notebook.path.name}", file=sys.stderr, flush=True)  # noqa: T201
-                errors[notebook.path.stem] = worker.execute(notebook, folder)
+            except IndexError:
+                return
+            print(f"executing {notebook.path.name}", file=sys.stderr, flush=True)  # noqa: T201
+            errors[notebook.path.stem] = worker.execute(notebook, folder)
 
-    workers = [_Worker(threads) for _ in range(min(_AT_ONCE, len(waiting)))]
-    with ThreadPoolExecutor(_AT_ONCE) as pool:  # its threads only wait for the workers
+    workers = [_Worker(threads) for _ in range(min(at_once, len(waiting)))]
+    with ThreadPoolExecutor(at_once) as pool:  # its threads only wait for the workers
         try:
             for done in [pool.submit(work, worker) for worker in workers]:
                 done.result()
@@ -96,29 +100,31 @@ class _Worker:
         with contextlib.suppress(BrokenPipeError):  # it died: that it does not answer says so
             process.stdin.write(json.dumps(order | {"folder": str(folder)}) + "\n")
             process.stdin.flush()
-        if said := process.stdout.readline():
-            return None if (error := json.loads(said)) is None else str(error)
+        with contextlib.suppress(ValueError):  # it died before its answer ended, or began
+            return None if (error := json.loads(process.stdout.readline())) is None else str(error)
         self._process = None  # the next notebook gets a new one
         return f"the process that executes it ended with status {process.wait()}"
 
     def end(self) -> None:
-        """End the process and, within a second, its kernel."""
+        """End the process; its kernel notices, and ends within seconds."""
         with self._lock:
             self._ended = True
-            if self._process is not None:
-                self._process.kill()
-                self._process.wait()
+            process = self._process
+        if process is not None:
+            process.kill()
+            process.wait()
 
 
 def _start(threads: int) -> subprocess.Popen[str]:
-    here = str(Path(__file__).resolve().parent.parent)
-    paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]  # kernels, too, use the code that asked for them
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    environment = dict(os.environ)
+    checkout = Path(__file__).resolve().parent.parent
+    if (checkout / "pyproject.toml").exists():  # kernels, too, use the code that asked for them
+        environment["PYTHONPATH"] = os.pathsep.join([str(checkout), *filter(None, [environment.get("PYTHONPATH")])])
     environment.setdefault("OMP_WAIT_POLICY", "passive")  # threads that turn idly on a core keep others from working
     if threads:
         environment.setdefault("OMP_NUM_THREADS", str(threads))
     return subprocess.Popen(
-        [sys.executable, "-m", "cram_bench._notebooks"],
+        [sys.executable, "-P", "-m", "cram_bench._executing"],  # not what lies in the current folder
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -180,14 +186,28 @@ class _Products:
 
 def _execute(notebook: Notebook, folder: Path) -> str | None:
     """Execute one notebook and export it; return the error if it fails."""
-    import papermill
-
     products = _Products(notebook, folder)
     error = None
     try:
+        error = _into(notebook, products.part)
+        _without_machine_paths(products.part)
+        os.replace(products.part, products.executed)
+        export(products.executed)
+        if error is None:
+            products.record()
+    except Exception as failure:  # a full disk, a page that cannot be made: the other notebooks go on
+        error = error or _named(failure)
+    return error
+
+
+def _into(notebook: Notebook, part: Path) -> str | None:
+    """Let papermill execute a notebook into `part`, which is there afterwards; return the error if it fails."""
+    import papermill
+
+    try:
         papermill.execute_notebook(
             notebook.path,
-            products.part,
+            part,
             dict(notebook.parameters),
             progress_bar=False,
             cwd=str(notebook.path.parent),
@@ -195,17 +215,16 @@ def _execute(notebook: Notebook, folder: Path) -> str | None:
             extra_arguments=["--IPKernelApp.log_level=ERROR"],  # or every kernel warns that loopback is not encrypted
         )
     except papermill.PapermillExecutionError as failure:
-        error = f"cell {failure.exec_count}: {failure.ename}: {failure.evalue}".splitlines()[0]
-    except Exception as failure:  # the kernel died or did not start; the other notebooks go on
-        error = f"{type(failure).__name__}: {failure}".splitlines()[0]
-        if not products.part.exists():
-            shutil.copy(notebook.path, products.part)
-    _without_machine_paths(products.part)
-    os.replace(products.part, products.executed)
-    export(products.executed)
-    if error is None:
-        products.record()
-    return error
+        return f"cell {failure.exec_count}: {failure.ename}: {failure.evalue}".splitlines()[0]
+    except Exception as failure:  # the kernel died or did not start
+        if not part.exists():
+            shutil.copy(notebook.path, part)
+        return _named(failure)
+    return None
+
+
+def _named(failure: Exception) -> str:
+    return f"{type(failure).__name__}: {failure}".splitlines()[0]
 
 
 def _without_machine_paths(notebook: Path) -> None:

@@ -11,7 +11,8 @@ import nbformat
 import psutil
 import pytest
 
-from cram_bench._notebooks import Notebook, execute_all
+from cram_bench import _executing
+from cram_bench._executing import Notebook, execute_all
 
 ROOT = Path(__file__).parents[1]
 
@@ -83,7 +84,7 @@ def test_kernels_end_with_who_asked_and_what_was_finished_stays(number, tmp_path
     notebook(tmp_path / "later.ipynb", waits)
     (out / "long.html").write_text("old")
     program = (
-        "import pathlib\nfrom cram_bench._notebooks import Notebook, execute_all\n"
+        "import pathlib\nfrom cram_bench._executing import Notebook, execute_all\n"
         f"base = pathlib.Path({str(tmp_path)!r})\n"
         "names = ['short', 'long', 'later']\n"
         "execute_all([Notebook(base / f'{n}.ipynb', {}, 'a') for n in names], base / 'out')"
@@ -111,6 +112,16 @@ def test_kernels_end_with_who_asked_and_what_was_finished_stays(number, tmp_path
     else:  # nobody was left to tidy up; the next one does
         assert left - {".long.ipynb.part.ipynb", ".later.ipynb.part.ipynb"} == whole
     process.stderr.close()
+
+
+def test_what_fails_after_the_last_cell_is_named(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "page.html").mkdir()  # no page can be written there
+    (out / "page.html" / "full").touch()
+    products = notebook(tmp_path / "page.ipynb", "1 + 1")
+    assert "page.html" in str(_executing._execute(products, out))
+    assert not (out / ".done").exists()
 
 
 def test_a_process_that_dies_is_a_failure_that_is_named(tmp_path):
