@@ -6,13 +6,14 @@ export CRAM_BENCH_RUNS ?= $(CURDIR)/runs
 # Idle OpenMP threads sleep instead of spinning: two processes on two cores would otherwise fight.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help install report cifar10 benchmark lab test check counts readme clean
+.PHONY: help install report cifar10 sst2 benchmark lab test check counts readme clean
 
 help:
 	@echo "make report    train SGD, SAM and CrAM on the digits and write reports/digits-convnet-quick/index.html"
 	@echo "make lab       open JupyterLab on notebooks/"
 	@echo "make test      lint, type check and test"
 	@echo "make cifar10   the committed CIFAR-10 reports (some hours on two cores, where nothing is trained)"
+	@echo "make sst2      the committed report on language (half an hour on two cores)"
 	@echo "make benchmark ratios against peers, in turns, for an idle machine (the better part of an hour)"
 	@echo "make readme    copy the committed reports' tables into README.md"
 	@echo "make counts    count what the run store survives, and copy that into README.md"
@@ -31,9 +32,14 @@ report: install
 	$(BIN)/cram-bench report --dataset digits
 
 cifar10: install
-	$(BIN)/cram-bench report --dataset cifar10 --profile full --keep-runs -p curvature_sample 100
+	$(BIN)/cram-bench report --dataset cifar10 --profile full --keep-runs -p curvature_sample 100 \
+	  -p methods '[sgd, sam, cram+-multi, cram+-ramp]'
 	$(BIN)/cram-bench report --dataset cifar10 --profile full --keep-runs --notebook accuracy_vs_sparsity -p epochs 15 \
 	  -p methods '[sgd, sam, cram-single, cram+-multi]' -p patterns '[global, "2:4", "4:8"]' --name cifar10-resnet20-15-epochs
+	$(MAKE) readme
+
+sst2: install
+	$(BIN)/cram-bench report --notebook language --name sst2-minilm --profile full
 	$(MAKE) readme
 
 lab: install

@@ -6,7 +6,8 @@ from pathlib import Path
 import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
-REPORTS = ("cifar10-resnet20-15-epochs", "cifar10-resnet20")
+REPORTS = ("cifar10-resnet20-15-epochs", "cifar10-resnet20", "sst2-minilm")
+NAMES = {"resnet20": "ResNet-20", "cifar10": "CIFAR-10", "minilm": "MiniLM", "sst2": "SST-2"}
 BEGIN, END = "<!-- begin table: make readme -->", "<!-- end table -->"
 BENCHMARKS = "<!-- begin benchmarks: make benchmark -->", "<!-- end benchmarks -->"
 COUNTS = "<!-- begin counts: make counts -->", "<!-- end counts -->"
@@ -14,15 +15,19 @@ COUNTS = "<!-- begin counts: make counts -->", "<!-- end counts -->"
 
 def table(report: Path) -> str:
     """Return the summary table of a report and what made it, as Markdown."""
-    summary = pd.read_csv(report / "tables" / "accuracy_summary.csv", dtype=str).fillna("")
-    runs = pd.read_csv(report / "tables" / "runs.csv", dtype=str).fillna("")
+    built = json.loads((report / "report.json").read_text())
+    question = built["build"]["questions"][0]
+    usual = (report / "tables" / "accuracy_summary.csv").exists()
+    names = ("accuracy_summary", "runs") if usual else (f"{question}_summary", f"{question}_runs")
+    summary, runs = (pd.read_csv(report / "tables" / f"{name}.csv", dtype=str).fillna("") for name in names)
     head = list(summary.columns)
     rows = [head, ["---"] + ["--:"] * (len(head) - 1), *summary.to_numpy().tolist()]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     facts = {name: ", ".join(dict.fromkeys(runs[name])) for name in ("epochs", "seed", "device", "commit")}
+    settings = built["runs"][0]["settings"]
     note = (
-        f"ResNet-20 on CIFAR-10, {facts['epochs']} epochs, seed {facts['seed']}, bfloat16, on {facts['device']}; "
-        f"trained at commit {facts['commit']}."
+        f"{NAMES[settings['model']]} on {NAMES[settings['dataset']]}, {facts['epochs']} epochs, seed {facts['seed']}, "
+        f"{settings['precision']}, on {facts['device']}; trained at commit {facts['commit']}."
     )
     return "\n".join([*lines, "", note])
 
