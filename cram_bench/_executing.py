@@ -1,6 +1,6 @@
 """Executing notebooks into a folder: some at once, each only if its inputs changed.
 
-Much of a short notebook is the start of its kernel, which uses one core; so two at once take half the time.
+Much of a short notebook is the start of its kernel, which uses one core: two at once use another.
 """
 
 from __future__ import annotations

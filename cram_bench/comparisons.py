@@ -50,7 +50,7 @@ def ablations(
     variants: dict[str, dict[str, Any]] = {
         "CrAM+-Multi": {},
         "ramp": {"ramp": True},
-        "ramp, 95 % too": {"ramp": True, "compressors": (*base.compressors, "global@0.95")},
+        "ramp, 95 % too": {"method": "cram+-ramp"},
         "without +": {"method": "cram", **multi},
         "dense gradients": {"sparse_gradients": False},
         "ρ = 0": {"rho": 0.0},

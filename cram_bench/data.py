@@ -383,7 +383,7 @@ def load(name: str | os.PathLike[str], root: str | os.PathLike[str] | None = Non
 
 
 def _digits() -> tuple[Dataset, Dataset]:
-    package = importlib.util.find_spec("sklearn")  # found without importing it, which takes as long as all else here
+    package = importlib.util.find_spec("sklearn")  # found, and not imported: that takes longer than all else
     sources = [Path(package.origin)] if package is not None and package.origin else []
     classes = tuple(map(str, range(10)))
     with warnings.catch_warnings():

@@ -300,28 +300,14 @@ def loss_planes(table: pd.DataFrame) -> Figure:
         filled = None
         for axis, method in zip(axes, methods, strict=True):
             grid = table[table["method"] == method].pivot_table(index="b", columns="a", values="loss")
-            filled = axis.contourf(
-                grid.columns, grid.index, np.log10(grid.to_numpy()), levels, cmap="cividis", extend="both"
-            )
-            axis.contour(
-                grid.columns,
-                grid.index,
-                np.log10(grid.to_numpy()),
-                levels,
-                colors="white",
-                linewidths=0.4,
-                linestyles="solid",
-            )
+            filled = _contours(axis, grid, levels)
             axis.plot(0, 0, "w+", markersize=9, markeredgewidth=1.8)
             axis.set_aspect("equal")
             axis.set_title(look(method)[0])
             axis.set_xlabel("direction 1, filter norms")
         axes[0].set_ylabel("direction 2, filter norms")
         if filled is not None:
-            bar = figure.colorbar(filled, ax=list(axes), shrink=0.85)
-            ticks = np.linspace(low, levels[-1], 5)
-            bar.set_ticks(list(ticks), labels=[_plain(float(f"{10**tick:.2g}")) for tick in ticks])
-            bar.set_label("training loss, nats (log scale)")
+            _loss_bar(figure.colorbar(filled, ax=list(axes), shrink=0.85), levels, "training loss")
     return figure
 
 
@@ -532,18 +518,7 @@ def loss_on_plane(
     with style(), mpl.rc_context({"axes.grid": False}):
         figure = Figure(figsize=(5.4, 4.4))
         axis = figure.subplots()
-        filled = axis.contourf(
-            losses.columns, losses.index, np.log10(losses.to_numpy()), levels, cmap="cividis", extend="both"
-        )
-        axis.contour(
-            losses.columns,
-            losses.index,
-            np.log10(losses.to_numpy()),
-            levels,
-            colors="white",
-            linewidths=0.4,
-            linestyles="solid",
-        )
+        filled = _contours(axis, losses, levels)
         axis.plot(corners["a"], corners["b"], color="white", marker="o", linewidth=1.6, markeredgecolor="black")
         for name, a, b in zip(names, corners["a"], corners["b"], strict=True):
             left = a > grid["a"].median()  # a name stays inside the axes
@@ -556,11 +531,21 @@ def loss_on_plane(
         axis.set_xlabel("along the first step, distance between weights")
         axis.set_ylabel("orthogonal to it")
         axis.set_title("The plane through three models")
-        bar = figure.colorbar(filled, ax=axis)
-        ticks = np.linspace(levels[0], levels[-1], 5)
-        bar.set_ticks(list(ticks), labels=[_plain(float(f"{10**tick:.2g}")) for tick in ticks])
-        bar.set_label("loss, nats (log scale)")
+        _loss_bar(figure.colorbar(filled, ax=axis), levels, "loss")
     return figure
+
+
+def _contours(axis: Axes, losses: pd.DataFrame, levels: np.ndarray) -> Any:
+    """Fill and draw the contours of a grid of losses; the levels are logarithms to base 10."""
+    where = (losses.columns, losses.index, np.log10(losses.to_numpy()), levels)
+    axis.contour(*where, colors="white", linewidths=0.4, linestyles="solid", zorder=1.5)
+    return axis.contourf(*where, cmap="cividis", extend="both")
+
+
+def _loss_bar(bar: Any, levels: np.ndarray, name: str) -> None:
+    ticks = np.linspace(levels[0], levels[-1], 5)
+    bar.set_ticks(list(ticks), labels=[_plain(float(f"{10**tick:.2g}")) for tick in ticks])
+    bar.set_label(f"{name}, nats (log scale)")
 
 
 def _methods(table: pd.DataFrame) -> list[str]:

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import pandas as pd
-import torch
 
 from cram_bench import comparisons, compress, experiment, pages, runs
 from cram_bench._checks import instance, integer, items, number, shown, unknown
@@ -282,11 +281,8 @@ def build(
 
     injected = {path: {key: value for key, value in given.items() if key in defaults[path]} for path in paths}
     listed = [Notebook(path, own, _key(path, own, trained)) for path, own in injected.items()]
-    threads = (
-        1 if wanted[0].dataset == "digits" else 0
-    )  # on 8×8 images, threads wait for each other more than they compute
-    at_once = 1 if torch.cuda.is_available() else 2  # a GPU has one memory
-    failures = execute_all(listed, folder, at_once, threads)
+    # On 8×8 images threads wait for each other more than they compute: each kernel keeps to a core.
+    failures = execute_all(listed, folder, threads=1 if wanted[0].dataset == "digits" else 0)
     if keep_runs:
         _copy_runs([run for run in trained if run.experiment.seed == 0 and run.failure is None], folder / "runs")
     facts = pages.index(folder, [path.stem for path in paths], trained, failures, command)

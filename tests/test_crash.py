@@ -83,6 +83,20 @@ def dying(step, folder, work, *arguments, **options):
     return ended(child(lambda: (dies_at(step, folder), work(*arguments, **options))))
 
 
+def touches(folder, work, *arguments):
+    """Call `work` in a process; return how often it opened, renamed or removed something in `folder`."""
+    note = folder.with_name(f"{folder.name} touched")
+
+    def counted():
+        touched = []
+        sys.addaudithook(lambda event, names: touched.append(1) if is_in(folder, event, names) else None)
+        work(*arguments)
+        note.write_text(str(len(touched)))
+
+    assert ended(child(counted)) == 0
+    return int(note.read_text())
+
+
 def ended(process):
     """Wait for a process; return its exit status, or minus the signal that killed it."""
     process.join()
@@ -361,16 +375,9 @@ def test_a_report_killed_in_the_middle_is_made_whole(tmp_path, counted):
     def build(reports):
         return report.build("digits", "quick", 1, small, reports=reports, **options)
 
-    def counts(folder):
-        touched = []
-        sys.addaudithook(lambda event, names: touched.append(1) if is_in(folder, event, names) else None)
-        build(folder)
-        (tmp_path / "count").write_text(str(len(touched)))
-
-    assert ended(child(lambda: counts(tmp_path / "straight"))) == 0
+    count = touches(tmp_path / "straight", build, tmp_path / "straight")
     (straight,) = (path for path in (tmp_path / "straight").iterdir() if path.is_dir())
     expected = {path.relative_to(straight) for path in straight.rglob("*") if path.is_file()}
-    count = int((tmp_path / "count").read_text())
     steps = (count // 2, count - 3)
     for step in steps:
         reports = tmp_path / str(step)
@@ -387,15 +394,8 @@ def test_a_notebook_killed_while_it_is_kept_is_executed_again(tmp_path):
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1")]), tmp_path / "sum.ipynb")
     notebook = _executing.Notebook(tmp_path / "sum.ipynb", {}, "key")
 
-    def counts(folder):
-        touched = []
-        sys.addaudithook(lambda event, names: touched.append(1) if is_in(folder, event, names) else None)
-        _executing._execute(notebook, folder)
-        (tmp_path / "count").write_text(str(len(touched)))
-
     (tmp_path / "straight").mkdir()
-    assert ended(child(lambda: counts(tmp_path / "straight"))) == 0
-    count = int((tmp_path / "count").read_text())
+    count = touches(tmp_path / "straight", _executing._execute, notebook, tmp_path / "straight")
     steps = range(count, max(0, count - 12), -3)  # the executed notebook, its page, the note that both are there
     for step in steps:
         (out := tmp_path / f"out{step}").mkdir()

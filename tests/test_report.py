@@ -89,7 +89,9 @@ def test_running_again_does_nothing_and_a_removed_output_is_made_again(built, fo
     (built.folder / "figures" / "accuracy_vs_sparsity.svg").unlink()
     threads = []
     executes = report.execute_all
-    monkeypatch.setattr(report, "execute_all", lambda *given: (threads.append(given[3]), executes(*given))[1])
+    monkeypatch.setattr(
+        report, "execute_all", lambda *given, **how: (threads.append(how["threads"]), executes(*given, **how))[1]
+    )
     report.build("digits", "quick", 1, SMALL, reports=folders[0])
     assert re.findall(r"executing (\w+)", capsys.readouterr().err) == ["accuracy_vs_sparsity"]
     assert threads == [1]  # of each kernel, on digits
