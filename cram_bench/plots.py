@@ -284,6 +284,74 @@ def sharpness(table: pd.DataFrame) -> Figure:
     return figure
 
 
+_QUANTITIES = {
+    "loss": "loss, nats",
+    "gap": "CrAM gap, nats",
+    "sharpness": "SAM-sharpness, nats",
+    "eigenvalue": "top eigenvalue of the Hessian,\nnats per squared weight",
+    "trace": "trace of the Hessian,\nnats per squared weight",
+}
+
+
+def stability(table: pd.DataFrame) -> Figure:
+    """Draw what `cram_bench.probes.stability` measures, a panel a quantity: a point per seed, a bar at their mean.
+
+    Thin vertical lines are standard errors over parts of the sample, where the table has them (``QUANTITY_error``).
+
+    Args:
+        table: columns method, seed, weights (``dense`` or a compressor's specification), loss, gap, sharpness,
+            eigenvalue, trace.
+    """
+    columns(table, "method", "seed", "weights", *_QUANTITIES)
+    methods = _methods(table)
+    step = 0.7 / len(methods)
+    with style():
+        figure = Figure(figsize=(10.2, 3.6))
+        axes = figure.subplots(1, len(_QUANTITIES))
+        for axis, (quantity, name) in zip(axes, _QUANTITIES.items(), strict=True):
+            shown = table.dropna(subset=["weights", quantity])
+            groups = list(dict.fromkeys(shown["weights"]))
+            for place, weights in enumerate(groups):
+                for number, method in enumerate(methods):
+                    part = shown[(shown["weights"] == weights) & (shown["method"] == method)]
+                    values, errors = part[quantity], part.get(f"{quantity}_error")
+                    _, colour, marker = look(method)
+                    x = place + (number - (len(methods) - 1) / 2) * step
+                    axis.errorbar(
+                        [x] * len(values), values, errors, color=colour, marker=marker, linestyle="", alpha=0.75,
+                        elinewidth=0.8, markeredgecolor="white", markeredgewidth=0.5,
+                    )  # fmt: skip
+                    if len(values) > 1:
+                        axis.hlines(values.mean(), x - 0.42 * step, x + 0.42 * step, color=colour)
+            if len(shown):
+                _log(axis, 0.0 if shown[quantity].min() > 0 else 0.01 * float(shown[quantity].abs().max()))
+            axis.set_xticks(range(len(groups)), [_weights(weights) for weights in groups])
+            axis.set_xlim(-0.5, max(1, len(groups)) - 0.5)
+            axis.tick_params(axis="x", length=0)
+            axis.set_xlabel("weights")
+            axis.set_ylabel(name)
+        figure.suptitle("Lower is more stable (log scales)", fontsize=10, fontweight="bold", x=0.01, ha="left")
+        measured = set(table.dropna(subset=["loss"])["method"])
+        seeds = table["seed"].nunique()
+        handles = [
+            Line2D(
+                [], [], color=colour, marker=marker, linestyle="", label=label + ("" if m in measured else ": failed")
+            )
+            for m, (label, colour, marker) in ((method, look(method)) for method in methods)
+        ]
+        if seeds > 1:
+            handles.append(Line2D([], [], color="#888888", label=f"mean of {seeds} seeds"))
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    return figure
+
+
+def _weights(name: str) -> str:
+    if name == "dense":
+        return "dense"
+    target = parse(name)
+    return f"{target.pattern},\n{100 * target.sparsity:g} % zeros"
+
+
 def loss_planes(table: pd.DataFrame) -> Figure:
     """Draw the loss on a random plane through each method's weights, as contours of equal levels on a log scale.
 

@@ -29,6 +29,9 @@ FIGURES = {
     ),
     "transfer": lambda: cb.plots.transfer(table(sparsity=[0.0, 0.5]), "digits", chance=0.1),
     "density": lambda: cb.plots.spectral_density(table(eigenvalue=[0.0, 1.0, 2.0]).assign(density=lambda t: t["loss"])),
+    "stability": lambda: cb.plots.stability(
+        table(weights=["dense", "global@0.9"]).assign(eigenvalue=lambda t: t["loss"], trace=lambda t: t["loss"])
+    ),
     "planes": lambda: cb.plots.loss_planes(table(a=[-1.0, 0.0, 1.0], b=[-1.0, 0.0, 1.0]).query("seed == 0")),
 }
 
@@ -61,6 +64,18 @@ def test_the_axis_of_gaps_is_logarithmic_where_they_are_positive_and_shows_zero_
     mixed = cb.plots.gaps(positive.assign(gap=lambda t: t["gap"] - 1.2)).axes[0]
     assert mixed.get_yscale() == "symlog"
     assert mixed.get_ylim()[0] < 0 < mixed.get_ylim()[1]
+
+
+def test_stability_draws_a_point_a_seed_and_leaves_no_failed_method_out():
+    rows = table(weights=["dense", "global@0.9"]).assign(eigenvalue=lambda t: t["loss"], trace=lambda t: -t["loss"])
+    rows.loc[rows["weights"] != "dense", "gap"] = np.nan
+    failed = pd.DataFrame([{"method": "sam", "seed": 0}])
+    figure = cb.plots.stability(pd.concat([rows, failed], ignore_index=True))
+    assert [len(axis.get_xticks()) for axis in figure.axes] == [2, 1, 2, 2, 2]  # the gap is that of dense weights
+    losses = np.concatenate([line.get_ydata() for line in figure.axes[0].get_lines()])
+    assert sorted(losses) == pytest.approx(sorted(rows["loss"]))
+    assert [axis.get_yscale() for axis in figure.axes] == ["log", "symlog", "log", "log", "symlog"]
+    assert "SAM: failed" in {text.get_text() for text in figure.legends[0].get_texts()}
 
 
 def test_a_method_keeps_its_colour_and_no_two_share_one():

@@ -243,6 +243,19 @@ def test_verdicts_claim_nothing_without_a_spread():
     assert cb.probes.verdicts(worse, "a", "b", ["loss"])["verdict"].tolist() == ["contradicts"]
 
 
+def test_verdicts_of_several_methods_say_what_they_compare():
+    rows = [("a", 0, 1.0), ("a", 1, 1.2), ("b", 0, 2.1), ("b", 1, 2.3), ("c", 0, 0.1), ("c", 1, 0.1)]
+    table = pd.DataFrame(rows, columns=["method", "seed", "loss"]).assign(weights="dense", gap=[1.0, 2.0] + 4 * [None])
+    found = cb.probes.verdicts(table, ["b", "c"], "a", ["loss", "gap"])
+    assert found[["method", "quantity", "verdict"]].to_numpy().tolist() == [
+        ["b", "loss", "contradicts"],
+        ["c", "loss", "supports"],
+    ]
+    assert found.loc[0, ["mean", "baseline_mean"]].tolist() == pytest.approx([2.2, 1.1])
+    assert found.loc[0, ["std", "baseline_std"]].tolist() == pytest.approx([0.02**0.5, 0.02**0.5])
+    assert found["baseline"].tolist() == ["a", "a"]
+
+
 def test_a_landscape_around_the_compressed_weights_is_that_of_the_compressed_model(model, digits):
     other = cb.compress.compressed(model, cb.compress.Magnitude(0.8))
     for probe in (cb.probes.loss_in_ball, cb.probes.loss_in_plane):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 from torch import nn
 
-from cram_bench._checks import columns, number, unknown
+from cram_bench._checks import columns, items, number, unknown
 from cram_bench.compress import Compressor, applied, parse, tune_batchnorm
 from cram_bench.data import Batches, batches_of
 from cram_bench.probes.common import tuning_data
@@ -71,20 +71,23 @@ def _measured(model: nn.Module, data: Batches, few: Batches | None, radius: floa
     return measured
 
 
-def verdicts(table: pd.DataFrame, method: str, baseline: str, quantities: Sequence[str] = QUANTITIES) -> pd.DataFrame:
-    """Say where a method is more stable than a baseline, and where the measurement does not decide.
+def verdicts(
+    table: pd.DataFrame, methods: str | Sequence[str], baseline: str, quantities: Sequence[str] = QUANTITIES
+) -> pd.DataFrame:
+    """Say where methods are more stable than a baseline, and where the measurement does not decide.
 
     A difference of means over seeds is taken for one when it is larger than the two standard deviations together;
     with one seed, or a smaller difference, nothing is claimed.
 
     Args:
         table: columns method, seed, weights, and the quantities; lower is more stable.
-        method: the one that is claimed to be more stable.
-        baseline: the one it is compared with.
+        methods: one, or a list, of those that are claimed to be more stable; an empty list gives an empty table.
+        baseline: the one they are compared with.
         quantities: columns to compare.
 
     Returns:
-        Columns weights, quantity, the two methods' means, and verdict: ``supports``, ``contradicts`` or ``undecided``.
+        Columns weights, quantity, method, mean and std over its seeds, baseline, baseline_mean, baseline_std, and
+        verdict: ``supports``, ``contradicts`` or ``undecided``. What one of the two has no measurement of has no row.
 
     >>> table = pd.DataFrame({"method": ["a", "a", "b", "b"], "seed": [0, 1, 0, 1], "weights": "dense",
     ...                       "loss": [1.0, 1.1, 2.0, 2.1]})
@@ -92,8 +95,10 @@ def verdicts(table: pd.DataFrame, method: str, baseline: str, quantities: Sequen
     ['supports']
     """
     columns(table, "method", "seed", "weights", *quantities)
+    listed = [methods] if isinstance(methods, str) else methods
+    claimed = items("methods", listed, "names of methods") if listed != [] else []
     known = list(dict.fromkeys(table["method"]))
-    for name in (method, baseline):
+    for name in (*claimed, baseline):
         if name not in known:
             raise ValueError(unknown("method", name, known))
     rows = []
@@ -101,10 +106,13 @@ def verdicts(table: pd.DataFrame, method: str, baseline: str, quantities: Sequen
         for quantity in quantities:
             part = table[table["weights"] == weights].dropna(subset=[quantity])
             reduced = mean_and_std(part, quantity, ["method"]).set_index("method")
-            if method in reduced.index and baseline in reduced.index:
-                ours, theirs = reduced.loc[method], reduced.loc[baseline]
-                gap, spread = theirs["mean"] - ours["mean"], ours["std"] + theirs["std"]
-                decided = abs(gap) > spread  # NaN, of a single seed, decides nothing
-                verdict = ("supports" if gap > 0 else "contradicts") if decided else "undecided"
-                rows.append((weights, quantity, ours["mean"], theirs["mean"], verdict))
-    return pd.DataFrame(rows, columns=["weights", "quantity", method, baseline, "verdict"])
+            for method in claimed:
+                if method in reduced.index and baseline in reduced.index:
+                    ours, theirs = reduced.loc[method], reduced.loc[baseline]
+                    gap, spread = theirs["mean"] - ours["mean"], ours["std"] + theirs["std"]
+                    decided = abs(gap) > spread  # NaN, of a single seed, decides nothing
+                    verdict = ("supports" if gap > 0 else "contradicts") if decided else "undecided"
+                    means = (method, ours["mean"], ours["std"], baseline, theirs["mean"], theirs["std"])
+                    rows.append((weights, quantity, *means, verdict))
+    names = ["method", "mean", "std", "baseline", "baseline_mean", "baseline_std"]
+    return pd.DataFrame(rows, columns=["weights", "quantity", *names, "verdict"])
