@@ -14,6 +14,7 @@ import pickle
 import shutil
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -567,13 +568,13 @@ TRAIN = [
     ("fit: data empty", lambda w: w.fit(train=w.few.take([])), ValueError, ("empty",)),
     (
         "fit: labels are fractions",
-        lambda w: w.fit(train=cb.data.replace(w.few, labels=w.few.labels.float())),
+        lambda w: w.fit(train=replace(w.few, labels=w.few.labels.float())),
         ValueError,
         ("labels", "integers", "float32"),
     ),
     (
         "fit: fewer labels than images",
-        lambda w: w.fit(train=cb.data.replace(w.few, labels=w.few.labels[:9])),
+        lambda w: w.fit(train=replace(w.few, labels=w.few.labels[:9])),
         ValueError,
         ("labels", "(40,)", "(9,)"),
     ),
@@ -582,7 +583,7 @@ TRAIN = [
     ("fit: model a text", lambda w: w.fit(model="convnet"), TypeError, ("model", "torch model", "'convnet'")),
     (
         "fit: labels beyond the classes",
-        lambda w: w.fit(train=cb.data.replace(w.few, labels=w.few.labels + 5)),
+        lambda w: w.fit(train=replace(w.few, labels=w.few.labels + 5)),
         ValueError,
         ("labels", "0 to 9", "not 14"),
     ),

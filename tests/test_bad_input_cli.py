@@ -262,7 +262,7 @@ NOTEBOOKS = [
 )
 def test_a_wrong_parameter_is_refused_before_anything_trains(parameters, options, error, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("cram_bench.runs.fit", lambda *a, **k: pytest.fail("trained"))
+    monkeypatch.setattr("cram_bench.runs.training.fit", lambda *a, **k: pytest.fail("trained"))
     with pytest.raises(error) as caught:
         report.build(**({"dataset": "digits", "parameters": parameters, "reports": tmp_path / "reports"} | options))
     check_line(str(caught.value), words)

@@ -1,6 +1,7 @@
 import io
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -130,7 +131,7 @@ def cache_file() -> Path:
 def test_the_cache_is_used(folder, monkeypatch):
     train, _ = cb.data.load(folder)
     assert cache_file().suffix == ".safetensors"  # and no part file is left
-    monkeypatch.setattr(data, "_decode", lambda *arguments: pytest.fail("decoded again"))
+    monkeypatch.setattr("cram_bench.data.folders.decode", lambda *arguments: pytest.fail("decoded again"))
     again, _ = cb.data.load(folder)
     assert torch.equal(train.images, again.images)
 
@@ -242,7 +243,7 @@ def test_normalised_training_images_have_mean_zero_and_variance_one(folder):
 
 def test_batches_give_every_image_once():
     train, _ = cb.data.load("digits")
-    numbered = data.replace(train, labels=torch.arange(len(train)))
+    numbered = replace(train, labels=torch.arange(len(train)))
     for options in ({"seed": None}, {"seed": 3}, {"seed": 3, "augment": True}):
         seen = torch.cat([labels for _, labels in numbered.batches(128, **options)])
         assert sorted(seen.tolist()) == list(range(len(train)))
@@ -274,7 +275,7 @@ def test_parts_of_a_data_set():
     assert len(train.sample(100)) == 100
     assert torch.equal(train.sample(100, seed=1).images, train.sample(100, seed=1).images)
     assert train.sample(10**6) is train
-    numbered = data.replace(train, labels=torch.arange(len(train)))
+    numbered = replace(train, labels=torch.arange(len(train)))
     rest, held = numbered.split(200)
     assert sorted(rest.labels.tolist() + held.labels.tolist()) == list(range(len(train)))
     assert len(held) == 200

@@ -83,7 +83,7 @@ def test_a_table_that_was_changed_is_made_again(built, folders):
 
 
 def test_running_again_does_nothing_and_a_removed_output_is_made_again(built, folders, monkeypatch, capsys):
-    monkeypatch.setattr("cram_bench.runs.fit", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr("cram_bench.runs.training.fit", lambda *a, **k: pytest.fail("trained again"))
     report.build("digits", "quick", 1, SMALL, reports=folders[0])
     assert "executing" not in capsys.readouterr().err
     (built.folder / "figures" / "accuracy_vs_sparsity.svg").unlink()
@@ -140,7 +140,7 @@ def test_a_notebook_whose_kernel_dies_is_named_too(built, tmp_path):
     ],
 )
 def test_wrong_parameters_are_refused_before_anything_trains(parameters, error, message, tmp_path, monkeypatch):
-    monkeypatch.setattr("cram_bench.runs.fit", lambda *a, **k: pytest.fail("trained"))
+    monkeypatch.setattr("cram_bench.runs.training.fit", lambda *a, **k: pytest.fail("trained"))
     with pytest.raises(error, match=message):
         report.build("digits", parameters=parameters, reports=tmp_path)
     assert not list(tmp_path.iterdir())

@@ -44,7 +44,7 @@ def test_a_finished_run(tmp_path):
 
 def test_the_same_experiment_is_never_trained_twice(monkeypatch):
     first = ensure(tiny())
-    monkeypatch.setattr(runs, "fit", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr("cram_bench.runs.training.fit", lambda *a, **k: pytest.fail("trained again"))
     assert ensure(tiny()) == first
 
 
@@ -114,7 +114,7 @@ def test_a_folder_with_other_settings_is_refused():
 def test_a_run_under_the_name_of_other_defaults_is_found(monkeypatch):
     run = ensure(tiny(epochs=1))
     os.rename(run.path, run.path.with_name("0123456789ab"))
-    monkeypatch.setattr(runs, "fit", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr("cram_bench.runs.training.fit", lambda *a, **k: pytest.fail("trained again"))
     assert ensure(tiny(epochs=1)).path.name == "0123456789ab"
 
 
@@ -157,7 +157,7 @@ def test_a_failed_run_is_kept_and_not_dropped(monkeypatch):
     assert [run.failure is None for run in listed] == [False, True]
     assert "the training loss is" in listed[0].failure
     assert sorted(Store().table()["state"]) == ["failed", "finished"]
-    monkeypatch.setattr(runs, "fit", lambda *a, **k: pytest.fail("tried again"))
+    monkeypatch.setattr("cram_bench.runs.training.fit", lambda *a, **k: pytest.fail("tried again"))
     with pytest.raises(DivergedError, match="failed before"):
         ensure(tiny(lr=1e30))
     summary = runs.summary(listed)
@@ -169,7 +169,7 @@ def test_a_failed_run_is_kept_and_not_dropped(monkeypatch):
 
 def test_runs_beside_a_report_are_read(tmp_path, monkeypatch):
     run = ensure(tiny(epochs=1), Store(tmp_path / "committed"))
-    monkeypatch.setattr(runs, "fit", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr("cram_bench.runs.training.fit", lambda *a, **k: pytest.fail("trained again"))
     store = Store(tmp_path / "own", also=[tmp_path / "committed", tmp_path / "nowhere"])
     assert ensure(tiny(epochs=1), store) == run
     assert store.runs() == [run]

@@ -1,0 +1,88 @@
+"""Decoded images, cached once in the user's cache folder with a checksum: a damaged cache is rebuilt."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from cram_bench._files import write_tensors
+from cram_bench.data.dataset import Dataset, built
+from cram_bench.data.decoding import first_line
+
+_FORMAT = 2  # of the cache; raise it when its content changes
+
+
+def cache_root() -> Path:
+    """Return ``$XDG_CACHE_HOME/cram_bench``, by default ``~/.cache/cram_bench``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cram_bench"
+
+
+@dataclass
+class _Cache:
+    path: Path
+
+    def read(self) -> dict[str, tuple[Tensor, Tensor]] | None:
+        from safetensors import safe_open
+
+        if not self.path.exists():
+            return None
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                written = (file.metadata() or {}).get("sha256")
+        except Exception as error:  # the library raises its own type for a truncated file
+            warnings.warn(f"{self.path} is damaged and is rebuilt: {first_line(error)}", stacklevel=4)
+            return None
+        if written != _digest(tensors):
+            warnings.warn(f"{self.path} is damaged and is rebuilt: its checksum does not match", stacklevel=4)
+            return None
+        return {split: (tensors[f"{split}.images"], tensors[f"{split}.labels"]) for split in ("train", "test")}
+
+    def write(self, arrays: dict[str, tuple[Tensor, Tensor]]) -> None:
+        tensors = {
+            f"{s}.{n}": t.contiguous()
+            for s, pair in arrays.items()
+            for n, t in zip(("images", "labels"), pair, strict=True)
+        }
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_tensors(self.path, tensors, {"sha256": _digest(tensors)})
+        except OSError as error:
+            warnings.warn(
+                f"decoded images could not be cached in {self.path.parent}: {first_line(error)}", stacklevel=4
+            )
+
+
+def cached(
+    name: str,
+    sources: Sequence[Path],
+    read: Callable[[], dict[str, tuple[Tensor, Tensor]]],
+    build: dict[str, Any],
+) -> tuple[Dataset, Dataset]:
+    """Decode with `read`, or take the cache, which is named by the sources' paths, sizes and times."""
+    stats = [(str(p.resolve()), (s := p.stat()).st_size, s.st_mtime_ns) for p in sources]
+    key = hashlib.sha256(json.dumps([_FORMAT, stats, len(build["classes"])]).encode()).hexdigest()[:16]
+    cache = _Cache(cache_root() / "decoded" / f"{name}-{key}.safetensors")
+    arrays = cache.read()
+    if arrays is None:
+        arrays = read()
+        datasets = built(name, arrays, **build)  # checked before it is kept
+        cache.write(arrays)
+        return datasets
+    return built(name, arrays, **build)
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name}{tensors[name].dtype}{tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].contiguous().numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,192 @@
+"""Data sets by name; a new one of torchvision is one line in `TORCHVISION`, anything else fits a folder or Parquet."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cram_bench._checks import instance, meant, shown
+from cram_bench.data.cache import cache_root, cached
+from cram_bench.data.dataset import Dataset, built
+from cram_bench.data.decoding import SUFFIXES, DataError, contents, decode, first_line
+from cram_bench.data.folders import load_folder
+from cram_bench.data.parquet import read_parquet, shards
+
+
+@dataclass(frozen=True)
+class Source:
+    """A named data set: its class in torchvision, its numbers of classes and of training images."""
+
+    torchvision: str
+    classes: int
+    training: int
+    shape: tuple[int, int, int] = (3, 32, 32)
+    """Channels, height and width."""
+    flip: bool = True
+    """Whether a mirrored image keeps its label: not so for written digits."""
+    names: tuple[str, ...] = ()
+    """Class names in label order; numbers where there are none."""
+
+
+TORCHVISION = {
+    "cifar10": Source(
+        "CIFAR10",
+        10,
+        50_000,
+        names=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    ),
+    "cifar100": Source("CIFAR100", 100, 50_000),
+    "mnist": Source("MNIST", 10, 60_000, (1, 28, 28), flip=False),
+    "fashion_mnist": Source(
+        "FashionMNIST",
+        10,
+        60_000,
+        (1, 28, 28),
+        names=("top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"),
+    ),
+}
+SENTENCES: dict[str, tuple[str, ...]] = {"sst2": ("negative", "positive")}
+"""Sets of sentences, read by `cram_bench.text`: name → class names in label order."""
+
+
+def data_root(root: str | os.PathLike[str] | None = None) -> Path:
+    """Return the data folder: `root`, else ``CRAM_BENCH_DATA``, else the user's cache folder."""
+    path = Path(root or os.environ.get("CRAM_BENCH_DATA") or cache_root() / "data")
+    if path.exists() and not path.is_dir():
+        raise DataError(f"the data folder must be a folder, and {path} is none; CRAM_BENCH_DATA names it")
+    return path
+
+
+def is_folder(name: str) -> bool:
+    """Tell whether `name` means an image folder rather than a named data set."""
+    return name not in {"digits", *SENTENCES, *TORCHVISION}
+
+
+def training_size(name: str) -> int:
+    """Return how many training images a data set has, without decoding any; 0 for a folder that is not there, and for sentences."""
+    if name in TORCHVISION:
+        return TORCHVISION[name].training
+    if not is_folder(name):
+        return 1297 if name == "digits" else 0
+    return sum(path.suffix.lower() in SUFFIXES for path in Path(name).expanduser().glob("train/*/*"))
+
+
+def image_shape(name: str) -> tuple[int, int, int]:
+    """Return channels, height and width of the images of a data set, reading one image at most.
+
+    Raises:
+        DataError: the folder holds no image.
+    """
+    if name == "digits":
+        return (1, 8, 8)
+    if name in TORCHVISION:
+        return TORCHVISION[name].shape
+    files = (path for path in sorted(Path(name).expanduser().glob("train/*/*")) if path.suffix.lower() in SUFFIXES)
+    if (first := next(files, None)) is None:
+        raise DataError(f"{name} holds no image in train/<class>/")
+    channels, height, width = decode(contents(first), str(first)).shape
+    return channels, height, width
+
+
+def fingerprint(name: str) -> str | None:
+    """Hash names, sizes and times of an image folder's files, to notice when they change; None for anything else."""
+    if not is_folder(name) or not (folder := Path(name).expanduser()).is_dir():
+        return None
+    files = sorted(path for split in ("train", "test", "val") for path in folder.glob(f"{split}/*/*"))
+    stats = [(path.relative_to(folder).as_posix(), (s := path.stat()).st_size, s.st_mtime_ns) for path in files]
+    return hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16]
+
+
+def load(name: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> tuple[Dataset, Dataset]:
+    """Load the training and the test images of a data set.
+
+    Args:
+        name: ``digits`` (scikit-learn's, embedded), ``cifar10``, ``cifar100``, ``mnist`` or ``fashion_mnist``, or the
+            path of an image folder with ``train/<class>/*`` and ``test/<class>/*`` (or ``val``) of PNG or JPEG images
+            of one size; `cram_bench.streaming.load` reads those of many sizes.
+        root: where named sets lie, by default ``CRAM_BENCH_DATA``, else the user's cache folder. There
+            ``root/<name>/{train,test}-*.parquet`` in the layout of the public hub export is used if present;
+            otherwise torchvision's own files, downloaded where the network allows.
+
+    Returns:
+        (train, test), both normalised by the training images.
+
+    Raises:
+        DataError: the set is unknown or missing (the message says how to get it), or its content is malformed.
+    """
+    instance("data set", name, (str, os.PathLike), "a name or the path of an image folder")
+    name = os.fspath(name)
+    if name == "digits":
+        return _digits()
+    if name in TORCHVISION:
+        folder = data_root(root) / name
+        if parquet := shards(folder):
+            sources = [path for paths in parquet.values() for path in paths]
+            return cached(name, sources, lambda: {s: read_parquet(p) for s, p in parquet.items()}, _named(name))
+        return _through_torchvision(name, data_root(root))
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        known = ["digits", *TORCHVISION, *SENTENCES]
+        hint = meant(folder.name, known)
+        raise DataError(f"unknown data set {shown(name)}: it is neither a folder nor one of {', '.join(known)}{hint}")
+    return load_folder(folder)
+
+
+def _digits() -> tuple[Dataset, Dataset]:
+    package = importlib.util.find_spec("sklearn")  # found, and not imported: that takes longer than all else
+    sources = [Path(package.origin)] if package is not None and package.origin else []
+    classes = tuple(map(str, range(10)))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "decoded images could not be cached", UserWarning)  # they are quickly decoded
+        return cached("digits", sources, _read_digits, {"classes": classes, "flip": False})
+
+
+def _read_digits() -> dict[str, tuple[Tensor, Tensor]]:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = torch.from_numpy(np.round(digits.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
+    labels = torch.from_numpy(digits.target.astype(np.int64))
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    held, kept = order[:500].sort().values, order[500:].sort().values  # a fixed test set of 500
+    return {"train": (images[kept], labels[kept]), "test": (images[held], labels[held])}
+
+
+def _through_torchvision(name: str, root: Path) -> tuple[Dataset, Dataset]:
+    import torchvision.datasets
+
+    dataset = getattr(torchvision.datasets, TORCHVISION[name].torchvision)
+    folder = root / "torchvision"
+    how = f"put train-*.parquet and test-*.parquet into {root / name}, or set CRAM_BENCH_DATA to the folder that has {name}/"
+    try:
+        splits = {split: dataset(folder, train=split == "train", download=True) for split in ("train", "test")}
+    except Exception as error:  # torchvision raises whatever its download meets
+        with contextlib.suppress(OSError):
+            (
+                folder / TORCHVISION[name].torchvision / "raw"
+            ).rmdir()  # what it made and left empty; a folder with content stays
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        raise DataError(f"{name} is not in {root} and could not be downloaded ({first_line(error)}): {how}") from None
+    arrays = {}
+    for split, source in splits.items():
+        images = torch.as_tensor(np.asarray(source.data))
+        images = images.permute(0, 3, 1, 2) if images.ndim == 4 else images.unsqueeze(1)
+        arrays[split] = (images.contiguous(), torch.as_tensor(source.targets, dtype=torch.int64))
+    return built(name, arrays, **_named(name))
+
+
+def _named(name: str) -> dict[str, Any]:
+    source = TORCHVISION[name]
+    return {"classes": source.names or tuple(map(str, range(source.classes))), "flip": source.flip}

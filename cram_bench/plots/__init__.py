@@ -1,0 +1,38 @@
+"""Tables → figures, in one style. A method keeps its colour and marker in every figure.
+
+Every function takes a tidy table of `cram_bench.probes`, stacked over runs, and returns a matplotlib figure. Lines are
+means over seeds; with two seeds or more a band is drawn and named in the legend: ± one standard deviation of accuracies,
+lowest to highest of losses, which are drawn on log scales and may differ by orders of magnitude.
+"""
+
+from __future__ import annotations
+
+from cram_bench.plots._style import STYLE, look, style
+from cram_bench.plots.accuracy import ablations, accuracy_vs_sparsity, equal_cost, transfer
+from cram_bench.plots.curvature import gaps, sharpness, spectral_density, stability
+from cram_bench.plots.explorer import examples, explorer_curve
+from cram_bench.plots.landscapes import loss_along_compression, loss_in_ball, loss_on_plane, loss_planes, loss_slice
+from cram_bench.plots.layers import layer_profile, layer_sensitivity
+
+__all__ = [
+    "STYLE",
+    "ablations",
+    "accuracy_vs_sparsity",
+    "equal_cost",
+    "examples",
+    "explorer_curve",
+    "gaps",
+    "layer_profile",
+    "layer_sensitivity",
+    "look",
+    "loss_along_compression",
+    "loss_in_ball",
+    "loss_on_plane",
+    "loss_planes",
+    "loss_slice",
+    "sharpness",
+    "spectral_density",
+    "stability",
+    "style",
+    "transfer",
+]

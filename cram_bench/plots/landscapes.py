@@ -1,0 +1,140 @@
+"""The loss along lines and on planes through weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from cram_bench._checks import columns, items
+from cram_bench.compress import parse
+from cram_bench.plots._style import contours, in_order, legend, log_axis, look, looks, loss_bar, mean_lines, style
+
+
+def loss_in_ball(table: pd.DataFrame) -> Figure:
+    """Draw the loss in random filter-normalised directions: mean over directions and seeds, band from lowest to highest.
+
+    Args:
+        table: columns method, seed, direction, a, loss.
+    """
+    columns(table, "method", "seed", "direction", "a", "loss")
+    with style():
+        figure = Figure(figsize=(5.6, 3.8))
+        axis = figure.subplots()
+        mean_lines(axis, table, "a", "loss")
+        log_axis(axis)
+        axis.set_xlabel("distance from the trained weights, in filter norms")
+        axis.set_ylabel("training loss, nats (log scale)")
+        axis.set_title("Loss in random directions")
+        legend(figure, axis, table, "lowest to highest")
+    return figure
+
+
+def loss_along_compression(table: pd.DataFrame) -> Figure:
+    """Draw the loss on the way from the dense to the pruned weights, a panel per sparsity.
+
+    Args:
+        table: columns method, seed, compressor (specification), t, loss.
+    """
+    columns(table, "method", "seed", "compressor", "t", "loss")
+    compressors = list(dict.fromkeys(table["compressor"].dropna()))
+    with style():
+        figure = Figure(figsize=(3.6 * len(compressors) + 0.8, 3.8))
+        axes = figure.subplots(1, len(compressors), sharey=True, squeeze=False)[0]
+        for axis, compressor in zip(axes, compressors, strict=True):
+            mean_lines(axis, table[table["compressor"] == compressor], "t", "loss")
+            log_axis(axis)
+            target = parse(compressor)
+            axis.set_title(f"to {target.pattern}, {100 * target.sparsity:g} % zeros")
+            axis.set_xlabel("t:  0 dense,  1 pruned")
+        axes[0].set_ylabel("training loss, nats (log scale)")
+        legend(figure, axes[-1], table, "lowest to highest")
+    return figure
+
+
+def loss_planes(table: pd.DataFrame) -> Figure:
+    """Draw the loss on a random plane through each method's weights, as contours of equal levels on a log scale.
+
+    Args:
+        table: columns method, a, b, loss; one seed.
+    """
+    columns(table, "method", "a", "b", "loss")
+    methods = in_order(table.dropna(subset=["loss"]))
+    low, high = np.log10(table["loss"].min()), np.log10(table["loss"].max())
+    levels = np.linspace(low, max(high, low + 0.1), 13)
+    with style(), mpl.rc_context({"axes.grid": False}):
+        figure = Figure(figsize=(3.1 * len(methods) + 1.0, 3.5))
+        axes = figure.subplots(1, len(methods), sharex=True, sharey=True, squeeze=False)[0]
+        filled = None
+        for axis, method in zip(axes, methods, strict=True):
+            grid = table[table["method"] == method].pivot_table(index="b", columns="a", values="loss")
+            filled = contours(axis, grid, levels)
+            axis.plot(0, 0, "w+", markersize=9, markeredgewidth=1.8)
+            axis.set_aspect("equal")
+            axis.set_title(look(method)[0])
+            axis.set_xlabel("direction 1, filter norms")
+        axes[0].set_ylabel("direction 2, filter norms")
+        if filled is not None:
+            loss_bar(figure.colorbar(filled, ax=list(axes), shrink=0.85), levels, "training loss")
+    return figure
+
+
+def loss_slice(tables: Mapping[str, pd.DataFrame], methods: Mapping[str, str] | None = None) -> Figure:
+    """Draw the loss from the dense to the compressed weights, the compressed point marked; nothing is tuned on the way.
+
+    Args:
+        tables: label → columns t, loss (nats).
+        methods: label → method, which decides the look; by default the labels are methods.
+    """
+    for table in items("tables", list(tables.values()), "tables"):
+        columns(table, "t", "loss")
+    with style():
+        figure = Figure(figsize=(4.6, 3.2))
+        axis = figure.subplots()
+        for label, colour, marker, dashes, table in looks(tables, methods):
+            axis.plot(table["t"], table["loss"], color=colour, label=label, linestyle=dashes)
+            at = table.iloc[(table["t"] - 1).abs().argmin()]
+            axis.plot(at["t"], at["loss"], color=colour, marker=marker, markersize=8, markeredgecolor="white")
+        log_axis(axis)
+        axis.set_xlabel("t:  0 dense,  1 compressed")
+        axis.set_ylabel("loss, nats (log scale)")
+        axis.set_title("Loss on the way there (untuned)")
+        figure.legend(loc="outside lower center", ncols=1 if len(tables) > 2 else 2, fontsize=8)
+    return figure
+
+
+def loss_on_plane(
+    grid: pd.DataFrame, corners: pd.DataFrame, names: Sequence[str] = ("dense", "pruned", "fine-tuned")
+) -> Figure:
+    """Draw the loss on the plane through three models, as contours on a log scale, with the path between them.
+
+    Args:
+        grid: columns a, b (Euclidean distance between weights), loss.
+        corners: columns a, b of the three models, in the order of the path.
+        names: of the three models.
+    """
+    columns(grid, "a", "b", "loss")
+    losses = grid.pivot_table(index="b", columns="a", values="loss")
+    low, high = (float(np.log10(bound)) for bound in (losses.to_numpy().min(), losses.to_numpy().max()))
+    levels = np.linspace(low, max(high, low + 0.1), 13)
+    with style(), mpl.rc_context({"axes.grid": False}):
+        figure = Figure(figsize=(5.4, 4.4))
+        axis = figure.subplots()
+        filled = contours(axis, losses, levels)
+        axis.plot(corners["a"], corners["b"], color="white", marker="o", linewidth=1.6, markeredgecolor="black")
+        for name, a, b in zip(names, corners["a"], corners["b"], strict=True):
+            left = a > grid["a"].median()  # a name stays inside the axes
+            axis.annotate(
+                name, (a, b), (-7 if left else 7, 6), textcoords="offset points", ha="right" if left else "left",
+                color="white", fontweight="bold", fontsize=9,
+            )  # fmt: skip
+        width, height = (float(np.ptp(side.to_numpy(dtype=float))) for side in (losses.columns, losses.index))
+        axis.set_aspect("equal" if 0.4 < height / width < 2.5 else "auto")
+        axis.set_xlabel("along the first step, distance between weights")
+        axis.set_ylabel("orthogonal to it")
+        axis.set_title("The plane through three models")
+        loss_bar(figure.colorbar(filled, ax=axis), levels, "loss")
+    return figure

@@ -1,0 +1,75 @@
+"""Layer by layer: what pruning one costs, and where the zeros are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.colors import SymLogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, PercentFormatter
+
+from cram_bench._checks import columns, items
+from cram_bench.plots._style import looks, plain, style
+
+
+def layer_sensitivity(table: pd.DataFrame) -> Figure:
+    """Draw the rise of the loss when one layer alone is pruned, a row per layer and a column per sparsity.
+
+    Args:
+        table: columns layer, weights, sparsity, rise; of one model.
+    """
+    columns(table, "layer", "weights", "sparsity", "rise")
+    grid = table.pivot_table(index="layer", columns="sparsity", values="rise", sort=False)
+    weights = table.drop_duplicates("layer").set_index("layer")["weights"]
+    with style(), mpl.rc_context({"axes.grid": False}):
+        figure = Figure(figsize=(0.75 * grid.shape[1] + 4.4, max(3.2, 0.27 * len(grid) + 1.3)))
+        axis = figure.subplots()
+        limit = max(0.1, float(grid.to_numpy().max()))
+        image = axis.imshow(
+            grid.clip(lower=0), cmap="cividis_r", norm=SymLogNorm(0.01, vmin=0, vmax=limit), aspect="auto"
+        )
+        axis.set_xticks(range(grid.shape[1]), [f"{100 * level:g}" for level in grid.columns])
+        axis.set_yticks(range(len(grid)), [f"{name} ({weights[name]:,})" for name in grid.index], fontsize=7.5)
+        axis.tick_params(length=0)
+        axis.set_xlabel("sparsity of this layer alone, %")
+        axis.set_title("Which layer breaks it", loc="left")
+        bar = figure.colorbar(image, ax=axis, label="rise of the loss, nats\n(linear to 0.01, then log)")
+        bar.formatter = FuncFormatter(plain)
+        bar.update_ticks()
+    return figure
+
+
+def layer_profile(tables: Mapping[str, pd.DataFrame], methods: Mapping[str, str] | None = None) -> Figure:
+    """Draw how sparse every layer becomes and, where it is known, what that layer alone costs; a line a model.
+
+    Args:
+        tables: label → columns layer, sparsity and perhaps rise (nats); all of the same layers.
+        methods: label → method, which decides the look; by default the labels are methods.
+    """
+    for table in items("tables", list(tables.values()), "tables"):
+        columns(table, "layer", "sparsity")
+    blamed = all("rise" in table for table in tables.values())
+    with style():
+        layers = list(next(iter(tables.values()))["layer"])
+        figure = Figure(figsize=(8.2 if blamed else 5.2, 0.19 * len(layers) + 1.5))
+        axes = figure.subplots(1, 2 if blamed else 1, sharey=True, squeeze=False)[0]
+        for axis, column in zip(axes, ("sparsity", "rise"), strict=False):
+            for label, colour, marker, dashes, table in looks(tables, methods):
+                axis.plot(
+                    table[column], range(len(table)), color=colour, marker=marker, label=label, linewidth=1, linestyle=dashes,
+                    markeredgecolor="white", markeredgewidth=0.5,
+                )  # fmt: skip
+        axes[0].set_yticks(range(len(layers)), layers, fontsize=7)
+        axes[0].set_ylim(len(layers) - 0.5, -0.5)
+        axes[0].set_xlim(-0.02, 1.02)
+        axes[0].xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
+        axes[0].set_xlabel("zeros in the layer, %")
+        axes[0].set_title("Where the zeros are")
+        if blamed:
+            axes[1].set_xscale("symlog", linthresh=0.01)
+            axes[1].set_xlabel("rise of the loss by this layer alone, nats\n(linear to 0.01, then log)")
+            axes[1].set_title("Which layer breaks it (untuned)")
+        figure.legend(handles=axes[0].get_legend_handles_labels()[0], loc="outside lower center", ncols=3)
+    return figure

@@ -1,0 +1,29 @@
+"""The run store: a run is a folder named by the hash of its settings.
+
+    store/
+      1f0c…/               a finished run: settings.json, history.csv, model.safetensors, environment.json
+      .training/1f0c…/     one that trains, was interrupted or failed: settings.json, checkpoint.pt or failed.json
+      .locks/1f0c….lock    held by the process that trains it; the system frees it when that process dies
+
+A folder gets its final name by one rename when everything in it is written, so what has the name is whole. Its
+environment.json holds the SHA-256 of all files, itself included, and every reading compares.
+"""
+
+from __future__ import annotations
+
+from cram_bench.runs.environment import commit, machine
+from cram_bench.runs.store import Run, RunError, Store, describe, summary
+from cram_bench.runs.training import Checkpoint, ensure, ensure_all
+
+__all__ = [
+    "Checkpoint",
+    "Run",
+    "RunError",
+    "Store",
+    "commit",
+    "describe",
+    "ensure",
+    "ensure_all",
+    "machine",
+    "summary",
+]

@@ -1,0 +1,299 @@
+"""Experiments → runs: train what the store lacks, go on with what was interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import pickle
+import shutil
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from cram_bench import compress, models
+from cram_bench._checks import instance, integer
+from cram_bench._files import sealed, sha256, sync_folder, write, write_tensors
+from cram_bench.compress import Masks
+from cram_bench.data import Dataset, fingerprint
+from cram_bench.distributed import Group
+from cram_bench.experiment import Experiment
+from cram_bench.optim import HeldMasks
+from cram_bench.progress import Progress
+from cram_bench.runs.environment import machine
+from cram_bench.runs.store import FILES, FORMAT, Run, RunError, Store, describe, why
+from cram_bench.train import Callback, DivergedError, Fit, Ramp, fit
+
+
+def ensure(
+    experiment: Experiment,
+    store: Store | None = None,
+    *,
+    device: str | None = None,
+    compile: bool | None = None,
+    threads: int | None = None,
+    progress: bool = True,
+    workers: int | None = None,
+    group: Group | None = None,
+) -> Run:
+    """Return the finished run of `experiment`; train it, or go on training it, if there is none.
+
+    Args:
+        experiment: what to train.
+        store: where; by default ``Store()``.
+        device: ``cpu`` or ``cuda``; by default a GPU if there is one.
+        compile: use torch.compile; by default where the training is long enough to repay the minute it takes.
+        threads: of torch on the CPU; by default one for tiny images, where more only wait for each other.
+        progress: show a bar, or lines where there is no terminal.
+        workers: processes that decode streamed images, by default a CPU each, and eight at most.
+        group: processes that train it together, as `cram_bench.distributed.joined` gives them. All call this alike and
+            get the run; the first writes it, in a folder that all must see.
+
+    Raises:
+        DivergedError: the training's loss is not finite, now or when it was tried before.
+        DataError: the data set is missing or malformed.
+        RunError: the store holds something else under this name, or the images of a folder have changed since.
+        ValueError: the device is not here, there is no thread, or the data do not fit the settings.
+        TypeError: an argument has another type.
+    """
+    instance("experiment", experiment, Experiment, "an Experiment, such as cram_bench.experiment.recipe returns")
+    instance("store", store, (Store, type(None)), "a Store")
+    device = _device(device)
+    if threads is not None:
+        integer("threads", threads, 1)
+    store = store or Store()
+    group = group or Group()
+
+    def finished() -> str | None:
+        if (run := store.find(experiment)) is None:
+            return None
+        store.tidy(experiment)
+        return str(run.path)
+
+    if path := group.told(finished):
+        return _same_data(Run.open(path))
+    with store.lock(experiment) if group.first else contextlib.nullcontext():
+        if path := group.told(finished):  # another process finished it while this one waited
+            return _same_data(Run.open(path))
+        if reason := group.told(lambda: store.failure(experiment)):
+            again = f"delete {store.root / '.training' / experiment.id} to try again"
+            raise DivergedError(f"{describe(experiment)} failed before: {reason}; {again}")
+        return _train(experiment, store, device, compile, threads, progress, workers, group)
+
+
+def _same_data(run: Run) -> Run:
+    """Return the run, unless it was trained on other images than its folder holds now."""
+    now, then = fingerprint(run.experiment.dataset), run.environment["data"].get("fingerprint")
+    if now and then and now != then:
+        where = f"the images in {run.experiment.dataset} have changed since {run.path} was trained"
+        raise RunError(f"{where}; move that run away to train again")
+    return run
+
+
+def ensure_all(experiments: Sequence[Experiment], store: Store | None = None, **options: Any) -> list[Run]:
+    """Return a run for every experiment, in order; one that diverges is returned with its `failure`, not dropped."""
+    instance("experiments", experiments, (list, tuple), "a list of experiments")
+    store = store or Store()
+    runs = []
+    for experiment in experiments:
+        try:
+            runs.append(ensure(experiment, store, **options))
+        except DivergedError as error:
+            runs.append(Run(store.root / ".training" / experiment.id, experiment, failure=str(error)))
+    return runs
+
+
+def _train(
+    experiment: Experiment,
+    store: Store,
+    device: str,
+    compile: bool | None,
+    threads: int | None,
+    progress: bool,
+    workers: int | None,
+    group: Group,
+) -> Run:
+    group.check(experiment.batch_size, experiment.halves)
+    if compile and group.world > 1:
+        raise ValueError(f"compile is for one process, not for {group.world}; leave it out")
+    images = group.told(lambda: fingerprint(experiment.dataset))
+    device = group.device or device
+    train, test = (part.to(device) for part in group.in_order(lambda: experiment.load_data(workers)))
+    if experiment.batch_size > len(train):
+        raise ValueError(f"batch_size {experiment.batch_size} is larger than the training data, {len(train)} images")
+    if compile is None:
+        compile = group.world == 1 and train.images.ndim == 4 and experiment.epochs * len(train) >= 200_000
+    if threads is None and train.images.ndim == 4 and train.images[0].numel() <= 256:
+        threads = 1
+    # what does not fit is found out before anything is written
+    model = experiment.build_model(train).to(device).to(memory_format=torch.channels_last)
+    masks = _inherit(model, experiment, store) if experiment.start else None
+    model = group.parallel(model, unused=models.is_encoder(experiment.model))
+    optimizer = experiment.build_optimizer(model)
+    if masks is not None:
+        optimizer = HeldMasks(model, optimizer, masks)
+    work = store.root / ".training" / experiment.id
+    if group.first:
+        work.mkdir(parents=True, exist_ok=True)
+        note = work / "data.json"
+        if note.exists() and note.read_bytes() != f"{json.dumps(images)}\n".encode():
+            (work / "checkpoint.pt").unlink(missing_ok=True)
+            warnings.warn(f"the images in {experiment.dataset} have changed, training starts anew", stacklevel=3)
+        write(note, json.dumps(images) + "\n")
+        write(work / "settings.json", json.dumps(experiment.settings(), indent=2))
+    group.wait()
+    started = time.time()
+    callbacks: list[Callback] = [
+        Checkpoint(work / "checkpoint.pt", write=group.first),
+        *([Ramp()] if experiment.ramp else []),
+        *([Progress(describe(experiment))] if progress and group.first else []),
+    ]
+    try:
+        with _threads(threads):
+            used = torch.get_num_threads()
+            history = fit(
+                model,
+                optimizer,
+                train,
+                test,
+                epochs=experiment.epochs,
+                batch_size=experiment.batch_size,
+                seed=experiment.seed,
+                warmup_epochs=experiment.warmup_epochs,
+                augment=experiment.augment,
+                halves=experiment.halves,
+                test_every=5 if compile else 1,  # a tenth of a long epoch goes to the test set otherwise
+                precision=experiment.precision,
+                compile=compile,
+                callbacks=callbacks,
+                group=group,
+            )
+    except DivergedError as error:
+        reason = json.dumps({"reason": str(error)})
+        group.told(lambda: write(work / "failed.json", reason))
+        raise
+    final = store.root / experiment.id
+    if not group.first:
+        group.wait()  # until the first process has written it
+        return Run.open(final)
+    staged = work / "finished"  # beside the checkpoint, which goes when the run has its final name
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir()
+    write(staged / "settings.json", json.dumps(experiment.settings(), indent=2))
+    write(staged / "history.csv", pd.DataFrame(history).to_csv(index=False))
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in inner.state_dict().items()}
+    write_tensors(staged / "model.safetensors", weights)
+    description = {
+        "format": FORMAT,
+        **machine(device),
+        **group.describe(),
+        "threads": used,
+        "compile": compile,
+        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(sum(row["seconds"] for row in history), 1),
+        "data": _shape(train, test) | {"fingerprint": images},
+        "sha256": {name: sha256(staged / name) for name in FILES},
+    }
+    write(staged / "environment.json", sealed(description, "environment.json"))
+    if final.exists():  # without weights, or find() would have taken it
+        shutil.rmtree(final)
+    os.rename(staged, final)
+    sync_folder(store.root)
+    shutil.rmtree(work, ignore_errors=True)
+    group.wait()
+    return Run(final, experiment)
+
+
+class Checkpoint(Callback):
+    """Write the state after every epoch, whole or not at all; load it when training starts again."""
+
+    def __init__(self, path: Path, write: bool = True) -> None:
+        self.path = path
+        self.write = write
+
+    def on_start(self, fit: Fit) -> None:
+        if not self.path.exists():
+            return
+        try:
+            data = self.path.read_bytes()
+            content, digest = data[:-32], data[-32:]
+            if hashlib.sha256(content).digest() != digest:
+                raise ValueError("its checksum does not match")
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)  # runs nothing
+        except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            warnings.warn(f"{self.path} is damaged, training starts anew: {why(error)}", stacklevel=2)
+            return
+        try:
+            fit.load_state_dict(state)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:  # `fit` may have half of it
+            reason = " ".join(str(error).split())[:200]
+            raise RunError(f"{self.path} is of another training, delete it to start anew: {reason}") from error
+
+    def on_epoch(self, fit: Fit) -> None:
+        if not self.write:
+            return
+        file = io.BytesIO()
+        torch.save(fit.state_dict(), file)
+        # a checkpoint is the file of torch and its SHA-256, which torch does not check
+        write(self.path, file.getvalue() + hashlib.sha256(file.getvalue()).digest())
+
+
+def _inherit(model: nn.Module, experiment: Experiment, store: Store) -> Masks | None:
+    """Start `model` from a finished run: pruned if asked, with a fresh head where the data are others. Return the masks."""
+    if (store.root / ".training" / experiment.start / "failed.json").exists():
+        raise DivergedError(f"the run it starts from, {experiment.start}, failed")
+    run = store.finished(experiment.start)
+    source = run.load_model()
+    masks = compress.apply_(source, compress.parse(experiment.prune)) if experiment.prune else None
+    fresh = set(models.head(model)) if run.experiment.dataset != experiment.dataset else set()
+    weights = {name: value for name, value in source.state_dict().items() if name not in fresh}
+    own = model.state_dict()
+    for name, value in weights.items():
+        if name not in own or own[name].shape != value.shape:
+            raise RunError(f"{run.path} does not fit {experiment.model}: {name} is missing or has another shape")
+    model.load_state_dict(own | weights)
+    return None if masks is None else Masks({name: mask for name, mask in masks.items() if name not in fresh})
+
+
+def _device(name: str | None) -> str:
+    """Return where to train: `name`, if it is here; by default a GPU if there is one."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    allowed = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{index}" for index in range(gpus))]
+    if name is None:
+        return allowed[min(1, gpus)]
+    if name not in allowed:
+        raise ValueError(f"device must be {' or '.join(allowed)}, which are here, not {name!r}")
+    return name
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _shape(train: Dataset, test: Dataset) -> dict[str, Any]:
+    return {
+        "num_classes": train.num_classes,
+        "channels": train.channels,
+        "image_size": train.image_size,
+        "train": len(train),
+        "test": len(test),
+    }
