@@ -18,6 +18,17 @@ def shown(value: Any, most: int = 120) -> str:
     return text if len(text) <= most else f"{text[: most - 20]} … {text[-17:]}"
 
 
+def said(error: BaseException) -> str:
+    """Return what an exception says in one line: the system's words for its error, or the first line, or its type.
+
+    >>> said(KeyError())
+    'KeyError'
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 def unknown(kind: str, name: Any, known: Sequence[str]) -> str:
     """Say in one line that `name` is unknown, what is meant perhaps, and what is allowed."""
     allowed = f" (allowed: {', '.join(known)})" if len(known) <= 20 else ""

@@ -105,6 +105,11 @@ def _parser() -> argparse.ArgumentParser:
     probe.add_argument("--arch", help="of a safetensors file: the model, such as resnet20 or torchvision:resnet18")
     probe.add_argument("--data", help="of a safetensors file: a data set or an image folder to probe on")
     probe.add_argument(
+        "--crop", type=int, default=0,
+        help="of a safetensors file: cut images of any size to CROP pixels a side and normalise as for ImageNet, as torchvision's "
+        "own weights expect (224 for most); without it images must be of one size, and are normalised by the training images'",
+    )  # fmt: skip
+    probe.add_argument(
         "--calibration", type=int, default=2000, help="training images for BatchNorm tuning (default: 2000)"
     )
     probe.add_argument(
@@ -288,8 +293,8 @@ def _probe(arguments: argparse.Namespace) -> int:
         train, test, model = _file(arguments)
         augment, name = True, arguments.folder
     else:
-        if arguments.arch or arguments.data:
-            raise ValueError("--arch and --data belong to a safetensors file; a run knows its own")
+        if arguments.arch or arguments.data or arguments.crop:
+            raise ValueError("--arch, --data and --crop belong to a safetensors file; a run knows its own")
         run = runs.Store().open(arguments.folder)
         train, test = run.experiment.load_data()
         model = run.load_model()
@@ -308,6 +313,12 @@ def _probe(arguments: argparse.Namespace) -> int:
         "curvature": lambda: probes.curvature(model, sample.sample(200)),
     }
     print(f"{name}; test {len(test)} examples, local loss {len(sample)}, curvature {min(200, len(sample))}")
+    if arguments.arch:  # a run knows what it was trained on, a file does not
+        mean, std = (", ".join(f"{value:.3f}" for value in values.tolist()) for values in (train.mean, train.std))
+        print(
+            f"images normalised by mean {mean} and std {std}"
+            + ("" if arguments.crop else ", those of the training images")
+        )
     for name, measure in tables.items():  # shown as they come: the last ones take longest
         table = measure()
         print(f"\n{name}\n{table.to_string(index=False)}", flush=True)
@@ -321,11 +332,19 @@ def _file(arguments: argparse.Namespace) -> Any:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from cram_bench import data, models
+    from cram_bench import data, models, streaming
+    from cram_bench._checks import integer
 
     if not arguments.arch or not arguments.data:
         raise ValueError("a safetensors file needs --arch, the model, and --data, what to probe it on")
-    train, test = data.load(arguments.data)
+    train: data.Dataset
+    test: data.Dataset
+    if arguments.crop:
+        if not data.is_folder(arguments.data):
+            raise ValueError(f"--crop is for an image folder, and {arguments.data!r} is a named data set")
+        train, test = streaming.load(arguments.data, integer("--crop", arguments.crop, 1))
+    else:
+        train, test = data.load(arguments.data)
     model = models.create(arguments.arch, train.num_classes, train.channels, train.image_size)
     try:
         model.load_state_dict(load_file(arguments.folder))

@@ -70,6 +70,39 @@ def ablations(
     }
 
 
+def anatomy(
+    dataset: str,
+    methods: Sequence[str],
+    model: str = "",
+    epochs: int = 0,
+    sparsity: float = 0.9,
+    target_epochs: int = 5,
+    **changes: Any,
+) -> list[Experiment]:
+    """Return three experiments of seed 0: the first and the last of `methods`, and the last pruned and fine-tuned.
+
+    Fine-tuning holds the mask, by SGD at a tenth of the usual learning rate.
+
+    Raises:
+        ValueError: there are fewer than two methods, or the sparsity is not in [0, 1).
+    """
+    methods = items("methods", methods, "names such as 'sgd'")
+    if methods[0] == methods[-1]:
+        raise ValueError(f"anatomy needs two methods, the first and the last of the list, not {methods}")
+    number("sparsity", sparsity, 0, 1)
+    other, whole = grid(dataset, [methods[0], methods[-1]], 1, model, epochs, **changes)
+    tuned = recipe(
+        dataset,
+        model=whole.model,
+        epochs=target_epochs,
+        start=whole.id,
+        prune=f"global@{sparsity:g}",
+        lr=whole.lr / 10,
+        precision=whole.precision,
+    )
+    return [other, whole, tuned]
+
+
 def transfer(
     dataset: str,
     target: str,

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from cram_bench._checks import said
 from cram_bench._syncnorm import synchronised
 
 T = TypeVar("T")
@@ -120,7 +121,7 @@ class Group:
             try:
                 value = function()
             except BaseException as error:
-                self._store.set(key, json.dumps({"failed": _line(error)}))
+                self._store.set(key, json.dumps({"failed": said(error)}))
                 raise
             self._store.set(key, json.dumps({"value": value}))
             return value
@@ -210,7 +211,7 @@ def joined(device: str | None = None, timeout: float = 600.0) -> Iterator[Group]
                 "the same command goes on from the last finished epoch"
             ) from error
         if rank and isinstance(error, Exception):
-            raise RuntimeError(f"process {rank} of {world} failed: {_line(error)}") from error
+            raise RuntimeError(f"process {rank} of {world} failed: {said(error)}") from error
         raise
     else:
         distributed.barrier()  # the first process may keep the store that the others still ask
@@ -232,7 +233,3 @@ def _number(name: str) -> int:
     if not value.isdecimal():
         raise ValueError(f"{name}, which torchrun sets, must be a whole number, not {value!r}")
     return int(value)
-
-
-def _line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import html
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +18,7 @@ from cram_bench import runs
 from cram_bench._files import write
 from cram_bench._page import OURS, page, text
 from cram_bench.plots import look
-from cram_bench.probes import mean_and_std
+from cram_bench.probes import mean_and_std, seeds_left
 
 
 def index(
@@ -33,7 +36,7 @@ def index(
         items = "".join(f"<li><b>{text(stem)}</b>: {text(error)}</li>" for stem, error in failures.items())
         parts.append(f'<div class="failed"><p>Notebooks that failed:</p><ul>{items}</ul></div>')
     if lead in figures:
-        parts.append(figure(lead))
+        parts.append(figure(folder, lead))
     curves = folder / "tables" / "accuracy_vs_sparsity.csv"
     if lead == "accuracy_vs_sparsity" and curves.exists():
         table = pd.read_csv(curves)
@@ -75,7 +78,7 @@ def index(
     parts.append(f"<h2>Notebooks</h2><ul>{links}</ul>")
     csv = "".join(f'<li><a href="tables/{s}.csv">{s.replace("_", " ")}</a></li>' for s in tables)
     parts.append(f"<h2>Tables (CSV)</h2><ul>{csv}</ul>")
-    parts.append("<h2>Figures</h2>" + "".join(figure(stem) for stem in figures if stem != lead))
+    parts.append("<h2>Figures</h2>" + "".join(figure(folder, stem) for stem in figures if stem != lead))
     write(folder / "index.html", page(folder.name, "\n".join(parts)))
     return facts
 
@@ -98,11 +101,19 @@ def slider(curves: pd.DataFrame) -> str:
         for pattern in patterns if row["sparsity"] == 0 else [row["pattern"]]:
             place = values.setdefault(f"{pattern}|{bool(row['calibrated'])}", {}).setdefault(row["method"], {})
             place[f"{row['sparsity']:g}"] = [row["mean"], None if pd.isna(row["std"]) else row["std"]]
-    methods = {name: look(name)[:2] for name in dict.fromkeys(curves["method"])}
-    seeds = int(known["seed"].nunique())
-    data = json.dumps({"values": values, "methods": methods, "patterns": patterns, "seeds": seeds}).replace(
-        "</", "<\\/"
-    )
+    left = seeds_left(curves, "accuracy")
+    methods = {
+        name: [
+            look(name)[0]
+            + (f" ({left[name][0]} of {left[name][1]} seeds)" if 0 < left[name][0] < left[name][1] else ""),
+            look(name)[1],
+            _DASHES[place % len(_DASHES)],
+        ]
+        for place, name in enumerate(left)
+    }
+    seeds = int(curves["seed"].nunique())
+    told = {"values": values, "methods": methods, "patterns": patterns, "seeds": seeds}
+    data = json.dumps(told).replace("</", "<\\/")
     return _SLIDER.replace("__DATA__", data)
 
 
@@ -138,16 +149,28 @@ def shelf(reports: Path) -> None:
     write(target, page("Reports", body))
 
 
-def figure(stem: str) -> str:
-    """Return the markup of a figure of the report, with its downloads."""
-    name = stem.replace("_", " ")
-    links = f'<a href="figures/{stem}.svg">SVG</a>, <a href="figures/{stem}.png">PNG</a>'
-    return f'<figure><img src="figures/{stem}.svg" alt="{name}"><figcaption>{name} ({links})</figcaption></figure>'
+def figure(folder: Path, stem: str) -> str:
+    """Return the markup of a figure of the report in `folder`, with its downloads.
 
+    The picture itself is in the page, so that the page alone can be sent to somebody; what it shows is in its title.
+    """
+    name = stem.replace("_", " ")
+    picture = (folder / "figures" / f"{stem}.svg").read_text()
+    title = re.search(r"<dc:title>(.*?)</dc:title>", picture, re.DOTALL)
+    source = base64.b64encode(picture.encode()).decode()
+    links = f'<a href="figures/{stem}.svg">SVG</a>, <a href="figures/{stem}.png">PNG</a>'
+    return (
+        f'<figure><img src="data:image/svg+xml;base64,{source}" alt="{text(html.unescape(title[1].strip())) if title else name}">'
+        f"<figcaption>{name} ({links})</figcaption></figure>"
+    )
+
+
+_DASHES = ("", "7 3", "2 3", "9 3 2 3")
 
 _SLIDER = """<div class="slider"><p><b>Move the slider</b> over the measured sparsities
 (mean over <span id="seeds"></span>).</p>
-<label>sparsity <output id="level"></output> <input type="range" id="where" min="0" step="1" value="0" aria-label="sparsity"></label>
+<label for="where">sparsity</label> <output id="level" for="where"></output>
+<input type="range" id="where" min="0" step="1" value="0">
 <p><label>pattern <select id="pattern"></select></label>
 <label><input type="checkbox" id="tuned" checked> BatchNorm tuned after pruning</label></p>
 <svg id="chart" viewBox="0 0 640 260" role="img" aria-label="accuracy against sparsity"></svg>
@@ -168,6 +191,7 @@ _SLIDER = """<div class="slider"><p><b>Move the slider</b> over the measured spa
     slider.max = levels.length - 1;
     const at = Math.min(+slider.value, levels.length - 1), level = levels[at];
     $("level").textContent = percent(level);
+    slider.setAttribute("aria-valuetext", percent(level));
     const x = i => 44 + i * 580 / Math.max(1, levels.length - 1), y = v => 226 - 210 * v;
     let svg = "", rows = "<tr><th>method</th><th>accuracy, %</th><th>± std</th></tr>";
     for (const v of [0, 0.25, 0.5, 0.75, 1])
@@ -175,15 +199,17 @@ _SLIDER = """<div class="slider"><p><b>Move the slider</b> over the measured spa
         `<text x="38" y="${y(v) + 4}" font-size="11" text-anchor="end">${100 * v}</text>`;
     levels.forEach((l, i) => svg += `<text x="${x(i)}" y="246" font-size="11" text-anchor="middle">${percent(l)}</text>`);
     svg += `<line x1="${x(at)}" x2="${x(at)}" y1="16" y2="226" stroke="#888"/>`;
-    for (const [method, [label, colour]] of Object.entries(data.methods)) {
+    for (const [method, [label, colour, dashes]] of Object.entries(data.methods)) {
       const curve = curves[method];
       if (!curve) { rows += `<tr><td>${label}</td><td>failed</td><td></td></tr>`; continue; }
       const points = levels.map((l, i) => curve[l] ? `${x(i)},${y(curve[l][0])}` : "").join(" ");
-      svg += `<polyline fill="none" stroke="${colour}" stroke-width="2" points="${points}"/>`;
+      svg += `<polyline fill="none" stroke="${colour}" stroke-width="2" stroke-dasharray="${dashes}" points="${points}"/>`;
       if (!curve[level]) continue;
       const [mean, std] = curve[level];
       svg += `<circle cx="${x(at)}" cy="${y(mean)}" r="5" fill="${colour}" stroke="#fff"/>`;
-      rows += `<tr><td style="border-left:6px solid ${colour}">${label}</td><td data-method="${method}">` +
+      const sample = `<svg width="34" height="8" aria-hidden="true"><line x1="0" x2="34" y1="4" y2="4" stroke="${colour}" ` +
+        `stroke-width="3" stroke-dasharray="${dashes}"/></svg>`;
+      rows += `<tr><td>${sample} ${label}</td><td data-method="${method}">` +
         `${(100 * mean).toFixed(1)}</td><td>${std === null ? "" : (100 * std).toFixed(1)}</td></tr>`;
     }
     $("chart").innerHTML = svg;

@@ -38,6 +38,7 @@ NOTEBOOKS: dict[str, Callable[..., Any]] = {
     "ablations": comparisons.ablations,
     "transfer": comparisons.transfer,
     "language": comparisons.language,
+    "anatomy": comparisons.anatomy,
 }
 """Notebook → the function of its own parameters that returns its experiments. A new one is a file and a line here."""
 DEFAULT = ("accuracy_vs_sparsity", "loss_stability")
@@ -256,6 +257,8 @@ def build(
     if is_folder(target := str(given.get("target", "digits"))):
         given["target"] = str(Path(target).expanduser().resolve())  # the notebook runs in another folder
     allowed = {key: value for known in defaults.values() for key, value in known.items()}
+    if seeds is None and "seeds" not in allowed:  # notebooks about one network
+        del given["seeds"]
     for key, value in given.items():
         if key not in allowed:
             raise ValueError(unknown("parameter", key, list(allowed)))

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cram_bench._checks import said
 from cram_bench.data import DataError, Dataset, listed
-from cram_bench.data.decoding import decode, first_line
+from cram_bench.data.decoding import decode
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's training images per channel, as everybody uses them."""
@@ -148,7 +149,7 @@ class _Images(torch.utils.data.Dataset[Any]):
         try:
             image = torch.from_numpy(np.ascontiguousarray(decode(path.read_bytes(), str(path), colour=True)))
         except (OSError, DataError) as error:
-            return f"{path} is not readable: {first_line(error)}" if isinstance(error, OSError) else str(error)
+            return f"{path} is not readable: {said(error)}" if isinstance(error, OSError) else str(error)
         if seed is None:
             return self.middle(image)
         with torch.random.fork_rng(devices=[]):

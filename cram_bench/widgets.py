@@ -31,6 +31,7 @@ from cram_bench.runs import Run
 
 _CURVE = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
 PATTERNS = ("global", "uniform", "2:4", "4:8")
+_FEW = 200  # examples for what takes many evaluations: which layer breaks it, and the way there
 BITS = {"float32": "", "8 bits": "+int8", "4 bits": "+int4"}
 
 
@@ -90,17 +91,17 @@ class Subject:
         return pd.DataFrame(known, columns=["sparsity", "accuracy"]).drop_duplicates("sparsity").sort_values("sparsity")
 
     def blame(self, compressor: Compressor, before: Callable[[], None]) -> pd.DataFrame:
-        """Return what each layer's part of the compression costs alone, on the first 200 examples."""
+        """Return what each layer's part of the compression costs alone, untuned, on `_FEW` examples of the sample."""
         if compressor not in self.blames:
             self.blames[compressor] = layer_blame(self.model, self._few, compressor, before=before)
         return self.blames[compressor]
 
     @property
     def _few(self) -> list[tuple[Tensor, Tensor]]:
-        return list(self.sample.take(range(min(200, len(self.sample)))).batches(100, channels_last=True))
+        return list(self.sample.sample(_FEW).batches(100, channels_last=True))
 
     def slice(self, compressor: Compressor, before: Callable[[], None]) -> pd.DataFrame:
-        """Return the loss on the way to the compressed weights, on the first 200 examples."""
+        """Return the loss on the way to the compressed weights, untuned, on `_FEW` examples of the sample."""
         if compressor not in self.slices:
             self.slices[compressor] = loss_along_compression(
                 self.model, self._few, compressor, points=7, end=1.2, before=before
@@ -170,14 +171,29 @@ class Explorer:
         self.tune = ipw.Checkbox(value=True, description="tune BatchNorm after pruning", indent=False)
         self.status = ipw.HTML()
         self.numbers = ipw.HTML()
-        self.curve, self.layers, self.slice, self.flips = (ipw.Image(format="png") for _ in range(4))
+        self.blamed = ipw.HTML()
+        self.failed = ipw.HTML("<br>".join(html.escape(f"{r.label}: failed: {r.failure}") for r in runs if r.failure))
+        self._what = f"{'held-out training' if finished[0].experiment.holdout else 'test'} examples"
+        self._tuning = f"BatchNorm tuned on {calibration} training examples"
+        self.curve, self.layers, self.slice, self.flips = (
+            ipw.Image(format="png", tooltip=tooltip)
+            for tooltip in (
+                "accuracy against sparsity, a line a run",
+                "zeros of every layer, and what each layer's part of the compression costs alone",
+                "loss on the way from the dense to the compressed weights",
+                "examples whose predicted class the compression changes",
+            )
+        )
         for image in (self.curve, self.layers, self.slice, self.flips):
             image.layout = ipw.Layout(max_width="100%", object_fit="contain")
         for control in (self.runs, self.sparsity, self.pattern, self.bits, self.tune):
             control.observe(self._changed, "value")
         controls = ipw.VBox(
-            [self.runs, self.sparsity, ipw.HBox([self.pattern, self.bits, self.tune]), self.status, self.numbers]
-        )
+            [
+                self.runs, self.failed, self.sparsity, ipw.HBox([self.pattern, self.bits, self.tune]),
+                self.status, self.numbers, self.blamed,
+            ]
+        )  # fmt: skip
         pictures = ipw.HBox([self.curve, self.slice], layout=ipw.Layout(flex_flow="row wrap"))
         more = ipw.HBox([self.layers, self.flips], layout=ipw.Layout(flex_flow="row wrap"))
         self.widget = ipw.VBox([controls, pictures, more])
@@ -268,7 +284,8 @@ class Explorer:
                 return False
             changed = int((found.classes != dense.classes).sum())
             rows.append((label, 100 * found.accuracy, 100 * (found.accuracy - dense.accuracy), found.loss, changed))
-            self.numbers.value = _table(rows, str(compressor), len(self.sample))  # a row as soon as it is known
+            where = f"{compressor}, {self._tuning if tuned else 'untuned'}; {len(self.sample)} {self._what}"
+            self.numbers.value = _table(rows, where, len(self.sample))  # a row as soon as it is known
         if not rows:
             self.numbers.value = ""
         self._show_curve()
@@ -305,6 +322,7 @@ class Explorer:
     def _show_layers(self, current: Callable[[], bool]) -> bool:
         tables = {label: layer_profile(self._subjects[label].model, self.compressor) for label in self.runs.value}
         self._draw_layers(tables)
+        self.blamed.value = ""
         return current()
 
     def _show_blame(self, current: Callable[[], bool]) -> bool:
@@ -312,6 +330,7 @@ class Explorer:
         for label in self.runs.value:
             tables[label] = self._subjects[label].blame(self.compressor, _only(current))
         self._draw_layers(tables)
+        self.blamed.value = _blamed(tables, min(_FEW, len(self.sample)))
         return current()
 
     def _draw_layers(self, tables: dict[str, pd.DataFrame]) -> None:
@@ -379,15 +398,26 @@ def _png(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _table(rows: Sequence[tuple[str, float, float, float, int]], spec: str, count: int) -> str:
+def _blamed(tables: dict[str, pd.DataFrame], count: int) -> str:
+    """Say in words which layer breaks each network, for those who do not see the picture."""
+    lines = []
+    for label, table in tables.items():
+        worst = table.sort_values("rise").iloc[-1]
+        rise = f"{worst['rise']:+.2f}".replace("-", "−")
+        layer = f"<b class='layer'>{html.escape(str(worst['layer']))}</b> ({100 * worst['sparsity']:.0f} % zeros)"
+        lines.append(f"{html.escape(label)}: compressed alone, {layer} costs most, {rise} nats")
+    about = f"<span style='color:#666'>layers and the way there: untuned, on {count} of these examples</span>"
+    return "<br>".join([*lines, about]) if lines else ""
+
+
+def _table(rows: Sequence[tuple[str, float, float, float, int]], where: str, count: int) -> str:
     head = "".join(f"<th style='text-align:right;padding:0 1em'>{name}</th>" for name in
-                   ("accuracy, %", "to dense, points", "loss, nats", "predictions changed"))  # fmt: skip
+                   ("accuracy, % ± standard error", "to dense, points", "loss, nats", "predictions changed"))  # fmt: skip
     body = "".join(
         f"<tr><td>{html.escape(label)}</td>"
         + "".join(f"<td style='text-align:right;padding:0 1em'>{cell}</td>" for cell in
-                  (f"<b class='accuracy'>{accuracy:.1f}</b>", f"{change:+.1f}".replace("-", "−"), f"{loss:.3f}", changed))
+                  (f"<b class='accuracy'>{accuracy:.1f}</b> ± {(accuracy * (100 - accuracy) / count) ** 0.5:.1f}", f"{change:+.1f}".replace("-", "−"), f"{loss:.3f}", changed))
         + "</tr>"
         for label, accuracy, change, loss, changed in rows
     )  # fmt: skip
-    where = f"{html.escape(spec)}, on {count} test images"
-    return f"<table><tr><th style='text-align:left'>{where}</th>{head}</tr>{body}</table>"
+    return f"<table><tr><th style='text-align:left'>{html.escape(where)}</th>{head}</tr>{body}</table>"

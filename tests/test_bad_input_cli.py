@@ -102,6 +102,13 @@ ROWS = [
     ("probe calibration", ["probe", "ID", "--calibration", "-5"], 1, ("sample", "at least 1", "-5")),
     ("probe into a file", ["probe", "ID", "--out", "file"], 1, ("--out", "folder", "file")),
     ("probe arch of a run", ["probe", "ID", "--arch", "convnet"], 1, ("--arch", "safetensors")),
+    ("probe crop of a run", ["probe", "ID", "--crop", "32"], 1, ("--crop", "safetensors")),
+    (
+        "probe crop of a named set",
+        ["probe", "other.safetensors", "--arch", "convnet", "--data", "digits", "--crop", "8"],
+        1,
+        ("--crop", "image folder", "'digits'"),
+    ),
     ("probe without arch", ["probe", "other.safetensors"], 1, ("--arch", "--data")),
     (
         "probe nothing",

@@ -56,3 +56,9 @@ def test_language_is_asked_of_sentences():
     assert comparisons.language("sst2", ["cram+"], 1)[0].compressors == ("global@0.7",)
     with pytest.raises(ValueError, match=r"unknown set of sentences 'digits'.*sst2"):
         comparisons.language("digits", ["adamw"], 1)
+
+
+def test_anatomy_is_two_trainings_and_the_second_pruned_and_fine_tuned():
+    other, whole, tuned = comparisons.anatomy("digits", ["sgd", "sam", "cram+-multi"], epochs=3, sparsity=0.8)
+    assert [other.method, whole.method, tuned.method] == ["sgd", "cram+-multi", "sgd"]
+    assert (tuned.start, tuned.prune, tuned.epochs, tuned.lr) == (whole.id, "global@0.8", 5, whole.lr / 10)

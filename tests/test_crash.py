@@ -198,7 +198,7 @@ def test_eight_processes_with_overlapping_experiments_train_each_once(tmp_path, 
     serial = Store(tmp_path / "serial")
     ensure_all(experiments, serial, threads=1, progress=False)
     store, log = Store(tmp_path / "store"), tmp_path / "log"
-    fit = runs.fit
+    fit = runs.training.fit
 
     def noted(*arguments, **options):
         with log.open("a") as file:
@@ -206,7 +206,7 @@ def test_eight_processes_with_overlapping_experiments_train_each_once(tmp_path, 
         return fit(*arguments, **options)
 
     def asks(number):
-        runs.fit = noted
+        runs.training.fit = noted
         order = random.Random(number).sample(experiments, 7)
         ensure_all(order, store, threads=1)
 

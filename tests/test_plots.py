@@ -4,6 +4,7 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import cram_bench as cb
 from cram_bench.experiment import METHODS
@@ -30,7 +31,9 @@ FIGURES = {
     "transfer": lambda: cb.plots.transfer(table(sparsity=[0.0, 0.5]), "digits", chance=0.1),
     "density": lambda: cb.plots.spectral_density(table(eigenvalue=[0.0, 1.0, 2.0]).assign(density=lambda t: t["loss"])),
     "stability": lambda: cb.plots.stability(
-        table(weights=["dense", "global@0.9"]).assign(eigenvalue=lambda t: t["loss"], trace=lambda t: t["loss"])
+        table(weights=["dense", "global@0.9"]).assign(
+            eigenvalue=lambda t: t["loss"], trace=lambda t: t["loss"], pruning_gap=lambda t: t["loss"]
+        )
     ),
     "planes": lambda: cb.plots.loss_planes(table(a=[-1.0, 0.0, 1.0], b=[-1.0, 0.0, 1.0]).query("seed == 0")),
 }
@@ -67,14 +70,16 @@ def test_the_axis_of_gaps_is_logarithmic_where_they_are_positive_and_shows_zero_
 
 
 def test_stability_draws_a_point_a_seed_and_leaves_no_failed_method_out():
-    rows = table(weights=["dense", "global@0.9"]).assign(eigenvalue=lambda t: t["loss"], trace=lambda t: -t["loss"])
-    rows.loc[rows["weights"] != "dense", "gap"] = np.nan
+    rows = table(weights=["dense", "global@0.9"]).assign(
+        eigenvalue=lambda t: t["loss"], trace=lambda t: -t["loss"], pruning_gap=lambda t: t["loss"]
+    )
+    rows.loc[rows["weights"] != "dense", "pruning_gap"] = np.nan
     failed = pd.DataFrame([{"method": "sam", "seed": 0}])
     figure = cb.plots.stability(pd.concat([rows, failed], ignore_index=True))
-    assert [len(axis.get_xticks()) for axis in figure.axes] == [2, 1, 2, 2, 2]  # the gap is that of dense weights
-    losses = np.concatenate([line.get_ydata() for line in figure.axes[0].get_lines()])
-    assert sorted(losses) == pytest.approx(sorted(rows["loss"]))
-    assert [axis.get_yscale() for axis in figure.axes] == ["log", "symlog", "log", "log", "symlog"]
+    assert [len(axis.get_xticks()) for axis in figure.axes] == [2, 1, 2, 2, 2]  # what is pruned is not pruned again
+    points = np.concatenate([line.get_ydata() for line in figure.axes[2].get_lines()])
+    assert sorted(points) == pytest.approx(sorted(rows["sharpness"]))
+    assert [axis.get_yscale() for axis in figure.axes] == ["symlog", "log", "log", "log", "symlog"]
     assert "SAM: failed" in {text.get_text() for text in figure.legends[0].get_texts()}
 
 
@@ -124,6 +129,56 @@ def test_a_method_that_failed_is_named():
     frame.loc[frame["method"] == "sgd", ["gap", "sparsity"]] = np.nan
     figure = cb.plots.gaps(frame)
     assert "SGD: failed" in {text.get_text() for legend in figure.legends for text in legend.get_texts()}
+
+
+def test_seeds_that_failed_are_counted_where_a_mean_is_drawn():
+    frame = table(sparsity=[0.0, 0.5], calibrated=[True]).assign(pattern="global")
+    lost = pd.DataFrame([{"method": "sgd", "seed": seed} for seed in (2, 3)])
+    figure = cb.plots.accuracy_vs_sparsity(pd.concat([frame, lost], ignore_index=True))
+    assert "SGD: 2 of 4 seeds failed" in {text.get_text() for text in figure.legends[0].get_texts()}
+    summary = cb.probes.accuracy_table(pd.concat([frame, lost], ignore_index=True))
+    assert "SGD (2 of 4 seeds)" in summary.index
+    assert "CrAM+-Multi" in summary.index
+
+
+def test_a_table_straight_from_a_probe_is_drawn_as_one_model():
+    one = {"method": "sgd", "seed": 0}
+    for draw, rows in (
+        (cb.plots.loss_in_ball, table(direction=[0], a=[-1.0, 0.0, 1.0])),
+        (cb.plots.gaps, table(sparsity=[0.5, 0.9]).assign(rho=0.2)),
+        (cb.plots.sharpness, table(rho=[0.05, 0.1])),
+        (cb.plots.loss_planes, table(a=[-1.0, 0.0, 1.0], b=[-1.0, 0.0, 1.0])),
+        (cb.plots.loss_along_path, table(t=[0.0, 0.5, 1.0])),
+    ):
+        alone = rows[(rows[list(one)] == pd.Series(one)).all(axis=1)].drop(columns=list(one))
+        figure = draw(alone)
+        figure.savefig(io.BytesIO(), format="png")
+        assert "model" in {text.get_text() for text in figure.axes[0].texts} | {figure.axes[0].get_title(loc="left")}
+
+
+def test_figures_of_one_model_carry_what_they_were_given():
+    sizes = pd.DataFrame(
+        {"size": [0, 10, 10, 100, 100], "draw": [0, 0, 1, 0, 1], "accuracy": [0.3, 0.5, 0.7, 0.8, 0.9]}
+    )
+    axis = cb.plots.calibration_curve(sizes).axes[0]
+    assert axis.get_lines()[0].get_ydata() == pytest.approx([0.6, 0.85])
+    assert axis.get_lines()[1].get_ydata() == pytest.approx([0.3, 0.3])
+    radii = pd.DataFrame(itertools.product(["average", "worst"], [0.1, 0.2], [0]), columns=["kind", "rho", "direction"])
+    axis = cb.plots.sharpness_over_radii(radii.assign(rise=[-0.01, 0.02, 0.3, 0.4])).axes[0]
+    assert axis.get_yscale() == "symlog"
+    assert [list(line.get_ydata()) for line in axis.get_lines()] == [[0.3, 0.4], [-0.01, 0.02]]
+    torch.manual_seed(0)
+    counts = cb.probes.weight_histogram(torch.nn.Sequential(torch.nn.Linear(9, 5), torch.nn.Linear(5, 3)), bins=7)
+    figure = cb.plots.weight_histogram(counts)
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["0.weight", "1.weight"]
+    figure.savefig(io.BytesIO(), format="png")
+
+
+def test_spectra_of_very_different_reach_share_an_axis_that_shows_both():
+    rows = [(method, reach * x) for method, reach in (("dense", 1.0), ("pruned", 100.0)) for x in (-0.1, 0.0, 1.0)]
+    spectra = pd.DataFrame(rows, columns=["method", "eigenvalue"]).assign(seed=0, density=0.5, error=0.1)
+    assert cb.plots.spectral_density(spectra).axes[0].get_xscale() == "symlog"
+    assert cb.plots.spectral_density(spectra[spectra["method"] == "dense"]).axes[0].get_xscale() == "linear"
 
 
 def test_layer_sensitivity_names_layers_and_sizes():

@@ -41,12 +41,61 @@ def assert_untouched(model: nn.Module, before: tuple) -> None:
 
 PROBES = {
     "sparsity_curve": lambda m, d: cb.probes.sparsity_curve(m, d, ["global@0.5", "2:4"], calibration=d),
-    "cram_gap": lambda m, d: cb.probes.cram_gap(m, d, ["global@0.5"]),
+    "cram_gap": lambda m, d: cb.probes.cram_gap(m, d, ["global@0.5"], calibration=d),
     "sam_sharpness": lambda m, d: cb.probes.sam_sharpness(m, d, [0.1, 0.2]),
+    "sharpness_over_radii": lambda m, d: cb.probes.sharpness_over_radii(m, d, [0.1], directions=1, steps=2),
     "loss_in_ball": lambda m, d: cb.probes.loss_in_ball(m, d, points=3, directions=2),
     "loss_in_plane": lambda m, d: cb.probes.loss_in_plane(m, d, points=3),
     "loss_along_compression": lambda m, d: cb.probes.loss_along_compression(m, d, "global@0.5", points=3),
+    "loss_along_compressions": lambda m, d: cb.probes.loss_along_compressions(m, d, ["global@0.5"], points=3),
+    "loss_on_grid": lambda m, d: cb.probes.loss_on_grid(m, d, [cb.probes.random_direction(m, 0)], [0.0, 0.5, 1.0]),
+    "loss_along_path": lambda m, d: cb.probes.loss_along_path(m, copy.deepcopy(m), d, points=3, calibration=d),
+    "loss_at": lambda m, d: cb.probes.loss_at(m, [m, copy.deepcopy(m)], d, [(1, 0), (0.5, 0.5), (0, 1)]),
+    "loss_on_plane": lambda m, d: cb.probes.loss_on_plane(m, moved(m, 0), moved(m, 1), d, points=2)[0],
+    "layer_blame": lambda m, d: cb.probes.layer_blame(m, d, "global@0.5"),
+    "layer_sensitivity": lambda m, d: cb.probes.layer_sensitivity(m, d, [0.5], calibration=d),
+    "flips": lambda m, d: cb.probes.flips(m, d, "global@0.5", calibration=d),
+    "calibration_curve": lambda m, d: cb.probes.calibration_curve(m, d, Rows(d), "global@0.5", [60], draws=2),
+    "stability": lambda m, d: cb.probes.stability(m, d, "global@0.5", calibration=d),
+    "curvature": lambda m, d: cb.probes.curvature(m, d, vectors=2, parts=2),
+    "spectral_density": lambda m, d: cb.probes.spectral_density(m, d, points=8, lanczos=3, repeats=1, parts=2),
 }
+WITHOUT_DATA = {"LEVELS", "random_direction", "layer_profile", "weight_histogram"}
+OVER_RUNS = {
+    "ablation_means",
+    "accuracy_table",
+    "mean_and_std",
+    "over_runs",
+    "seeds_left",
+    "transfer_accuracy",
+    "verdicts",
+}
+
+
+class Rows(cb.data.Dataset):
+    """Rows of numbers where a probe asks for a data set: `data` every time it is asked for images to tune on."""
+
+    def __init__(self, data):
+        object.__setattr__(self, "data", data)
+
+    def __len__(self):
+        return 90
+
+    def calibration(self, *_, **__):
+        return self.data
+
+
+def moved(model: nn.Module, seed: int) -> nn.Module:
+    other = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in other.parameters():
+            p += torch.randn(p.shape, generator=generator, dtype=p.dtype)
+    return other
+
+
+def test_every_probe_of_a_model_and_data_is_in_the_table_above():
+    assert set(cb.probes.__all__) - WITHOUT_DATA - OVER_RUNS - {"predictions"} == set(PROBES)
 
 
 @pytest.mark.parametrize("probe", PROBES.values(), ids=PROBES.keys())
@@ -59,28 +108,67 @@ def test_probes_repeat_and_leave_the_model_as_it_was(probe, model, data):
     assert first.equals(probe(model, data))
 
 
+@pytest.mark.parametrize("when", [1, 2, 4])
 @pytest.mark.parametrize("probe", PROBES.values(), ids=PROBES.keys())
-def test_an_exception_in_the_middle_leaves_the_model_as_it_was(probe, model, data):
+def test_an_exception_in_the_middle_leaves_the_model_as_it_was(probe, when, model, data):
+    """The network breaks down at one of its first passes, wherever the probe is by then."""
     before = snapshot(model)
-    calls = iter(range(100))
+    passes = iter(range(10_000))
 
-    class Breaking:
-        def __iter__(self):
-            if next(calls) == 1:  # the second evaluation: weights are moved by then
-                raise RuntimeError("the disk is gone")
-            return iter(data)
+    def breaking(*_):
+        if next(passes) == when:
+            raise RuntimeError("the memory is gone")
 
-    with pytest.raises(RuntimeError, match="the disk is gone"):
-        probe(model, Breaking())
+    with model[4].register_forward_pre_hook(breaking), pytest.raises(RuntimeError, match="the memory is gone"):
+        probe(model, data)
     assert_untouched(model, before)
+    assert all(p.grad is None for p in model.parameters())
 
 
 @pytest.mark.parametrize("probe", PROBES.values(), ids=PROBES.keys())
 def test_an_iterator_or_no_data_is_refused(probe, model, data):
     with pytest.raises(TypeError, match="more than once"):
         probe(model, iter(data))
-    with pytest.raises(ValueError, match="empty"):
+    with pytest.raises(ValueError, match="empty|given 0"):
         probe(model, [])
+
+
+class Quadratic(nn.Module):
+    """A network whose cross-entropy with label 0 is ½ Σ aᵢ θᵢ², exactly."""
+
+    def __init__(self):
+        super().__init__()
+        self.theta = nn.Parameter(torch.tensor([[0.3, -0.7], [0.9, 0.2]], dtype=torch.float64))
+        self.scale = torch.tensor([[1.0, 4.0], [0.5, 2.0]], dtype=torch.float64)
+
+    def forward(self, x):
+        value = (self.scale * self.theta.square()).sum() / 2
+        return torch.stack([-torch.log(torch.expm1(value)), torch.zeros_like(value)])[None].expand(len(x), 2)
+
+
+def test_the_landscape_of_a_quadratic_is_its_closed_form():
+    """L(θ + a d + b e) = ½ Σ s (θ + a d + b e)² at every point of the plane."""
+    model, data = Quadratic(), [(torch.zeros(3), torch.zeros(3, dtype=torch.long))]
+    one, two = (cb.probes.random_direction(model, seed)["theta"] for seed in (5, 6))
+    theta, scale = model.theta.detach(), model.scale
+    plane = cb.probes.loss_in_plane(model, data, radius=0.8, points=5, seed=5)
+    expected = [
+        float((scale * (theta + a * one + b * two).square()).sum() / 2) for a, b in zip(plane.a, plane.b, strict=True)
+    ]
+    np.testing.assert_allclose(plane["loss"], expected, rtol=1e-6)
+    ball = cb.probes.loss_in_ball(model, data, radius=0.8, points=5, directions=1, seed=5)
+    np.testing.assert_allclose(
+        ball["loss"], [float((scale * (theta + a * one).square()).sum() / 2) for a in ball.a], rtol=1e-6
+    )
+
+
+def test_a_tuned_gap_is_that_of_the_compressed_and_tuned_network(model, data):
+    tuned = cb.probes.cram_gap(model, data, ["global@0.5"], rho=0.3, calibration=data).iloc[0]
+    other = cb.compress.compressed(model.eval(), "global@0.5")
+    cb.compress.tune_batchnorm(other, data)
+    rise = float((joined_loss(other.eval(), data) - joined_loss(model, data)).detach())
+    assert tuned["pruning_gap"] == pytest.approx(rise, abs=1e-6)
+    assert tuned["gap"] != pytest.approx(cb.probes.cram_gap(model, data, ["global@0.5"], rho=0.3)["gap"].iloc[0])
 
 
 def test_cram_gap_equals_the_formula(model, data):

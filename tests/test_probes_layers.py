@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import cram_bench as cb
+from cram_bench.probes.stability import QUANTITIES
 
 
 @pytest.fixture
@@ -105,6 +106,8 @@ def test_more_calibration_images_come_closer_to_all(model, digits):
     assert spread[1200] < spread[5]
     other = cb.compress.compressed(model, cb.compress.Magnitude(0.8))
     assert table["loss"].iloc[0] == pytest.approx(float(F.cross_entropy(logits(other, test), test.labels)), abs=1e-5)
+    with pytest.raises(ValueError, match="from 1 to 1297, not 2000"):
+        cb.probes.calibration_curve(model, test, train, "global@0.8", sizes=[2000])
 
 
 def second(model):
@@ -225,12 +228,16 @@ def test_stability_puts_the_probes_together(model, digits):
     table = cb.probes.stability(model, digits[1], "global@0.8", calibration=digits[0], rho=0.1, few=few)
     assert table["weights"].tolist() == ["dense", "global@0.8"]
     dense = table.iloc[0]
-    assert dense["gap"] == pytest.approx(cb.probes.cram_gap(model, digits[1], ["global@0.8"], 0.1)["gap"].iloc[0])
+    gap = cb.probes.cram_gap(model, digits[1], ["global@0.8"], 0.1, calibration=digits[0]).iloc[0]
+    assert dense[["gap", "pruning_gap"]].tolist() == pytest.approx([gap["gap"], gap["pruning_gap"]])
+    assert dense["loss"] + dense["pruning_gap"] == pytest.approx(table.iloc[1]["loss"], rel=1e-4)
     assert dense["sharpness"] == pytest.approx(cb.probes.sam_sharpness(model, digits[1], 0.05)["sharpness"].iloc[0])
     assert dense["trace"] == pytest.approx(cb.probes.curvature(model, few)["value"].iloc[-1])
     other = cb.compress.compressed(model, cb.compress.Magnitude(0.8))
     cb.compress.tune_batchnorm(other, digits[0].calibration())
     assert table.iloc[1]["loss"] == pytest.approx(cb.train.evaluate(other, digits[1])["loss"], rel=1e-4)
+    again = cb.probes.cram_gap(other, digits[1], ["global@0.8"], 0.1, calibration=digits[0]).iloc[0]
+    assert table.iloc[1]["gap"] == pytest.approx(again["gap"], rel=1e-3)
     assert table.iloc[1]["eigenvalue"] == pytest.approx(cb.probes.curvature(other, few)["value"].iloc[0], rel=1e-2)
 
 
@@ -239,21 +246,49 @@ def test_verdicts_claim_nothing_without_a_spread():
     table = pd.DataFrame(rows, columns=["method", "seed", "loss"]).assign(weights="dense")
     assert cb.probes.verdicts(table, "a", "b", ["loss"])["verdict"].tolist() == ["undecided"]
     assert cb.probes.verdicts(table, "c", "b", ["loss"])["verdict"].tolist() == ["undecided"]  # one seed
-    worse = table.assign(loss=table["loss"] + 5 * (table["method"] == "a"))
+    worse = table.assign(loss=table["loss"] + 50 * (table["method"] == "a"))
     assert cb.probes.verdicts(worse, "a", "b", ["loss"])["verdict"].tolist() == ["contradicts"]
+    assert cb.probes.verdicts(worse, [], "b", ["loss"]).empty
 
 
-def test_verdicts_of_several_methods_say_what_they_compare():
-    rows = [("a", 0, 1.0), ("a", 1, 1.2), ("b", 0, 2.1), ("b", 1, 2.3), ("c", 0, 0.1), ("c", 1, 0.1)]
-    table = pd.DataFrame(rows, columns=["method", "seed", "loss"]).assign(weights="dense", gap=[1.0, 2.0] + 4 * [None])
-    found = cb.probes.verdicts(table, ["b", "c"], "a", ["loss", "gap"])
-    assert found[["method", "quantity", "verdict"]].to_numpy().tolist() == [
-        ["b", "loss", "contradicts"],
-        ["c", "loss", "supports"],
+def test_verdicts_say_what_they_compare_and_are_welchs_test_after_holms_correction():
+    """By hand: t = Δ/√(s₁²/n + s₂²/n) on logarithms, Welch's degrees of freedom; the smallest of two p doubled."""
+    from scipy.stats import t as student
+
+    values = {
+        "gap": {"a": [1.0, 1.1, 1.2], "b": [2.0, 2.2, 2.1]},
+        "trace": {"a": [5.0, 6.0, 9.0], "b": [5.0, 7.0, 8.0]},
+    }
+    table = pd.DataFrame(
+        {"method": ["a"] * 3 + ["b"] * 3 + ["c"], "seed": [0, 1, 2, 0, 1, 2, 0], "weights": "dense"}
+        | {name: [*sides["a"], *sides["b"], np.nan] for name, sides in values.items()}
+    )
+    found = cb.probes.verdicts(table, ["b", "c"], "a", ["gap", "trace"])
+    assert found[["method", "quantity", "seeds", "baseline", "baseline_seeds"]].to_numpy().tolist() == [
+        ["b", "gap", 3, "a", 3],
+        ["b", "trace", 3, "a", 3],
     ]
-    assert found.loc[0, ["mean", "baseline_mean"]].tolist() == pytest.approx([2.2, 1.1])
-    assert found.loc[0, ["std", "baseline_std"]].tolist() == pytest.approx([0.02**0.5, 0.02**0.5])
-    assert found["baseline"].tolist() == ["a", "a"]
+    assert found.loc[0, ["mean", "baseline_mean", "std"]].tolist() == pytest.approx([2.1, 1.1, 0.1])
+    plain = []
+    for sides in values.values():
+        logs = [np.log(sides[name]) for name in ("a", "b")]
+        parts = [side.var(ddof=1) / 3 for side in logs]
+        freedom = sum(parts) ** 2 / sum(part**2 / 2 for part in parts)
+        plain.append(2 * student.sf(abs(logs[0].mean() - logs[1].mean()) / sum(parts) ** 0.5, freedom))
+    assert plain[0] < plain[1]
+    assert found["p"].tolist() == pytest.approx([2 * plain[0], max(2 * plain[0], plain[1])])
+    assert found["verdict"].tolist() == ["contradicts", "undecided"]
+
+
+def test_methods_that_differ_in_nothing_rarely_get_a_verdict():
+    rng = np.random.default_rng(0)
+    decided = 0
+    for _ in range(200):
+        draws = np.exp(rng.standard_normal((6, 5)))
+        table = pd.DataFrame(draws, columns=QUANTITIES)
+        table = table.assign(method=["a"] * 3 + ["b"] * 3, seed=[0, 1, 2] * 2, weights="dense")
+        decided += (cb.probes.verdicts(table, "a", "b")["verdict"] != "undecided").any()
+    assert decided <= 20  # 10 are expected at most; 20 or more have a probability below 1 in 400
 
 
 def test_a_landscape_around_the_compressed_weights_is_that_of_the_compressed_model(model, digits):

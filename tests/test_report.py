@@ -1,5 +1,6 @@
 """The notebooks through papermill on digits, and what the report's folder then holds."""
 
+import base64
 import json
 import re
 import shutil
@@ -245,7 +246,14 @@ def test_the_page_carries_a_slider_and_the_shelf_compares_reports(built):
     table = pd.read_csv(built.folder / "tables" / "accuracy_vs_sparsity.csv")
     tuned = table[table["calibrated"] & (table["method"] == "sgd")].set_index("sparsity")["accuracy"]
     assert data["values"]["global|True"]["sgd"]["0.9"] == [pytest.approx(tuned[0.9]), None]
-    assert data["methods"]["sgd"] == ["SGD", "#000000"]
+    assert data["methods"]["sgd"] == ["SGD", "#000000", ""]
+    assert len({tuple(look) for look in data["methods"].values()}) == len(data["methods"])
+    assert not re.search(r'<img src="(?!data:)', index)  # the page alone can be sent to somebody
+    pictures = re.findall(r'<img src="data:image/svg\+xml;base64,([^"]*)" alt="([^"]*)"', index)
+    assert base64.b64decode(pictures[0][0]) == (built.folder / "figures" / "accuracy_vs_sparsity.svg").read_bytes()
+    assert pictures[0][1].startswith("Test accuracy against sparsity")
+    assert "aria-valuetext" in index
+    index = re.sub(r"base64,[^\"]*", "", index)
     assert "http" not in re.sub(r"https?://(www.w3.org|arxiv.org)", "", index)  # nothing from the network
     shelf = (built.folder.parent / "index.html").read_text()
     assert f"{built.folder.name}/figures/accuracy_vs_sparsity.svg" in shelf

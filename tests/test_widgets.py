@@ -5,6 +5,7 @@ import threading
 import time
 
 import pytest
+import torch
 
 import cram_bench as cb
 from cram_bench.compress import Magnitude, parse
@@ -101,6 +102,37 @@ def test_an_n_of_m_pattern_has_no_slider(runs):
     explorer.pattern.value = "global"
     assert not explorer.sparsity.disabled
     assert explorer.compressor == Magnitude(0.8)
+
+
+def test_the_costliest_layer_is_named_and_what_was_measured_is_said(runs):
+    explorer = cb.widgets.explorer(runs, sample=300)
+    explorer.tune.value = False
+    explorer.sparsity.value = 0.95
+    assert explorer.wait()
+    assert "global@0.95, untuned; 300 test examples" in explorer.numbers.value
+    named = re.findall(r"<b class='layer'>([^<]*)</b>", explorer.blamed.value)
+    part = runs[0].experiment.load_data()[1].sample(300).sample(200)
+    blames = [cb.probes.layer_blame(run.load_model(), part, "global@0.95").set_index("layer")["rise"] for run in runs]
+    assert named == [blame.idxmax() for blame in blames]
+    assert "on 200 of these examples" in explorer.blamed.value
+    explorer.tune.value = True
+    assert explorer.wait()
+    assert "BatchNorm tuned on 250 training examples" in explorer.numbers.value
+
+
+def test_a_run_that_failed_is_named(runs, tmp_path):
+    lost = cb.runs.Run(tmp_path, cb.experiment.recipe("digits", "sam"), failure="the loss is <nan>")
+    explorer = cb.widgets.explorer([*runs, lost])
+    assert explorer.failed.value == "SAM, seed 0: failed: the loss is &lt;nan&gt;"
+    assert len(explorer.runs.options) == 2
+
+
+def test_a_sample_in_the_order_of_its_classes_is_looked_at_in_all_of_them():
+    train, test = cb.data.load("digits")
+    ordered = test.take(test.labels.argsort(stable=True))
+    model = cb.models.create("convnet", 10, 1, 8)
+    subject = cb.widgets.Subject(model, ordered, train.calibration(100))
+    assert len(torch.cat([labels for _, labels in subject._few]).unique()) == 10
 
 
 def test_without_runs_there_is_nothing_to_explore(runs):

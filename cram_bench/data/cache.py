@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
+from cram_bench._checks import said
 from cram_bench._files import write_tensors
 from cram_bench.data.dataset import Dataset, built
-from cram_bench.data.decoding import first_line
 
 _FORMAT = 2  # of the cache; raise it when its content changes
 
@@ -39,7 +39,7 @@ class _Cache:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 written = (file.metadata() or {}).get("sha256")
         except Exception as error:  # the library raises its own type for a truncated file
-            warnings.warn(f"{self.path} is damaged and is rebuilt: {first_line(error)}", stacklevel=4)
+            warnings.warn(f"{self.path} is damaged and is rebuilt: {said(error)}", stacklevel=4)
             return None
         if written != _digest(tensors):
             warnings.warn(f"{self.path} is damaged and is rebuilt: its checksum does not match", stacklevel=4)
@@ -56,9 +56,7 @@ class _Cache:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_tensors(self.path, tensors, {"sha256": _digest(tensors)})
         except OSError as error:
-            warnings.warn(
-                f"decoded images could not be cached in {self.path.parent}: {first_line(error)}", stacklevel=4
-            )
+            warnings.warn(f"decoded images could not be cached in {self.path.parent}: {said(error)}", stacklevel=4)
 
 
 def cached(

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cram_bench._checks import said
+
 SUFFIXES = {".png", ".jpg", ".jpeg"}
 
 
@@ -27,7 +29,7 @@ def any_colour(paths: Sequence[Path]) -> bool:
                 if image.mode not in {"1", "L", "I", "I;16", "F"}:
                     return True
         except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"{path} is not readable as an image: {first_line(error)}") from error
+            raise DataError(f"{path} is not readable as an image: {said(error)}") from error
     return False
 
 
@@ -55,7 +57,7 @@ def decode(data: bytes, where: str, colour: bool | None = None) -> np.ndarray:
     except DataError:
         raise
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{where} is not readable as an image: {first_line(error)}") from error
+        raise DataError(f"{where} is not readable as an image: {said(error)}") from error
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
@@ -76,8 +78,3 @@ def stack(images: list[np.ndarray], names: Sequence[str]) -> Tensor:
 def dimensions(shape: tuple[int, ...]) -> str:
     """Say a shape (channels, height, width) in words."""
     return f"{shape[2]}×{shape[1]} pixels, {shape[0]} channels"
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's message, or its type where it has none."""
-    return (str(error) or type(error).__name__).splitlines()[0]

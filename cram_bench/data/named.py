@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cram_bench._checks import instance, meant, shown
+from cram_bench._checks import instance, meant, said, shown
 from cram_bench.data.cache import cache_root, cached
 from cram_bench.data.dataset import Dataset, built
-from cram_bench.data.decoding import SUFFIXES, DataError, contents, decode, first_line
+from cram_bench.data.decoding import SUFFIXES, DataError, contents, decode
 from cram_bench.data.folders import load_folder
 from cram_bench.data.parquet import read_parquet, shards
 
@@ -178,7 +178,7 @@ def _through_torchvision(name: str, root: Path) -> tuple[Dataset, Dataset]:
             ).rmdir()  # what it made and left empty; a folder with content stays
         with contextlib.suppress(OSError):
             folder.rmdir()
-        raise DataError(f"{name} is not in {root} and could not be downloaded ({first_line(error)}): {how}") from None
+        raise DataError(f"{name} is not in {root} and could not be downloaded ({said(error)}): {how}") from None
     arrays = {}
     for split, source in splits.items():
         images = torch.as_tensor(np.asarray(source.data))

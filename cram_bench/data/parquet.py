@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cram_bench.data.decoding import DataError, decode, first_line, stack
+from cram_bench._checks import said
+from cram_bench.data.decoding import DataError, decode, stack
 
 
 def shards(folder: Path) -> dict[str, list[Path]] | None:
@@ -38,7 +39,7 @@ def read_parquet(paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
         try:
             table = pq.read_table(path)
         except (OSError, ValueError) as error:
-            raise DataError(f"{path} is not readable as Parquet: {first_line(error)}") from error
+            raise DataError(f"{path} is not readable as Parquet: {said(error)}") from error
         column = next((c for c in ("img", "image") if c in table.column_names), None)
         label = next((c for c in ("label", "fine_label") if c in table.column_names), None)
         typed = column is not None and label is not None

@@ -13,9 +13,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, SymmetricalLogLocator
 
 from cram_bench.experiment import METHODS
+from cram_bench.probes.over_runs import seeds_left
 
 # Okabe and Ito's palette, its yellow replaced, and a wine of Paul Tol's: distinguishable with colour-blind vision, of
 # different lightness.
@@ -31,6 +33,7 @@ _PALETTE = (
     "#888888",
     "#882255",
 )
+_STATES = {"model": 0, "dense": 1, "pruned": 4, "untuned": 8, "tuned": 5}  # places in the palette
 _MARKERS = ("o", "s", "v", "^", "D", "P", "X", "*", "<", "p")
 
 STYLE: dict[str, Any] = {
@@ -65,9 +68,9 @@ def style() -> Iterator[None]:
 
 
 def look(method: str) -> tuple[str, str, str]:
-    """Return (label, colour, marker) of a method: fixed by its place in `METHODS`."""
+    """Return (label, colour, marker) of a method: fixed by its place in `METHODS`; or of a state of one network."""
     names = list(METHODS)
-    index = names.index(method) if method in names else len(names) + sum(map(ord, method)) % 3
+    index = names.index(method) if method in names else _STATES.get(method, sum(map(ord, method)))
     label = METHODS[method].label if method in METHODS else method
     return label, _PALETTE[index % len(_PALETTE)], _MARKERS[index % len(_MARKERS)]
 
@@ -168,15 +171,23 @@ def _label_lines(axis: Axes) -> None:
         )  # fmt: skip
 
 
-def legend(figure: Figure, axis: Axes, table: pd.DataFrame, band: str) -> None:
-    """Label the lines where they end, and say below what the band is."""
+def of_runs(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table with method and seed: one that comes straight from a probe is that of a single model."""
+    if not isinstance(table, pd.DataFrame) or "method" in table or "seed" in table:
+        return table
+    return table.assign(method="model", seed=0)
+
+
+def legend(figure: Figure, axis: Axes, table: pd.DataFrame, value: str, band: str) -> None:
+    """Label the lines where they end, and say below what the band is, and which seeds have no `value`: they failed."""
     figure.draw_without_rendering()  # the layout decides where the ends are
     _label_lines(axis)
     handles: list[Any] = []
-    drawn = {line.get_label() for a in figure.axes for line in a.get_lines() if np.isfinite(line.get_ydata()).any()}
-    for label, colour, _ in map(look, in_order(table)):
-        if label not in drawn:
-            handles.append(Line2D([], [], color=colour, label=f"{label}: failed"))
+    for method, (left, every) in seeds_left(table, value).items():
+        if left < every:
+            label, colour, _ = look(method)
+            count = f": {every - left} of {every} seeds failed" if left else ": failed"
+            handles.append(Line2D([], [], color=colour, label=label + count))
     seeds = table["seed"].nunique()
     directions = table["direction"].nunique() if "direction" in table else 1
     if seeds > 1 or directions > 1:
@@ -198,3 +209,8 @@ def loss_bar(bar: Any, levels: np.ndarray, name: str) -> None:
     ticks = np.linspace(levels[0], levels[-1], 5)
     bar.set_ticks(list(ticks), labels=[plain(float(f"{10**tick:.2g}")) for tick in ticks])
     bar.set_label(f"{name}, nats (log scale)")
+
+
+def outlined(width: float = 2.0) -> list[Any]:
+    """Return the path effect that keeps white text and lines readable on bright colours."""
+    return [withStroke(linewidth=width, foreground="black")]

@@ -7,20 +7,21 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import NullLocator, PercentFormatter
 
 from cram_bench._checks import columns
-from cram_bench.plots._style import at_even_steps, legend, mean_lines, style
+from cram_bench.plots._style import at_even_steps, legend, mean_lines, of_runs, style
 
 
 def accuracy_vs_sparsity(table: pd.DataFrame, pattern: str = "global", chance: float | None = None) -> Figure:
     """Draw accuracy against sparsity, before and after BatchNorm tuning side by side.
 
     Args:
-        table: columns method, seed, pattern, sparsity, calibrated, accuracy.
+        table: columns method, seed, pattern, sparsity, calibrated, accuracy; without method and seed, it is that of one model.
         pattern: which sparsity pattern to draw; the dense model belongs to all.
         chance: accuracy of guessing, a fraction, drawn as a dotted line.
     """
+    table = of_runs(table)
     columns(table, "method", "seed", "pattern", "sparsity", "calibrated", "accuracy")
     shown = table[(table["pattern"] == pattern) | (table["sparsity"] == 0)]
     panels = [flag for flag in (False, True) if (shown["calibrated"] == flag).any()]
@@ -39,7 +40,7 @@ def accuracy_vs_sparsity(table: pd.DataFrame, pattern: str = "global", chance: f
             axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
         axes[0].set_ylabel("test accuracy, %")
         axes[0].set_ylim(0, 1.02)
-        legend(figure, axes[-1], table, "mean ± std")
+        legend(figure, axes[-1], table, "accuracy", "mean ± std")
     return figure
 
 
@@ -65,7 +66,7 @@ def equal_cost(table: pd.DataFrame) -> Figure:
             axis.set_xlabel("sparsity, % of prunable weights (global)")
             axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
         axes[0].set_ylabel("test accuracy, %")
-        legend(figure, axes[-1], table, "mean ± std")
+        legend(figure, axes[-1], table, "accuracy", "mean ± std")
     return figure
 
 
@@ -109,6 +110,7 @@ def transfer(table: pd.DataFrame, target: str, chance: float | None = None) -> F
         target: name of the new data.
         chance: accuracy of guessing, a fraction, drawn as a dotted line.
     """
+    table = of_runs(table)
     columns(table, "method", "seed", "sparsity", "accuracy")
     with style():
         figure = Figure(figsize=(5.6, 3.9))
@@ -120,5 +122,36 @@ def transfer(table: pd.DataFrame, target: str, chance: float | None = None) -> F
         axis.set_ylabel(f"test accuracy on {target}, %")
         axis.set_title("Fine-tuned sparse, by the method that made the source")
         axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
-        legend(figure, axis, table, "mean ± std")
+        legend(figure, axis, table, "accuracy", "mean ± std")
+    return figure
+
+
+def calibration_curve(table: pd.DataFrame) -> Figure:
+    """Draw accuracy after BatchNorm tuning against how many images it saw; the band is ± one standard deviation.
+
+    Args:
+        table: columns size, draw, accuracy, of `cram_bench.probes.calibration_curve`; size 0 is without tuning.
+    """
+    columns(table, "size", "draw", "accuracy")
+    tuned = table[table["size"] > 0].groupby("size")["accuracy"]
+    mean, std = tuned.mean(), tuned.std(ddof=1).fillna(0)
+    with style():
+        figure = Figure(figsize=(5.6, 3.6))
+        axis = figure.subplots()
+        axis.plot(mean.index, mean.to_numpy(), color="black", marker="o")
+        axis.fill_between(
+            mean.index, (mean - std).clip(lower=0), (mean + std).clip(upper=1), color="black", alpha=0.18, linewidth=0
+        )
+        for value in table.loc[table["size"] == 0, "accuracy"]:
+            axis.axhline(value, color="#888888", linestyle=":", linewidth=1.4)
+            axis.annotate(
+                "untuned", (mean.index.min(), value), (0, 3), textcoords="offset points", color="#666666", fontsize=8
+            )
+        axis.set_xscale("log")
+        axis.set_xticks(list(mean.index), [f"{size:,}" for size in mean.index])
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
+        axis.set_xlabel("images that BatchNorm is tuned on (log scale)")
+        axis.set_ylabel("accuracy, %")
+        axis.set_title(f"How much tuning needs (mean ± std, {table['draw'].nunique()} draws)")
     return figure

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from cram_bench._checks import columns
 from cram_bench.compress import parse
-from cram_bench.plots._style import at_even_steps, in_order, legend, log_axis, look, mean_lines, style
+from cram_bench.plots._style import (
+    at_even_steps,
+    in_order,
+    legend,
+    log_axis,
+    look,
+    mean_lines,
+    of_runs,
+    plain,
+    style,
+)
+from cram_bench.probes.over_runs import seeds_left
 
 
 def gaps(table: pd.DataFrame) -> Figure:
@@ -18,6 +30,7 @@ def gaps(table: pd.DataFrame) -> Figure:
     Args:
         table: columns method, seed, sparsity, gap (nats), rho.
     """
+    table = of_runs(table)
     columns(table, "method", "seed", "sparsity", "gap", "rho")
     with style():
         figure = Figure(figsize=(5.6, 3.8))
@@ -29,7 +42,7 @@ def gaps(table: pd.DataFrame) -> Figure:
         axis.set_xlabel("sparsity, % of prunable weights that are zero")
         axis.set_ylabel("L(C(θ + ρg)) − L(θ), nats\n" + ("(linear to 0.01, then log)" if linear else "(log scale)"))
         axis.set_title(f"CrAM gap at ρ = {table['rho'].dropna().iloc[0]:g}")
-        legend(figure, axis, table, "lowest to highest")
+        legend(figure, axis, table, "gap", "lowest to highest")
     return figure
 
 
@@ -39,6 +52,7 @@ def sharpness(table: pd.DataFrame) -> Figure:
     Args:
         table: columns method, seed, rho, sharpness (nats).
     """
+    table = of_runs(table)
     columns(table, "method", "seed", "rho", "sharpness")
     with style():
         figure = Figure(figsize=(5.6, 3.8))
@@ -52,16 +66,16 @@ def sharpness(table: pd.DataFrame) -> Figure:
         axis.set_xlabel("radius ρ, Euclidean distance in weights (log scale)")
         axis.set_ylabel("L(θ + ρg/‖g‖) − L(θ), nats (log scale)")
         axis.set_title("SAM-sharpness")
-        legend(figure, axis, table, "lowest to highest")
+        legend(figure, axis, table, "sharpness", "lowest to highest")
     return figure
 
 
 _QUANTITIES = {
-    "loss": "loss, nats",
     "gap": "CrAM gap, nats",
+    "pruning_gap": "rise by pruning, nats",
     "sharpness": "SAM-sharpness, nats",
-    "eigenvalue": "top eigenvalue of the Hessian,\nnats per squared weight",
-    "trace": "trace of the Hessian,\nnats per squared weight",
+    "eigenvalue": "top Hessian eigenvalue, nats/weight²",
+    "trace": "Hessian trace, nats/weight²",
 }
 
 
@@ -71,9 +85,10 @@ def stability(table: pd.DataFrame) -> Figure:
     Thin vertical lines are standard errors over parts of the sample, where the table has them (``QUANTITY_error``).
 
     Args:
-        table: columns method, seed, weights (``dense`` or a compressor's specification), loss, gap, sharpness,
-            eigenvalue, trace.
+        table: columns method, seed, weights (``dense`` or a compressor's specification), gap, pruning_gap, sharpness,
+            eigenvalue, trace; without method and seed, it is that of one model.
     """
+    table = of_runs(table)
     columns(table, "method", "seed", "weights", *_QUANTITIES)
     methods = in_order(table)
     step = 0.7 / len(methods)
@@ -96,22 +111,21 @@ def stability(table: pd.DataFrame) -> Figure:
                     if len(values) > 1:
                         axis.hlines(values.mean(), x - 0.42 * step, x + 0.42 * step, color=colour)
             if len(shown):
-                log_axis(axis, 0.0 if shown[quantity].min() > 0 else 0.01 * float(shown[quantity].abs().max()))
+                linear = 0.0 if shown[quantity].min() > 0 else 0.01 * float(shown[quantity].abs().max())
+                log_axis(axis, linear)
+                name += "\n(log scale)" if not linear else f"\n(linear to {linear:.1g}, then log)"
             axis.set_xticks(range(len(groups)), [_weights(weights) for weights in groups])
             axis.set_xlim(-0.5, max(1, len(groups)) - 0.5)
             axis.tick_params(axis="x", length=0)
             axis.set_xlabel("weights")
             axis.set_ylabel(name)
-        figure.suptitle("Lower is more stable (log scales)", fontsize=10, fontweight="bold", x=0.01, ha="left")
-        measured = set(table.dropna(subset=["loss"])["method"])
-        seeds = table["seed"].nunique()
-        handles = [
-            Line2D(
-                [], [], color=colour, marker=marker, linestyle="", label=label + ("" if m in measured else ": failed")
-            )
-            for m, (label, colour, marker) in ((method, look(method)) for method in methods)
-        ]
-        if seeds > 1:
+        figure.suptitle("Lower is more stable", fontsize=10, fontweight="bold", x=0.01, ha="left")
+        handles = []
+        for method, (left, every) in seeds_left(table, "eigenvalue").items():
+            label, colour, marker = look(method)
+            failed = "" if left == every else f": {every - left} of {every} failed" if left else ": failed"
+            handles.append(Line2D([], [], color=colour, marker=marker, linestyle="", label=label + failed))
+        if (seeds := table["seed"].nunique()) > 1:
             handles.append(Line2D([], [], color="#888888", label=f"mean of {seeds} seeds"))
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure
@@ -124,12 +138,47 @@ def _weights(name: str) -> str:
     return f"{target.pattern},\n{100 * target.sparsity:g} % zeros"
 
 
+def sharpness_over_radii(table: pd.DataFrame) -> Figure:
+    """Draw the rise of the loss on spheres around the weights: on average over directions, and at worst.
+
+    Args:
+        table: columns kind, rho, direction, rise (nats), of `cram_bench.probes.sharpness_over_radii`.
+    """
+    columns(table, "kind", "rho", "direction", "rise")
+    looks = {"worst": ("black", "o", "worst found"), "average": ("#0072B2", "s", "average over directions")}
+    with style():
+        figure = Figure(figsize=(5.6, 3.8))
+        axis = figure.subplots()
+        for kind, (colour, marker, label) in looks.items():
+            grouped = table[table["kind"] == kind].groupby("rho")["rise"]
+            mean = grouped.mean()
+            axis.plot(mean.index, mean.to_numpy(), color=colour, marker=marker, label=label)
+            axis.fill_between(mean.index, grouped.min(), grouped.max(), color=colour, alpha=0.2, linewidth=0)
+        axis.set_xscale("log")
+        radii = sorted(table["rho"].unique())
+        axis.set_xticks(radii, [f"{radius:g}" for radius in radii])
+        axis.xaxis.set_minor_locator(NullLocator())
+        low = float(table["rise"].min())
+        linear = 0.0 if low > 0 else 0.01 * float(table["rise"].abs().max())
+        log_axis(axis, linear)
+        axis.set_xlabel("radius ρ, Euclidean distance in weights (log scale)")
+        axis.set_ylabel(
+            "rise of the loss, nats\n" + (f"(linear to {linear:.1g}, then log)" if linear else "(log scale)")
+        )
+        axis.set_ylim(bottom=low - 0.5 * linear if linear else None)
+        axis.set_title("Sharpness over radii (band: lowest to highest)")
+        axis.legend(loc="upper left")
+    return figure
+
+
 def spectral_density(table: pd.DataFrame) -> Figure:
     """Draw the density of the curvature's eigenvalues on a log scale.
 
     Args:
-        table: columns method, seed, eigenvalue, density.
+        table: columns method, seed, eigenvalue, density, and perhaps error, which is drawn as a band; without method and
+            seed, it is that of one model.
     """
+    table = of_runs(table)
     columns(table, "method", "seed", "eigenvalue", "density")
     with style():
         figure = Figure(figsize=(5.6, 3.8))
@@ -137,6 +186,11 @@ def spectral_density(table: pd.DataFrame) -> Figure:
         for method in in_order(table):
             label, colour, _ = look(method)
             for number, (_, part) in enumerate(table[table["method"] == method].groupby("seed")):
+                if "error" in part:
+                    low, high = part["density"] - part["error"], part["density"] + part["error"]
+                    axis.fill_between(
+                        part["eigenvalue"], low.clip(lower=1e-12), high, color=colour, alpha=0.2, linewidth=0
+                    )
                 axis.plot(
                     part["eigenvalue"],
                     part["density"],
@@ -145,7 +199,11 @@ def spectral_density(table: pd.DataFrame) -> Figure:
                     linewidth=1.3,
                 )
         axis.set_yscale("log")
-        axis.set_ylim(bottom=1e-8)
+        axis.set_ylim(bottom=1e-9 * float(np.nanmax(table["density"])))
+        reach = table.assign(reach=table["eigenvalue"].abs()).groupby(["method", "seed"])["reach"].max().dropna()
+        if len(reach) and reach.max() > 5 * reach.min():  # one spectrum would be a needle beside the other
+            axis.set_xscale("symlog", linthresh=float(f"{reach.min() / 10:.1g}"))
+            axis.xaxis.set_major_formatter(FuncFormatter(plain))
         axis.set_xlabel("eigenvalue of the Hessian, nats per squared weight")
         axis.set_ylabel("density (log scale)")
         axis.set_title("Spectrum of the curvature")

@@ -11,15 +11,28 @@ from matplotlib.figure import Figure
 
 from cram_bench._checks import columns, items
 from cram_bench.compress import parse
-from cram_bench.plots._style import contours, in_order, legend, log_axis, look, looks, loss_bar, mean_lines, style
+from cram_bench.plots._style import (
+    contours,
+    in_order,
+    legend,
+    log_axis,
+    look,
+    looks,
+    loss_bar,
+    mean_lines,
+    of_runs,
+    outlined,
+    style,
+)
 
 
 def loss_in_ball(table: pd.DataFrame) -> Figure:
     """Draw the loss in random filter-normalised directions: mean over directions and seeds, band from lowest to highest.
 
     Args:
-        table: columns method, seed, direction, a, loss.
+        table: columns method, seed, direction, a, loss; without method and seed, it is that of one model.
     """
+    table = of_runs(table)
     columns(table, "method", "seed", "direction", "a", "loss")
     with style():
         figure = Figure(figsize=(5.6, 3.8))
@@ -27,9 +40,9 @@ def loss_in_ball(table: pd.DataFrame) -> Figure:
         mean_lines(axis, table, "a", "loss")
         log_axis(axis)
         axis.set_xlabel("distance from the trained weights, in filter norms")
-        axis.set_ylabel("training loss, nats (log scale)")
+        axis.set_ylabel("loss, nats (log scale)")
         axis.set_title("Loss in random directions")
-        legend(figure, axis, table, "lowest to highest")
+        legend(figure, axis, table, "loss", "lowest to highest")
     return figure
 
 
@@ -39,6 +52,7 @@ def loss_along_compression(table: pd.DataFrame) -> Figure:
     Args:
         table: columns method, seed, compressor (specification), t, loss.
     """
+    table = of_runs(table)
     columns(table, "method", "seed", "compressor", "t", "loss")
     compressors = list(dict.fromkeys(table["compressor"].dropna()))
     with style():
@@ -50,8 +64,8 @@ def loss_along_compression(table: pd.DataFrame) -> Figure:
             target = parse(compressor)
             axis.set_title(f"to {target.pattern}, {100 * target.sparsity:g} % zeros")
             axis.set_xlabel("t:  0 dense,  1 pruned")
-        axes[0].set_ylabel("training loss, nats (log scale)")
-        legend(figure, axes[-1], table, "lowest to highest")
+        axes[0].set_ylabel("loss, nats (log scale)")
+        legend(figure, axes[-1], table, "loss", "lowest to highest")
     return figure
 
 
@@ -61,6 +75,7 @@ def loss_planes(table: pd.DataFrame) -> Figure:
     Args:
         table: columns method, a, b, loss; one seed.
     """
+    table = of_runs(table)
     columns(table, "method", "a", "b", "loss")
     methods = in_order(table.dropna(subset=["loss"]))
     low, high = np.log10(table["loss"].min()), np.log10(table["loss"].max())
@@ -72,13 +87,36 @@ def loss_planes(table: pd.DataFrame) -> Figure:
         for axis, method in zip(axes, methods, strict=True):
             grid = table[table["method"] == method].pivot_table(index="b", columns="a", values="loss")
             filled = contours(axis, grid, levels)
-            axis.plot(0, 0, "w+", markersize=9, markeredgewidth=1.8)
+            axis.plot(0, 0, "w+", markersize=9, markeredgewidth=1.8, path_effects=outlined(3.2))
             axis.set_aspect("equal")
             axis.set_title(look(method)[0])
             axis.set_xlabel("direction 1, filter norms")
         axes[0].set_ylabel("direction 2, filter norms")
+        if failed := [look(method)[0] for method in in_order(table) if method not in methods]:
+            figure.suptitle(f"failed: {', '.join(failed)}", fontsize=9, x=0.01, ha="left")
         if filled is not None:
-            loss_bar(figure.colorbar(filled, ax=list(axes), shrink=0.85), levels, "training loss")
+            loss_bar(figure.colorbar(filled, ax=list(axes), shrink=0.85), levels, "loss")
+    return figure
+
+
+def loss_along_path(table: pd.DataFrame, ends: tuple[str, str] = ("first model", "second model")) -> Figure:
+    """Draw the loss on the straight line from one model to another, and beyond.
+
+    Args:
+        table: columns t, loss, of `cram_bench.probes.loss_along_path`; with method and seed, a line per method.
+        ends: what lies at t = 0 and at t = 1.
+    """
+    table = of_runs(table)
+    columns(table, "method", "seed", "t", "loss")
+    with style():
+        figure = Figure(figsize=(5.6, 3.8))
+        axis = figure.subplots()
+        mean_lines(axis, table, "t", "loss")
+        log_axis(axis)
+        axis.set_xlabel(f"t:  0 {ends[0]},  1 {ends[1]}")
+        axis.set_ylabel("loss, nats (log scale)")
+        axis.set_title("Loss on the line between two models")
+        legend(figure, axis, table, "loss", "lowest to highest")
     return figure
 
 
@@ -124,12 +162,15 @@ def loss_on_plane(
         figure = Figure(figsize=(5.4, 4.4))
         axis = figure.subplots()
         filled = contours(axis, losses, levels)
-        axis.plot(corners["a"], corners["b"], color="white", marker="o", linewidth=1.6, markeredgecolor="black")
+        axis.plot(
+            corners["a"], corners["b"], color="white", marker="o", linewidth=1.6, markeredgecolor="black",
+            path_effects=outlined(3.0),
+        )  # fmt: skip
         for name, a, b in zip(names, corners["a"], corners["b"], strict=True):
             left = a > grid["a"].median()  # a name stays inside the axes
             axis.annotate(
                 name, (a, b), (-7 if left else 7, 6), textcoords="offset points", ha="right" if left else "left",
-                color="white", fontweight="bold", fontsize=9,
+                color="white", fontweight="bold", fontsize=9, path_effects=outlined(2.5),
             )  # fmt: skip
         width, height = (float(np.ptp(side.to_numpy(dtype=float))) for side in (losses.columns, losses.index))
         axis.set_aspect("equal" if 0.4 < height / width < 2.5 else "auto")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import matplotlib as mpl
 import pandas as pd
-from matplotlib.colors import SymLogNorm
+from matplotlib.colors import LogNorm, SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
@@ -72,4 +72,30 @@ def layer_profile(tables: Mapping[str, pd.DataFrame], methods: Mapping[str, str]
             axes[1].set_xlabel("rise of the loss by this layer alone, nats\n(linear to 0.01, then log)")
             axes[1].set_title("Which layer breaks it (untuned)")
         figure.legend(handles=axes[0].get_legend_handles_labels()[0], loc="outside lower center", ncols=3)
+    return figure
+
+
+def weight_histogram(table: pd.DataFrame) -> Figure:
+    """Draw how the weights of every layer are spread, a row a layer, darker for more of its weights.
+
+    Args:
+        table: columns layer, low, high, count, of `cram_bench.probes.weight_histogram`.
+    """
+    columns(table, "layer", "low", "high", "count")
+    counts = table.pivot_table(index="layer", columns="low", values="count", sort=False)
+    shares = counts.div(counts.sum(axis=1), axis=0)
+    shares = shares[sorted(shares.columns)]
+    edges = [*shares.columns, float(table["high"].max())]
+    with style(), mpl.rc_context({"axes.grid": False}):
+        figure = Figure(figsize=(7.0, max(2.8, 0.2 * len(shares) + 1.6)))
+        axis = figure.subplots()
+        least = 1 / float(counts.sum(axis=1).max())
+        norm = LogNorm(vmin=least, vmax=1)
+        image = axis.pcolormesh(edges, range(len(shares) + 1), shares.where(shares > 0), cmap="cividis_r", norm=norm)
+        axis.set_yticks([place + 0.5 for place in range(len(shares))], list(shares.index), fontsize=7)
+        axis.set_ylim(len(shares), 0)
+        axis.tick_params(axis="y", length=0)
+        axis.set_xlabel("value of the weight")
+        axis.set_title("How the weights of each layer are spread")
+        figure.colorbar(image, ax=axis, label="share of the layer (log scale)")
     return figure

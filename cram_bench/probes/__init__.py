@@ -15,7 +15,14 @@ from cram_bench.probes.landscape import (
     random_direction,
 )
 from cram_bench.probes.layers import layer_blame, layer_profile, layer_sensitivity, weight_histogram
-from cram_bench.probes.over_runs import ablation_means, accuracy_table, mean_and_std, over_runs, transfer_accuracy
+from cram_bench.probes.over_runs import (
+    ablation_means,
+    accuracy_table,
+    mean_and_std,
+    over_runs,
+    seeds_left,
+    transfer_accuracy,
+)
 from cram_bench.probes.paths import loss_along_path, loss_at, loss_on_plane
 from cram_bench.probes.sharpness import cram_gap, sam_sharpness, sharpness_over_radii
 from cram_bench.probes.sparsity import LEVELS, sparsity_curve
@@ -45,6 +52,7 @@ __all__ = [
     "predictions",
     "random_direction",
     "sam_sharpness",
+    "seeds_left",
     "sharpness_over_radii",
     "sparsity_curve",
     "spectral_density",

@@ -84,24 +84,29 @@ def calibration_curve(
     sizes: Sequence[int] = (50, 100, 200, 500, 1000, 2000),
     draws: int = 3,
     exclude: Iterable[str] = (),
+    augment: bool = True,
 ) -> pd.DataFrame:
     """Measure how accuracy after BatchNorm tuning depends on how many images it sees.
 
     Args:
         model: any torch classifier; left as it was found.
         data: what to evaluate on.
-        calibration: training images to draw from, augmented as in training.
+        calibration: training images to draw from.
         compressor: an operator or its specification.
         sizes: how many images.
         draws: random draws of each size; the spread comes from them.
         exclude: shell patterns over parameter names that stay dense.
+        augment: augment the images, as in a training that does.
 
     Returns:
         A row per size and draw: size, draw, accuracy (a fraction), loss (nats). Size 0, once, is without tuning.
+
+    Raises:
+        ValueError: a size is not positive, or larger than `calibration`.
     """
     compressor = parse(compressor)
     instance("calibration", calibration, Dataset, "a Dataset")
-    sizes = [integer("a size", size, 1) for size in items("sizes", sizes, "numbers of images")]
+    sizes = [integer("a size", size, 1, len(calibration)) for size in items("sizes", sizes, "numbers of images")]
     integer("draws", draws, 1)
     with probing(model):
         apply_(model, compressor, exclude)
@@ -110,7 +115,7 @@ def calibration_curve(
         for size in sizes:
             for draw in range(draws):
                 with preserved(model):
-                    tune_batchnorm(model, calibration.calibration(size, seed=draw))
+                    tune_batchnorm(model, calibration.calibration(size, augment, seed=draw))
                     result = evaluate(model, data)
                 rows.append((size, draw, result["accuracy"], result["loss"]))
     return pd.DataFrame(rows, columns=["size", "draw", "accuracy", "loss"])

@@ -44,7 +44,8 @@ def curvature(
         top: how many of the algebraically largest eigenvalues.
         kind: ``hessian`` or ``gauss-newton``.
         vectors: random sign vectors for the trace, for each part.
-        parts: equal parts of the data, by position, that the error comes from; at least 2.
+        parts: equal parts of the data that the error comes from, at least 2: example i is in part i mod `parts`, so that
+            data in the order of their classes are spread over them.
         seed: of the random vectors.
 
     Returns:
@@ -83,6 +84,7 @@ def spectral_density(
     points: int = 256,
     lanczos: int = 48,
     repeats: int = 3,
+    parts: int = 4,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Estimate the density of the curvature's eigenvalues by stochastic Lanczos quadrature (Papyan, JMLR 21:165, 2020).
@@ -94,25 +96,43 @@ def spectral_density(
         points: where the density is given.
         lanczos: Lanczos vectors a repeat.
         repeats: starting vectors that are averaged over.
+        parts: equal parts of the data that the error comes from, as in `curvature`; at least 2.
         seed: of the starting vectors.
 
     Returns:
-        Columns eigenvalue and density, whose integral is 1 up to the width of the kernel.
+        Columns eigenvalue, density, whose integral is 1 up to the width of the kernel, and error: the standard error of the
+        density over the parts, each with starting vectors of its own. A part has fewer samples than all the data, and so a
+        wider spectrum; the density is that of all the data.
+
+    Raises:
+        ValueError: as `curvature`.
     """
     if kind not in get_args(Kind):
         raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, not {kind!r}")
-    for name, value, least in (("points", points, 1), ("lanczos", lanczos, 2), ("repeats", repeats, 1)):
+    for name, value, least in (
+        ("points", points, 1),
+        ("lanczos", lanczos, 2),
+        ("repeats", repeats, 1),
+        ("parts", parts, 2),
+    ):
         integer(name, value, least)
     with _quiet(), probing(model), sdpa_kernel(SDPBackend.MATH), torch.random.fork_rng():
         from curvlinops import lanczos_approximate_spectrum
 
         torch.manual_seed(seed)
-        operator = _operator(model, _batches(model, data), kind)
+        whole = _batches(model, data)
+        operators = [_operator(model, piece, kind) for piece in (whole, *_split(whole, parts))]
         size = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        # Left to itself it finds the ends of the spectrum from a starting vector that no seed decides.
-        ends = tuple(float(_eigenpairs(operator, 1, seed, which)[0][0]) for which in ("SA", "LA"))
-        where, density = lanczos_approximate_spectrum(operator, min(lanczos, size), points, repeats, boundaries=ends)
-    return pd.DataFrame({"eigenvalue": where.cpu().double(), "density": density.cpu().double()})
+        # Left to itself it finds the ends of the spectrum from a starting vector that no seed decides, and other ones
+        # for every part. They need not be exact: it leaves a margin.
+        reached = [_ends(operator, seed) for operator in operators]
+        ends = (min(low for low, _ in reached), max(high for _, high in reached))
+        found = [
+            lanczos_approximate_spectrum(o, min(lanczos, size), points, repeats, boundaries=ends) for o in operators
+        ]
+    where, density = (values.cpu().double() for values in found[0])
+    error = torch.stack([part.cpu().double() for _, part in found[1:]]).std(0) / parts**0.5
+    return pd.DataFrame({"eigenvalue": where, "density": density, "error": error})
 
 
 def _operator(model: nn.Module, data: list[tuple[Tensor, Tensor]], kind: Kind) -> Any:
@@ -123,20 +143,43 @@ def _operator(model: nn.Module, data: list[tuple[Tensor, Tensor]], kind: Kind) -
     return build(model, nn.CrossEntropyLoss(), parameters, data, check_deterministic=False)
 
 
-def _eigenpairs(operator: Any, top: int, seed: int, which: Literal["LA", "SA"] = "LA") -> tuple[np.ndarray, np.ndarray]:
-    """Return the `top` algebraically largest (LA) or smallest (SA) eigenvalues, largest first, and their vectors."""
+def _eigenpairs(operator: Any, top: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the `top` algebraically largest eigenvalues, largest first, and their vectors."""
     from scipy.sparse.linalg import eigsh
 
     matrix = operator.to_scipy()
-    if matrix.shape[0] <= max(20, 2 * top + 1):  # Lanczos needs room; a small matrix is written out
+    if _is_small(matrix, top):
         values, vectors = np.linalg.eigh(matrix @ np.eye(matrix.shape[0], dtype=matrix.dtype))
-        chosen = slice(-top, None) if which == "LA" else slice(None, top)
-        values, vectors = values[chosen], vectors[:, chosen]
+        values, vectors = values[-top:], vectors[:, -top:]
     else:
-        start = np.random.default_rng(seed).standard_normal(matrix.shape[0]).astype(matrix.dtype)
-        values, vectors = eigsh(matrix, k=top, which=which, tol=_TOLERANCE, v0=start)
+        values, vectors = eigsh(matrix, k=top, which="LA", tol=_TOLERANCE, v0=_start(matrix, seed))
     order = np.argsort(values)[::-1]
     return values[order], vectors[:, order]
+
+
+def _ends(operator: Any, seed: int) -> tuple[float, float]:
+    """Return about the smallest and the largest eigenvalue, to a twentieth of the spectrum's width."""
+    from scipy.sparse.linalg import LinearOperator, eigsh
+
+    matrix = operator.to_scipy()
+    if _is_small(matrix, 1):
+        values = np.linalg.eigvalsh(matrix @ np.eye(matrix.shape[0], dtype=matrix.dtype))
+        return float(values[0]), float(values[-1])
+    options: dict[str, Any] = {"k": 1, "ncv": 10, "tol": 0.05, "v0": _start(matrix, seed), "return_eigenvectors": False}
+    furthest = float(eigsh(matrix, which="LM", **options)[0])
+    # Seen from that end the other one is the furthest; by itself it may be a crowd at zero, which never converges.
+    shifted = LinearOperator(matrix.shape, matvec=lambda v: matrix @ v - furthest * v, dtype=matrix.dtype)
+    other = furthest + float(eigsh(shifted, which="LM", **options)[0])
+    return min(furthest, other), max(furthest, other)
+
+
+def _is_small(matrix: Any, top: int) -> bool:
+    """Tell whether to write the matrix out: Lanczos needs room."""
+    return bool(matrix.shape[0] <= max(20, 2 * top + 1))
+
+
+def _start(matrix: Any, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(matrix.shape[0]).astype(matrix.dtype)
 
 
 def _trace(operator: Any, vectors: int, seed: int, columns: int) -> float:
@@ -164,7 +207,7 @@ def _batches(model: nn.Module, data: Batches) -> list[tuple[Tensor, Tensor]]:
 
 
 def _split(batches: list[tuple[Tensor, Tensor]], parts: int) -> list[list[tuple[Tensor, Tensor]]]:
-    """Cut the data into equal parts by position; what is left over at the end is in none."""
+    """Deal the data out to equal parts, one example after the other; what is left over at the end is in none."""
     count = sum(len(labels) for _, labels in batches)
     if count < parts:
         raise ValueError(f"{count} samples do not make {parts} parts")
@@ -172,10 +215,11 @@ def _split(batches: list[tuple[Tensor, Tensor]], parts: int) -> list[list[tuple[
     pieces: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(parts)]
     start = 0
     for inputs, labels in batches:
+        end = min(len(labels), size * parts - start)
         for index, piece in enumerate(pieces):
-            low, high = max(start, index * size), min(start + len(labels), (index + 1) * size)
-            if low < high:
-                piece.append((inputs[low - start : high - start], labels[low - start : high - start]))
+            dealt = slice((index - start) % parts, max(0, end), parts)
+            if len(labels[dealt]):
+                piece.append((inputs[dealt], labels[dealt]))
         start += len(labels)
     return pieces
 

@@ -74,6 +74,19 @@ def mean_and_std(table: pd.DataFrame, value: str, by: Sequence[str]) -> pd.DataF
     return grouped.agg(mean="mean", std="std", seeds="count").reset_index()
 
 
+def seeds_left(table: pd.DataFrame, value: str) -> dict[str, tuple[int, int]]:
+    """Return method → (seeds with a measurement of `value`, all seeds): a mean over what is left must say so.
+
+    >>> table = pd.DataFrame({"method": "sam", "seed": [0, 1], "accuracy": [0.5, None]})
+    >>> seeds_left(table, "accuracy")
+    {'sam': (1, 2)}
+    """
+    columns(table, "method", "seed", value, empty=True)
+    every = table.groupby("method", sort=False)["seed"].nunique()
+    left = table.dropna(subset=[value]).groupby("method")["seed"].nunique().reindex(every.index, fill_value=0)
+    return {str(method): (int(left[method]), int(every[method])) for method in every.index}
+
+
 def accuracy_table(curves: pd.DataFrame, calibrated: bool = True, pattern: str = "global") -> pd.DataFrame:
     """Lay out test accuracy in per cent, a row per method and a column per sparsity, as ``mean ± std`` over seeds.
 
@@ -81,6 +94,8 @@ def accuracy_table(curves: pd.DataFrame, calibrated: bool = True, pattern: str =
         curves: columns method, seed, pattern, sparsity, calibrated, accuracy.
         calibrated: take the pruned models after BatchNorm tuning. The dense column is always untuned.
         pattern: which sparsity pattern.
+
+    A method of which some seeds failed is called ``SAM (2 of 3 seeds)``; one of which all did has ``failed`` for a result.
     """
     columns(curves, "method", "seed", "pattern", "sparsity", "calibrated", "accuracy")
     dense = (curves["sparsity"] == 0) & ~curves["calibrated"].astype(bool)
@@ -90,9 +105,14 @@ def accuracy_table(curves: pd.DataFrame, calibrated: bool = True, pattern: str =
     for row in reduced.to_dict("records"):
         spread = "" if pd.isna(row["std"]) else f" ± {100 * row['std']:.1f}"
         name = "dense" if row["sparsity"] == 0 else f"{100 * row['sparsity']:g} %"
-        cells.setdefault(METHODS[row["method"]].label, {})[name] = f"{100 * row['mean']:.1f}{spread}"
+        cells.setdefault(row["method"], {})[name] = f"{100 * row['mean']:.1f}{spread}"
+    left = seeds_left(curves, "accuracy")
     for method in curves.loc[curves["accuracy"].isna(), "method"].unique():
-        cells.setdefault(METHODS[method].label, {}).setdefault("dense", "failed")
+        cells.setdefault(method, {}).setdefault("dense", "failed")
+    cells = {
+        METHODS[m].label + (f" ({left[m][0]} of {left[m][1]} seeds)" if 0 < left[m][0] < left[m][1] else ""): row
+        for m, row in cells.items()
+    }
     return pd.DataFrame.from_dict(cells, orient="index").rename_axis("accuracy, %").fillna("")
 
 

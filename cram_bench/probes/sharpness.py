@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from cram_bench._checks import integer, items, number
-from cram_bench.compress import Compressor, apply_, parse
-from cram_bench.data import Batches
-from cram_bench.probes.common import loss_and_gradient, probing
+from cram_bench._preserve import preserved
+from cram_bench.compress import Compressor, apply_, parse, tune_batchnorm
+from cram_bench.data import Batches, batches_of
+from cram_bench.probes.common import loss_and_gradient, probing, tuning_data
 from cram_bench.probes.sparsity import reported
 from cram_bench.train import evaluate
 
@@ -106,7 +107,11 @@ def _length(tensors: dict[str, torch.Tensor]) -> float:
 
 
 def cram_gap(
-    model: nn.Module, data: Batches, compressors: Sequence[Compressor | str], rho: float = 0.2
+    model: nn.Module,
+    data: Batches,
+    compressors: Sequence[Compressor | str],
+    rho: float = 0.2,
+    calibration: Batches | None = None,
 ) -> pd.DataFrame:
     """Measure the CrAM gap L(C_k(θ + ρ g)) − L(θ).
 
@@ -121,6 +126,8 @@ def cram_gap(
         data: a fixed sample; g is the gradient over all of it.
         compressors: operators or their specifications.
         rho: ascent radius ρ, in units of weight per unit of gradient.
+        calibration: data for BatchNorm tuning at C_k(θ + ρ g); none if not given. Untuned, a gap is to a large part that
+            of BatchNorm's statistics, which are those of θ.
 
     Returns:
         A row per compressor: pattern, sparsity (reached, a fraction), rho, loss (at θ, nats), gap (nats), and
@@ -128,20 +135,21 @@ def cram_gap(
     """
     chosen = [parse(c) for c in items("compressors", compressors, "compressors such as 'global@0.9'")]
     number("rho", rho, 0)
+    calibration = tuning_data(calibration)
     rows = []
     with probing(model):
         loss, gradient = loss_and_gradient(model, data)
-        parameters = dict(model.named_parameters())
-        start = {name: p.detach().clone() for name, p in parameters.items()}
         for compressor in chosen:
             gaps = []
             for radius in (rho, 0.0):
-                with torch.no_grad():
-                    for name, parameter in parameters.items():
-                        parameter.copy_(start[name])
-                        if name in gradient:
-                            parameter.add_(gradient[name], alpha=radius)
-                masks = apply_(model, compressor)
-                gaps.append(evaluate(model, data)["loss"] - loss)
+                with preserved(model):
+                    with torch.no_grad():
+                        for name, parameter in model.named_parameters():
+                            if name in gradient:
+                                parameter.add_(gradient[name], alpha=radius)
+                    masks = apply_(model, compressor)
+                    if calibration is not None:
+                        tune_batchnorm(model, batches_of(calibration))
+                    gaps.append(evaluate(model, data)["loss"] - loss)
             rows.append((compressor.pattern, reported(compressor, masks), rho, loss, *gaps))
     return pd.DataFrame(rows, columns=["pattern", "sparsity", "rho", "loss", "gap", "pruning_gap"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import pandas as pd
 from torch import nn
 
@@ -12,12 +14,13 @@ from cram_bench.compress import Compressor, applied, parse, tune_batchnorm
 from cram_bench.data import Batches, batches_of
 from cram_bench.probes.common import tuning_data
 from cram_bench.probes.hessian import curvature
-from cram_bench.probes.over_runs import mean_and_std
 from cram_bench.probes.sharpness import cram_gap, sam_sharpness
 from cram_bench.train import evaluate
 
-QUANTITIES = ("loss", "gap", "sharpness", "eigenvalue", "trace")
-"""What `stability` measures; lower is more stable for each."""
+QUANTITIES = ("gap", "pruning_gap", "sharpness", "eigenvalue", "trace")
+"""What `stability` measures around weights; lower is more stable for each. The loss itself says how well a model fits."""
+SIGNIFICANCE = 0.05
+"""Probability, at most, of a verdict on a method where there is no difference at all."""
 
 
 def stability(
@@ -32,32 +35,44 @@ def stability(
 ) -> pd.DataFrame:
     """Measure loss, CrAM gap, SAM-sharpness, top Hessian eigenvalue and trace at dense and at compressed weights.
 
+    At compressed weights the CrAM gap is that of one more ascent and compression: L(C(θ' + ρ g)) − L(θ') with θ' = C(θ).
+
     Args:
         model: any torch classifier; left as it was found.
         data: a fixed sample for the loss, the gap and the sharpness.
         compressor: C, an operator or its specification.
-        calibration: data for BatchNorm tuning of the compressed model; none if not given.
-        rho: ascent radius of the CrAM gap (`cram_gap`), measured at the dense weights only.
+        calibration: data for BatchNorm tuning wherever weights are compressed, in the gaps too; none if not given.
+        rho: ascent radius of the CrAM gap (`cram_gap`).
         radius: of SAM-sharpness (`sam_sharpness`).
         few: a smaller sample for the curvature (`curvature`), by default `data`.
         seed: of the random vectors for the trace.
 
     Returns:
-        Two rows, weights ``dense`` and the compressor's specification, with loss, gap, sharpness (nats), eigenvalue,
-        eigenvalue_error, trace and trace_error (nats per squared weight; standard errors over parts of the sample).
+        Two rows, weights ``dense`` and the compressor's specification, with loss, gap, pruning_gap (of plain compression,
+        measured at the dense weights only), sharpness (nats), eigenvalue, eigenvalue_error, trace and trace_error (nats
+        per squared weight; standard errors over parts of the sample).
     """
     compressor = parse(compressor)
     calibration = tuning_data(calibration)
     number("rho", rho, 0)
     number("radius", radius, 0)
-    rows = [_measured(model, data, few, radius, seed) | {"weights": "dense"}]
-    rows[0]["gap"] = float(cram_gap(model, data, [compressor], rho)["gap"].iloc[0])
+
+    def measured(weights: str) -> dict[str, float | str]:
+        gaps = cram_gap(model, data, [compressor], rho, calibration).iloc[0]
+        row: dict[str, float | str] = {
+            "weights": weights,
+            "gap": float(gaps["gap"]),
+            "pruning_gap": float(gaps["pruning_gap"]),
+        }
+        return row | _measured(model, data, few, radius, seed)
+
+    rows = [measured("dense")]
     with applied(model, compressor):
         if calibration is not None:
             tune_batchnorm(model, batches_of(calibration))
-        rows.append(_measured(model, data, few, radius, seed) | {"weights": str(compressor), "gap": float("nan")})
-    order = ["weights", "loss", "gap", "sharpness", "eigenvalue", "eigenvalue_error", "trace", "trace_error"]
-    return pd.DataFrame(rows)[order]
+        rows.append(measured(str(compressor)) | {"pruning_gap": float("nan")})
+    order = ["weights", "loss", "gap", "pruning_gap", "sharpness"]
+    return pd.DataFrame(rows)[[*order, "eigenvalue", "eigenvalue_error", "trace", "trace_error"]]
 
 
 def _measured(model: nn.Module, data: Batches, few: Batches | None, radius: float, seed: int) -> dict[str, float | str]:
@@ -76,8 +91,10 @@ def verdicts(
 ) -> pd.DataFrame:
     """Say where methods are more stable than a baseline, and where the measurement does not decide.
 
-    A difference of means over seeds is taken for one when it is larger than the two standard deviations together;
-    with one seed, or a smaller difference, nothing is claimed.
+    Welch's t-test over seeds, two-sided, on logarithms where all values are positive; its p is corrected after Holm
+    (1979) over everything that is said of a method. A difference is taken for one where that p is at most `SIGNIFICANCE`, so
+    that of twenty methods that differ in nothing one gets a verdict. With one seed nothing is claimed. The seeds are those of
+    the training: whether another sample would give the same, p does not say.
 
     Args:
         table: columns method, seed, weights, and the quantities; lower is more stable.
@@ -86,12 +103,13 @@ def verdicts(
         quantities: columns to compare.
 
     Returns:
-        Columns weights, quantity, method, mean and std over its seeds, baseline, baseline_mean, baseline_std, and
-        verdict: ``supports``, ``contradicts`` or ``undecided``. What one of the two has no measurement of has no row.
+        Columns weights, quantity, method, seeds, mean and std over its seeds, baseline, baseline_seeds, baseline_mean,
+        baseline_std, p (corrected; NaN where there are too few seeds), and verdict: ``supports``, ``contradicts`` or
+        ``undecided``. What one of the two has no measurement of has no row.
 
-    >>> table = pd.DataFrame({"method": ["a", "a", "b", "b"], "seed": [0, 1, 0, 1], "weights": "dense",
-    ...                       "loss": [1.0, 1.1, 2.0, 2.1]})
-    >>> verdicts(table, "a", "b", ["loss"])["verdict"].tolist()
+    >>> table = pd.DataFrame({"method": ["a", "a", "a", "b", "b", "b"], "seed": [0, 1, 2] * 2, "weights": "dense",
+    ...                       "trace": [1.0, 1.1, 1.2, 9.0, 9.5, 9.9]})
+    >>> verdicts(table, "a", "b", ["trace"])["verdict"].tolist()
     ['supports']
     """
     columns(table, "method", "seed", "weights", *quantities)
@@ -101,18 +119,42 @@ def verdicts(
     for name in (*claimed, baseline):
         if name not in known:
             raise ValueError(unknown("method", name, known))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for weights in dict.fromkeys(table["weights"].dropna()):
         for quantity in quantities:
             part = table[table["weights"] == weights].dropna(subset=[quantity])
-            reduced = mean_and_std(part, quantity, ["method"]).set_index("method")
+            theirs = part.loc[part["method"] == baseline, quantity]
             for method in claimed:
-                if method in reduced.index and baseline in reduced.index:
-                    ours, theirs = reduced.loc[method], reduced.loc[baseline]
-                    gap, spread = theirs["mean"] - ours["mean"], ours["std"] + theirs["std"]
-                    decided = abs(gap) > spread  # NaN, of a single seed, decides nothing
-                    verdict = ("supports" if gap > 0 else "contradicts") if decided else "undecided"
-                    means = (method, ours["mean"], ours["std"], baseline, theirs["mean"], theirs["std"])
-                    rows.append((weights, quantity, *means, verdict))
-    names = ["method", "mean", "std", "baseline", "baseline_mean", "baseline_std"]
-    return pd.DataFrame(rows, columns=["weights", "quantity", *names, "verdict"])
+                ours = part.loc[part["method"] == method, quantity]
+                if len(ours) and len(theirs):
+                    row = {"weights": weights, "quantity": quantity, "method": method, "seeds": len(ours)}
+                    row |= {"mean": ours.mean(), "std": ours.std(), "baseline": baseline}
+                    row |= {"baseline_seeds": len(theirs), "baseline_mean": theirs.mean(), "baseline_std": theirs.std()}
+                    rows.append(row | {"p": _welch(ours, theirs)})
+    names = ["weights", "quantity", "method", "seeds", "mean", "std"]
+    names += ["baseline", "baseline_seeds", "baseline_mean", "baseline_std", "p"]
+    found = pd.DataFrame(rows, columns=names)
+    for method in claimed:
+        found.loc[found["method"] == method, "p"] = _holm(found.loc[found["method"] == method, "p"])
+    lower = np.where(found["mean"] < found["baseline_mean"], "supports", "contradicts")
+    return found.assign(verdict=np.where(found["p"].astype(float) <= SIGNIFICANCE, lower, "undecided"))
+
+
+def _welch(ours: pd.Series, theirs: pd.Series) -> float:
+    """Return the two-sided p of Welch's t-test; NaN where one side has fewer than two values."""
+    from scipy.stats import ttest_ind
+
+    if min(len(ours), len(theirs)) < 2:
+        return float("nan")
+    if min(ours.min(), theirs.min()) > 0:
+        ours, theirs = np.log(ours), np.log(theirs)
+    if ours.nunique() == theirs.nunique() == 1:  # no spread at all, which the test cannot divide by
+        return float(ours.iloc[0] == theirs.iloc[0])
+    return float(ttest_ind(ours, theirs, equal_var=False).pvalue)
+
+
+def _holm(p: pd.Series) -> pd.Series:
+    """Correct p-values of several tests after Holm: the i-th smallest of m times m − i + 1, and no less than those before it."""
+    order = p.dropna().sort_values()
+    factors = np.arange(len(order), 0, -1)
+    return (order * factors).cummax().clip(upper=1.0).reindex(p.index)

@@ -1,13 +1,4 @@
-"""The run store: a run is a folder named by the hash of its settings.
-
-    store/
-      1f0c…/               a finished run: settings.json, history.csv, model.safetensors, environment.json
-      .training/1f0c…/     one that trains, was interrupted or failed: settings.json, checkpoint.pt or failed.json
-      .locks/1f0c….lock    held by the process that trains it; the system frees it when that process dies
-
-A folder gets its final name by one rename when everything in it is written, so what has the name is whole. Its
-environment.json holds the SHA-256 of all files, itself included, and every reading compares.
-"""
+"""Runs in their folders, and the store that finds them; the folders are described in `cram_bench.runs`."""
 
 from __future__ import annotations
 
@@ -32,7 +23,7 @@ from safetensors.torch import load
 from torch import nn
 
 from cram_bench import models
-from cram_bench._checks import instance
+from cram_bench._checks import instance, said
 from cram_bench._files import unsealed
 from cram_bench.experiment import METHODS, Experiment
 
@@ -289,7 +280,7 @@ def _environment(path: Path) -> dict[str, Any]:
         needed = [content["sha256"][name] for name in FILES]
         needed += [content["data"][name] for name in ("num_classes", "channels", "image_size")]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else why(error)
+        reason = f"{error} is missing" if isinstance(error, KeyError) else said(error)
         raise RunError(f"{path / 'environment.json'} is damaged: {reason}; delete {path} to train it again") from error
     if content.get("format", 1) != FORMAT:
         raise RunError(
@@ -304,17 +295,10 @@ def _read(path: Path, name: str) -> bytes:
     try:
         content = (path / name).read_bytes()
     except OSError as error:
-        raise RunError(f"{path / name} cannot be read: {why(error)}; delete {path} to train it again") from error
+        raise RunError(f"{path / name} cannot be read: {said(error)}; delete {path} to train it again") from error
     if hashlib.sha256(content).hexdigest() != expected:
         raise RunError(f"{path / name} is damaged: its checksum does not match; delete {path} to train it again")
     return content
-
-
-def why(error: BaseException) -> str:
-    """Say in one line what an exception says."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 _held: set[Any] = set()  # lock files of this process

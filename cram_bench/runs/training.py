@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cram_bench import compress, models
-from cram_bench._checks import instance, integer
+from cram_bench._checks import instance, integer, said
 from cram_bench._files import sealed, sha256, sync_folder, write, write_tensors
 from cram_bench.compress import Masks
 from cram_bench.data import Dataset, fingerprint
@@ -31,7 +31,7 @@ from cram_bench.experiment import Experiment
 from cram_bench.optim import HeldMasks
 from cram_bench.progress import Progress
 from cram_bench.runs.environment import machine
-from cram_bench.runs.store import FILES, FORMAT, Run, RunError, Store, describe, why
+from cram_bench.runs.store import FILES, FORMAT, Run, RunError, Store, describe
 from cram_bench.train import Callback, DivergedError, Fit, Ramp, fit
 
 
@@ -233,7 +233,7 @@ class Checkpoint(Callback):
                 raise ValueError("its checksum does not match")
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)  # runs nothing
         except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            warnings.warn(f"{self.path} is damaged, training starts anew: {why(error)}", stacklevel=2)
+            warnings.warn(f"{self.path} is damaged, training starts anew: {said(error)}", stacklevel=2)
             return
         try:
             fit.load_state_dict(state)
