@@ -34,7 +34,7 @@ report: install
 cifar10: install
 	$(BIN)/cram-bench report --dataset cifar10 --profile full --keep-runs -p curvature_sample 100 \
 	  -p methods '[sgd, sam, cram+-multi, cram+-ramp]'
-	$(BIN)/cram-bench report --dataset cifar10 --profile full --keep-runs --notebook accuracy_vs_sparsity -p epochs 15 \
+	$(BIN)/cram-bench report --dataset cifar10 --profile full --seeds 3 --keep-runs -p epochs 15 -p sample 500 -p curvature_sample 100 \
 	  -p methods '[sgd, sam, cram-single, cram+-multi]' -p patterns '[global, "2:4", "4:8"]' --name cifar10-resnet20-15-epochs
 	$(MAKE) readme
 

@@ -51,7 +51,8 @@ def index(
         parts.append(pd.read_csv(summary, dtype=str).fillna("").to_html(index=False, border=0))
         parts.append(
             "<p>Test accuracy in per cent after one-shot pruning of the share of prunable weights at the head of the "
-            "column, by the pattern that the figure names, and BatchNorm tuning; the dense model is untuned. "
+            "column, by the pattern that the figure names, or to n zeros of every m weights along input channels, and "
+            "BatchNorm tuning; the dense model is untuned. "
             "± is one standard deviation over seeds.</p>"
         )
     devices = ", ".join(sorted({run.environment["device"] for run in finished}))

@@ -262,7 +262,11 @@ def test_mean_and_std_over_seeds():
     values = np.array([0.50, 0.60, 0.90])
     rows = [("sgd", seed, "global", 0.5, True, value) for seed, value in enumerate(values)]
     rows += [("sgd", seed, "global", 0.0, False, 1.0) for seed in range(3)]
-    rows += [("sgd", 0, "global", 0.0, True, 0.1), ("sgd", 0, "2:4", 0.5, True, 0.1)]  # neither belongs in the table
+    rows += [
+        ("sgd", 0, "global", 0.0, True, 0.1),
+        ("sgd", 0, "uniform", 0.5, True, 0.1),
+    ]  # neither belongs in the table
+    rows += [("sgd", seed, "2:4", 0.4988, True, value) for seed, value in enumerate(values)]
     curves = pd.DataFrame(rows, columns=["method", "seed", "pattern", "sparsity", "calibrated", "accuracy"])
     table = cb.probes.accuracy_table(curves)
-    assert table.loc["SGD"].to_dict() == {"dense": "100.0 ± 0.0", "50 %": "66.7 ± 20.8"}
+    assert table.loc["SGD"].to_dict() == {"dense": "100.0 ± 0.0", "50 %": "66.7 ± 20.8", "2:4": "66.7 ± 20.8"}

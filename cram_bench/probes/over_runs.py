@@ -90,21 +90,26 @@ def seeds_left(table: pd.DataFrame, value: str) -> dict[str, tuple[int, int]]:
 def accuracy_table(curves: pd.DataFrame, calibrated: bool = True, pattern: str = "global") -> pd.DataFrame:
     """Lay out test accuracy in per cent, a row per method and a column per sparsity, as ``mean ± std`` over seeds.
 
+    Patterns n:m, whose sparsity is their own, have a column each after those of `pattern`.
+
     Args:
         curves: columns method, seed, pattern, sparsity, calibrated, accuracy.
         calibrated: take the pruned models after BatchNorm tuning. The dense column is always untuned.
-        pattern: which sparsity pattern.
+        pattern: which sparsity pattern the columns of per cent are.
 
     A method of which some seeds failed is called ``SAM (2 of 3 seeds)``; one of which all did has ``failed`` for a result.
     """
     columns(curves, "method", "seed", "pattern", "sparsity", "calibrated", "accuracy")
     dense = (curves["sparsity"] == 0) & ~curves["calibrated"].astype(bool)
-    pruned = (curves["sparsity"] > 0) & (curves["pattern"] == pattern) & (curves["calibrated"] == calibrated)
-    reduced = mean_and_std(curves[dense | pruned], "accuracy", ["method", "sparsity"])
+    fixed = curves["pattern"].astype(str).str.contains(":") | (curves["pattern"] == pattern)
+    pruned = (curves["sparsity"] > 0) & fixed & (curves["calibrated"] == calibrated)
+    kept = pd.concat([curves[dense].assign(pattern=""), curves[pruned]])
+    reduced = mean_and_std(kept, "accuracy", ["method", "pattern", "sparsity"])
     cells: dict[str, dict[str, str]] = {}
-    for row in reduced.to_dict("records"):
+    for row in sorted(reduced.to_dict("records"), key=lambda row: ":" in row["pattern"]):
         spread = "" if pd.isna(row["std"]) else f" ± {100 * row['std']:.1f}"
-        name = "dense" if row["sparsity"] == 0 else f"{100 * row['sparsity']:g} %"
+        plain = row["pattern"] if ":" in row["pattern"] else f"{100 * row['sparsity']:g} %"
+        name = "dense" if row["sparsity"] == 0 else plain
         cells.setdefault(row["method"], {})[name] = f"{100 * row['mean']:.1f}{spread}"
     left = seeds_left(curves, "accuracy")
     for method in curves.loc[curves["accuracy"].isna(), "method"].unique():
