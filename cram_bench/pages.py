@@ -51,7 +51,7 @@ def index(
         parts.append(pd.read_csv(summary, dtype=str).fillna("").to_html(index=False, border=0))
         parts.append(
             "<p>Test accuracy in per cent after one-shot pruning of the share of prunable weights at the head of the "
-            "column, by the pattern that the figure names, or to n zeros of every m weights along input channels, and "
+            "column, by the pattern that the figure names, or by an n:m pattern, n of m consecutive input weights left, and "
             "BatchNorm tuning; the dense model is untuned. "
             "± is one standard deviation over seeds.</p>"
         )
