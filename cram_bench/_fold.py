@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -34,6 +36,34 @@ def fold(model: nn.Module, inputs: Tensor, worth: int = _WORTH) -> Folded | None
     return graph if graph and graph.folds and graph.agrees(model, inputs) else None
 
 
+_TRACING = threading.Lock()
+
+
+class _Tracer(fx.Tracer):
+    """Record what its own thread calls: while it does, torch.fx reroutes the modules of all threads through it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = threading.get_ident()
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+
+def _traced(model: nn.Module) -> fx.GraphModule:
+    tracer = _Tracer()
+    with _TRACING:  # two at once would put each other's detour back, for good
+        graph = tracer.trace(model)
+    return fx.GraphModule(tracer.root, graph)
+
+
 class Folded:
     """A traced network in which every Conv2d → BatchNorm2d in eval mode is one convolution.
 
@@ -52,7 +82,7 @@ class Folded:
         if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
             return None
         try:
-            traced = fx.symbolic_trace(model)
+            traced = _traced(model)
         except Exception:  # whatever a model's own code meets when it is traced
             return None
         modules = dict(traced.named_modules())

@@ -1,13 +1,14 @@
 """BatchNorm folded into convolutions computes the same, or is left alone."""
 
 import copy
+import threading
 
 import pytest
 import torch
 from torch import nn
 
 import cram_bench as cb
-from cram_bench._fold import folded
+from cram_bench._fold import Folded, folded
 
 
 def trained(name, **options):
@@ -85,3 +86,37 @@ def test_evaluation_is_that_of_the_plain_network(monkeypatch):
     plain = cb.train.evaluate(model, data)
     assert quick["loss"] == pytest.approx(plain["loss"], rel=1e-5)
     assert quick["accuracy"] == plain["accuracy"]
+
+
+def test_other_threads_compute_while_one_traces():
+    """torch.fx reroutes the modules of all threads: neither may the others be recorded, nor two tracings undo each other."""
+    call = nn.Module.__call__
+    torch.manual_seed(0)
+    network = cb.models.create("resnet20", 10).eval()
+    other, inputs = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval(), torch.randn(3, 4)
+    expected, wrong, stop = other(inputs), [], threading.Event()
+
+    def compute():
+        while not stop.is_set():
+            try:
+                if not torch.equal(other(inputs), expected):
+                    wrong.append("another result")
+            except Exception as error:
+                wrong.append(repr(error))
+
+    def trace():
+        for _ in range(5):
+            if Folded.of(network) is None:
+                wrong.append("not traced")
+
+    computing = threading.Thread(target=compute)
+    computing.start()
+    tracing = [threading.Thread(target=trace) for _ in range(2)]
+    for thread in tracing:
+        thread.start()
+    for thread in tracing:
+        thread.join()
+    stop.set()
+    computing.join()
+    assert not wrong
+    assert nn.Module.__call__ is call

@@ -23,6 +23,7 @@ from cram_bench import _yaml, cli, executors, runs, sweep
 from cram_bench.executors import SweepError
 from cram_bench.experiment import METHODS, recipe
 from cram_bench.runs import Store, ensure, ensure_all
+from cram_bench.train import DivergedError
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEC = """
@@ -227,7 +228,7 @@ class Pretended:
                 said = said()
             if isinstance(said, int):
                 for _, settings in self.jobs[name][1][:said]:
-                    with contextlib.suppress(runs.DivergedError):
+                    with contextlib.suppress(DivergedError):
                         ensure(sweep.Experiment.of(settings), self.store, progress=False)
                 said = "ended"
             found[name] = tuple(said.partition(" ")[::2])
