@@ -19,6 +19,7 @@ from cram_bench._files import write
 from cram_bench._page import OURS, page, text
 from cram_bench.plots import look
 from cram_bench.probes import mean_and_std, seeds_left
+from cram_bench.probes.over_runs import partly
 
 
 def index(
@@ -104,12 +105,7 @@ def slider(curves: pd.DataFrame) -> str:
             place[f"{row['sparsity']:g}"] = [row["mean"], None if pd.isna(row["std"]) else row["std"]]
     left = seeds_left(curves, "accuracy")
     methods = {
-        name: [
-            look(name)[0]
-            + (f" ({left[name][0]} of {left[name][1]} seeds)" if 0 < left[name][0] < left[name][1] else ""),
-            look(name)[1],
-            _DASHES[place % len(_DASHES)],
-        ]
+        name: [look(name)[0] + partly(*left[name]), look(name)[1], _DASHES[place % len(_DASHES)]]
         for place, name in enumerate(left)
     }
     seeds = int(curves["seed"].nunique())

@@ -116,6 +116,22 @@ def log_axis(axis: Axes, linear: float = 0.0) -> None:
     axis.yaxis.set_major_formatter(FuncFormatter(plain))
 
 
+def log_axis_of(axis: Axes, values: pd.Series) -> str:
+    """Make the y axis logarithmic, linear near zero where `values` are not all positive; return what to say of it."""
+    linear = 0.0 if values.min() > 0 else 0.01 * float(values.abs().max())
+    log_axis(axis, linear)
+    return f"(linear to {linear:.1g}, then log)" if linear else "(log scale)"
+
+
+def radius_axis(axis: Axes, radii: pd.Series) -> None:
+    """Make the x axis that of radii, logarithmic, with a tick at each."""
+    axis.set_xscale("log")
+    ticks = sorted(radii.dropna().unique())
+    axis.set_xticks(ticks, [f"{radius:g}" for radius in ticks])
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_xlabel("radius ρ, Euclidean distance in weights (log scale)")
+
+
 def plain(value: float, _: int | None = None) -> str:
     """Write a number as people do, not as a power of ten."""
     return f"{value:g}".replace("-", "−")

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter
 
 from cram_bench._checks import columns
 from cram_bench.compress import parse
@@ -15,10 +15,12 @@ from cram_bench.plots._style import (
     in_order,
     legend,
     log_axis,
+    log_axis_of,
     look,
     mean_lines,
     of_runs,
     plain,
+    radius_axis,
     style,
 )
 from cram_bench.probes.over_runs import seeds_left
@@ -58,12 +60,8 @@ def sharpness(table: pd.DataFrame) -> Figure:
         figure = Figure(figsize=(5.6, 3.8))
         axis = figure.subplots()
         mean_lines(axis, table, "rho", "sharpness")
-        axis.set_xscale("log")
         log_axis(axis)
-        radii = sorted(table["rho"].dropna().unique())
-        axis.set_xticks(radii, [f"{radius:g}" for radius in radii])
-        axis.xaxis.set_minor_locator(NullLocator())
-        axis.set_xlabel("radius ρ, Euclidean distance in weights (log scale)")
+        radius_axis(axis, table["rho"])
         axis.set_ylabel("L(θ + ρg/‖g‖) − L(θ), nats (log scale)")
         axis.set_title("SAM-sharpness")
         legend(figure, axis, table, "sharpness", "lowest to highest")
@@ -111,9 +109,7 @@ def stability(table: pd.DataFrame) -> Figure:
                     if len(values) > 1:
                         axis.hlines(values.mean(), x - 0.42 * step, x + 0.42 * step, color=colour)
             if len(shown):
-                linear = 0.0 if shown[quantity].min() > 0 else 0.01 * float(shown[quantity].abs().max())
-                log_axis(axis, linear)
-                name += "\n(log scale)" if not linear else f"\n(linear to {linear:.1g}, then log)"
+                name += f"\n{log_axis_of(axis, shown[quantity])}"
             axis.set_xticks(range(len(groups)), [_weights(weights) for weights in groups])
             axis.set_xlim(-0.5, max(1, len(groups)) - 0.5)
             axis.tick_params(axis="x", length=0)
@@ -154,18 +150,8 @@ def sharpness_over_radii(table: pd.DataFrame) -> Figure:
             mean = grouped.mean()
             axis.plot(mean.index, mean.to_numpy(), color=colour, marker=marker, label=label)
             axis.fill_between(mean.index, grouped.min(), grouped.max(), color=colour, alpha=0.2, linewidth=0)
-        axis.set_xscale("log")
-        radii = sorted(table["rho"].unique())
-        axis.set_xticks(radii, [f"{radius:g}" for radius in radii])
-        axis.xaxis.set_minor_locator(NullLocator())
-        low = float(table["rise"].min())
-        linear = 0.0 if low > 0 else 0.01 * float(table["rise"].abs().max())
-        log_axis(axis, linear)
-        axis.set_xlabel("radius ρ, Euclidean distance in weights (log scale)")
-        axis.set_ylabel(
-            "rise of the loss, nats\n" + (f"(linear to {linear:.1g}, then log)" if linear else "(log scale)")
-        )
-        axis.set_ylim(bottom=low - 0.5 * linear if linear else None)
+        radius_axis(axis, table["rho"])
+        axis.set_ylabel(f"rise of the loss, nats\n{log_axis_of(axis, table['rise'])}")
         axis.set_title("Sharpness over radii (band: lowest to highest)")
         axis.legend(loc="upper left")
     return figure

@@ -87,6 +87,15 @@ def seeds_left(table: pd.DataFrame, value: str) -> dict[str, tuple[int, int]]:
     return {str(method): (int(left[method]), int(every[method])) for method in every.index}
 
 
+def partly(left: int, every: int) -> str:
+    """Say after a label that only some seeds are left; nothing where all are, or none is.
+
+    >>> partly(2, 3), partly(3, 3), partly(0, 3)
+    (' (2 of 3 seeds)', '', '')
+    """
+    return f" ({left} of {every} seeds)" if 0 < left < every else ""
+
+
 def accuracy_table(curves: pd.DataFrame, calibrated: bool = True, pattern: str = "global") -> pd.DataFrame:
     """Lay out test accuracy in per cent, a row per method and a column per sparsity, as ``mean ± std`` over seeds.
 
@@ -114,10 +123,7 @@ def accuracy_table(curves: pd.DataFrame, calibrated: bool = True, pattern: str =
     left = seeds_left(curves, "accuracy")
     for method in curves.loc[curves["accuracy"].isna(), "method"].unique():
         cells.setdefault(method, {}).setdefault("dense", "failed")
-    cells = {
-        METHODS[m].label + (f" ({left[m][0]} of {left[m][1]} seeds)" if 0 < left[m][0] < left[m][1] else ""): row
-        for m, row in cells.items()
-    }
+    cells = {METHODS[method].label + partly(*left[method]): row for method, row in cells.items()}
     return pd.DataFrame.from_dict(cells, orient="index").rename_axis("accuracy, %").fillna("")
 
 

@@ -15,7 +15,6 @@ from cram_bench.data import Batches, batches_of
 from cram_bench.probes.common import tuning_data
 from cram_bench.probes.hessian import curvature
 from cram_bench.probes.sharpness import cram_gap, sam_sharpness
-from cram_bench.train import evaluate
 
 QUANTITIES = ("gap", "pruning_gap", "sharpness", "eigenvalue", "trace")
 """What `stability` measures around weights; lower is more stable for each. The loss itself says how well a model fits."""
@@ -59,12 +58,13 @@ def stability(
 
     def measured(weights: str) -> dict[str, float | str]:
         gaps = cram_gap(model, data, [compressor], rho, calibration).iloc[0]
-        row: dict[str, float | str] = {
-            "weights": weights,
-            "gap": float(gaps["gap"]),
-            "pruning_gap": float(gaps["pruning_gap"]),
-        }
-        return row | _measured(model, data, few, radius, seed)
+        row: dict[str, float | str] = {"weights": weights}
+        row |= {name: float(gaps[name]) for name in ("loss", "gap", "pruning_gap")}
+        row["sharpness"] = float(sam_sharpness(model, data, radius)["sharpness"].iloc[0])
+        bent = curvature(model, data if few is None else few, seed=seed)
+        for quantity, value, error in zip(bent["quantity"], bent["value"], bent["error"], strict=True):
+            row |= {quantity: value, f"{quantity}_error": error}
+        return row
 
     rows = [measured("dense")]
     with applied(model, compressor):
@@ -73,17 +73,6 @@ def stability(
         rows.append(measured(str(compressor)) | {"pruning_gap": float("nan")})
     order = ["weights", "loss", "gap", "pruning_gap", "sharpness"]
     return pd.DataFrame(rows)[[*order, "eigenvalue", "eigenvalue_error", "trace", "trace_error"]]
-
-
-def _measured(model: nn.Module, data: Batches, few: Batches | None, radius: float, seed: int) -> dict[str, float | str]:
-    bent = curvature(model, data if few is None else few, seed=seed)
-    measured: dict[str, float | str] = {
-        "loss": evaluate(model, data)["loss"],
-        "sharpness": float(sam_sharpness(model, data, radius)["sharpness"].iloc[0]),
-    }
-    for quantity, value, error in zip(bent["quantity"], bent["value"], bent["error"], strict=True):
-        measured |= {quantity: value, f"{quantity}_error": error}
-    return measured
 
 
 def verdicts(
