@@ -16,16 +16,32 @@ from cram_bench.experiment import Experiment, grid, recipe
 
 
 def equal_cost(
-    dataset: str, methods: Sequence[str], seeds: int | Sequence[int], model: str = "", epochs: int = 0, **changes: Any
-) -> list[Experiment]:
-    """Return `grid`, and the methods that cost less once more with as many epochs as the dearest one pays for.
+    dataset: str,
+    methods: Sequence[str],
+    seeds: int | Sequence[int],
+    model: str = "",
+    epochs: int = 0,
+    shorter: bool = False,
+    **changes: Any,
+) -> tuple[list[Experiment], list[Experiment]]:
+    """Return (at equal epochs, at equal cost): `grid`, and what each of its experiments becomes at one cost for all.
 
-    So every method is there at equal epochs, and at equal gradient evaluations (`Experiment.gradients`).
+    The cost is the gradient evaluations an image, epochs × gradients a step (`Experiment.gradients`), of the dearest
+    method, and the cheaper ones train longer; with `shorter` of the cheapest, and the dearer ones train shorter.
+    Epochs are whole, so costs may differ by up to half an epoch's. What costs as much as asked is in both lists.
+
+    >>> at_epochs, at_cost = equal_cost("digits", ["sgd", "sam"], 1, epochs=15, shorter=True)
+    >>> [(e.method, e.epochs, e.gradients) for e in at_cost]
+    [('sgd', 15, 15.0), ('sam', 8, 16.0)]
     """
-    short = grid(dataset, methods, seeds, model, epochs, **changes)
-    most = max(experiment.gradients for experiment in short)
-    longer = [(e, round(e.epochs * most / e.gradients)) for e in short if e.gradients < most]
-    return short + [replace(e, epochs=n, warmup_epochs=e.warmup_epochs * n / e.epochs) for e, n in longer]
+    at_epochs = grid(dataset, methods, seeds, model, epochs, **changes)
+    cost = (min if shorter else max)(experiment.gradients for experiment in at_epochs)
+    lengths = [max(1, round(experiment.epochs * cost / experiment.gradients)) for experiment in at_epochs]
+    at_cost = [
+        replace(experiment, epochs=n, warmup_epochs=experiment.warmup_epochs * n / experiment.epochs)
+        for experiment, n in zip(at_epochs, lengths, strict=True)
+    ]
+    return at_epochs, at_cost
 
 
 def language(

@@ -6,19 +6,38 @@ from PIL import Image
 import cram_bench as cb
 from cram_bench import comparisons
 
+EQUAL_COST = ["sgd", "sam", "cram+-multi", "cram+-ramp", "cram-half", "cram-single"]
+
 
 def test_at_equal_cost_every_method_has_the_gradients_of_a_two_pass_method():
-    methods = ["sgd", "sam", "cram+-multi", "cram-half", "cram-single"]
-    experiments = comparisons.equal_cost("digits", methods, 2, epochs=6)
-    at_epochs = [e for e in experiments if e.epochs == 6]
-    at_cost = [e for e in experiments if e.gradients == 12]
+    at_epochs, at_cost = comparisons.equal_cost("digits", EQUAL_COST, 2, epochs=6)
+    everyone = {(method, seed) for method in EQUAL_COST for seed in (0, 1)}
     for part in (at_epochs, at_cost):
-        assert {(e.method, e.seed) for e in part} == {(m, s) for m in methods for s in (0, 1)}
-    assert len(experiments) == len(set(experiments)) == 2 * (5 + 3)
+        assert len(part) == len(everyone)
+        assert {(e.method, e.seed) for e in part} == everyone
+    assert {e.epochs for e in at_epochs} == {6}
+    assert {e.gradients for e in at_cost} == {12}
+    assert {(e.method, e.epochs) for e in at_cost if e.seed == 0} == {
+        ("sgd", 12), ("sam", 6), ("cram+-multi", 6), ("cram+-ramp", 8), ("cram-half", 12), ("cram-single", 12)
+    }  # fmt: skip
+    assert all(e.warmup_epochs == pytest.approx(e.epochs / 40) for e in at_cost)
+    assert {e for e in at_cost if e.epochs == 6} < set(at_epochs)  # trained once, for both
+
+
+def test_at_the_cost_of_the_cheapest_the_dearer_train_shorter():
+    at_epochs, at_cost = comparisons.equal_cost("digits", EQUAL_COST, 1, epochs=15, shorter=True)
+    assert {e.epochs for e in at_epochs} == {15}
+    assert {(e.method, e.gradients) for e in at_cost} == {
+        ("sgd", 15), ("sam", 16), ("cram+-multi", 16), ("cram+-ramp", 15), ("cram-half", 15), ("cram-single", 15)
+    }  # fmt: skip
+    # The same experiments as a plain list of that many epochs holds, so that nothing is trained twice.
+    assert set(cb.experiment.grid("digits", ["sam", "cram+-multi"], 1, epochs=8)) < set(at_cost)
+    assert {e.epochs for e in comparisons.equal_cost("digits", ["sgd", "sam"], 1, epochs=1, shorter=True)[1]} == {1}
 
 
 def test_without_a_two_pass_method_there_is_one_cost():
-    assert comparisons.equal_cost("digits", ["sgd"], 1) == cb.experiment.grid("digits", ["sgd"], 1)
+    one = cb.experiment.grid("digits", ["sgd"], 1)
+    assert comparisons.equal_cost("digits", ["sgd"], 1) == (one, one)
 
 
 def test_an_ablation_changes_one_thing():

@@ -26,7 +26,7 @@ FIGURES = {
     "gaps": lambda: cb.plots.gaps(table(sparsity=[0.5, 0.9]).assign(rho=0.2)),
     "sharpness": lambda: cb.plots.sharpness(table(rho=[0.05, 0.1])),
     "cost": lambda: cb.plots.equal_cost(
-        table(sparsity=[0.0, 0.5]).assign(pattern="global", calibrated=True, epochs=2, gradients=4)
+        *[table(sparsity=[0.0, 0.5]).assign(pattern="global", calibrated=True, epochs=2, gradients=g) for g in (2, 4)]
     ),
     "transfer": lambda: cb.plots.transfer(table(sparsity=[0.0, 0.5]), "digits", chance=0.1),
     "density": lambda: cb.plots.spectral_density(table(eigenvalue=[0.0, 1.0, 2.0]).assign(density=lambda t: t["loss"])),

@@ -44,29 +44,27 @@ def accuracy_vs_sparsity(table: pd.DataFrame, pattern: str = "global", chance: f
     return figure
 
 
-def equal_cost(table: pd.DataFrame) -> Figure:
+def equal_cost(at_epochs: pd.DataFrame, at_cost: pd.DataFrame) -> Figure:
     """Draw accuracy after pruning and BatchNorm tuning at equal epochs, and at equal gradient evaluations.
 
     Args:
-        table: columns method, seed, epochs, gradients (evaluations an image), sparsity, calibrated, accuracy.
+        at_epochs: columns method, seed, epochs, gradients (evaluations an image), pattern, sparsity, calibrated, accuracy.
+        at_cost: the same columns, of the trainings at equal cost.
     """
-    columns(table, "method", "seed", "epochs", "gradients", "pattern", "sparsity", "calibrated", "accuracy")
-    shown = table[table["calibrated"] & (table["pattern"] == "global")]
-    epochs, cost = shown["epochs"].min(), shown["gradients"].max()
-    sides = {
-        f"Equal epochs: {epochs:g}": shown[shown["epochs"] == epochs],
-        f"Equal cost: {cost:g} gradients an image": shown[shown["gradients"] == cost],
-    }
     with style():
         figure = Figure(figsize=(9.2, 3.9))
         axes = figure.subplots(1, 2, sharey=True)
-        for axis, (title, part) in zip(axes, sides.items(), strict=True):
-            mean_lines(axis, at_even_steps(axis, part), "step", "accuracy", band="std")
-            axis.set_title(title)
+        sides = {"epochs": (at_epochs, "Equal epochs: {}"), "gradients": (at_cost, "Equal cost: {} gradients an image")}
+        for axis, (equal, (part, title)) in zip(axes, sides.items(), strict=True):
+            columns(part, "method", "seed", "epochs", "gradients", "pattern", "sparsity", "calibrated", "accuracy")
+            shown = part[part["calibrated"].eq(True) & (part["pattern"] == "global")]
+            mean_lines(axis, at_even_steps(axis, shown), "step", "accuracy", band="std")
+            low, high = part[equal].min(), part[equal].max()
+            axis.set_title(title.format(f"{low:g}" if low == high else f"{low:g} to {high:g}"))
             axis.set_xlabel("sparsity, % of prunable weights (global)")
             axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
         axes[0].set_ylabel("test accuracy, %")
-        legend(figure, axes[-1], table, "accuracy", "mean ± std")
+        legend(figure, axes[-1], pd.concat([at_epochs, at_cost]), "accuracy", "mean ± std")
     return figure
 
 
