@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--notebook", action="append", metavar="NAME",
         help="execute this notebook; may be repeated (default: accuracy_vs_sparsity and loss_stability; "
-        "others: equal_cost, ablations, transfer, language)",
+        "others: equal_cost, ablations, transfer, language, anatomy)",
     )  # fmt: skip
     report.add_argument("--profile", default="quick", help="quick (a first look, default) or full (numbers to quote)")
     report.add_argument("--seeds", type=int, help="how many seeds, 0 … N-1 (default: 3 for digits, else 1)")

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -100,6 +101,13 @@ def test_bad_input_is_one_line(capsys, arguments, message):
 def test_values_are_read_as_one_expects(text, value):
     read = cli._values([["name", text]])["name"]
     assert (read, type(read)) == (value, type(value))
+
+
+def test_the_help_lists_every_notebook_of_a_report(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["report", "--help"])
+    words = re.findall(r"\w+", capsys.readouterr().out)
+    assert set(cb.report.NOTEBOOKS) <= set(words)
 
 
 def test_help_loads_nothing_heavy():
