@@ -95,7 +95,9 @@ def columns(table: Any, *names: str, empty: bool = False) -> None:
     if missing := [name for name in names if name not in table.columns]:
         have = ", ".join(map(str, table.columns)) or "none"
         failed = (
-            ", as where every run failed" if set(table.columns) <= {"method", "seed", "epochs", "gradients"} else ""
+            ", as where every run failed"
+            if set(table.columns) <= {"method", "seed", "epochs", "gradients", "id"}
+            else ""
         )
         raise ValueError(f"the table has no column {missing[0]!r}; it has {shown(have)[1:-1]}{failed}")
     if not len(table) and not empty:

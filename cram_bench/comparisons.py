@@ -58,9 +58,23 @@ def language(
 
 
 def ablations(
-    dataset: str, seeds: int | Sequence[int], model: str = "", epochs: int = 0, **changes: Any
+    dataset: str,
+    seeds: int | Sequence[int],
+    model: str = "",
+    epochs: int = 0,
+    only: Sequence[str] = (),
+    **changes: Any,
 ) -> dict[str, list[Experiment]]:
-    """Return what is changed → the experiments: CrAM+-Multi, and CrAM+-Multi with one thing changed at a time."""
+    """Return what is changed → the experiments: CrAM+-Multi, and CrAM+-Multi with one thing changed at a time.
+
+    With `only`, of the changes those that are named; CrAM+-Multi itself is always there.
+
+    Raises:
+        ValueError: `only` names a change that is none, with those there are.
+
+    >>> list(ablations("digits", 1, only=["without +", "ρ = 0"]))
+    ['CrAM+-Multi', 'without +', 'ρ = 0']
+    """
     base = recipe(dataset, "cram+-multi")
     multi = {"compressors": base.compressors, "rho": base.rho}
     variants: dict[str, dict[str, Any]] = {
@@ -80,6 +94,11 @@ def ablations(
             "rho": 0.15,
         },
     }
+    if only:
+        for name in items("only", only, "names of changes"):
+            if name not in variants:
+                raise ValueError(unknown("change", name, list(variants)))
+        variants = {name: changed for name, changed in variants.items() if not changed or name in only}
     return {
         name: grid(dataset, [changed.pop("method", "cram+-multi")], seeds, model, epochs, **changes, **changed)
         for name, changed in ((name, dict(changed)) for name, changed in variants.items())

@@ -50,6 +50,17 @@ def test_an_ablation_changes_one_thing():
         assert {key for key, value in base.settings().items() if other[key] != value} == changed
 
 
+def test_some_ablations_are_those_of_all_and_the_unchanged_is_among_them():
+    everything = comparisons.ablations("digits", 2)
+    some = comparisons.ablations("digits", 2, only=["masks held 20 times", "without +"])
+    assert list(some) == ["CrAM+-Multi", "without +", "masks held 20 times"]
+    assert all(everything[name] == experiments for name, experiments in some.items())
+    with pytest.raises(ValueError, match=r"'without plus'; did you mean 'without \+'.*only 70 %"):
+        comparisons.ablations("digits", 2, only=["without plus"])
+    with pytest.raises(TypeError, match="only must be a list of names of changes, not 'ramp'"):
+        comparisons.ablations("digits", 2, only="ramp")
+
+
 def test_a_transfer_starts_from_the_sources_and_scales_the_target(tmp_path):
     sources, tuned = comparisons.transfer("cifar10", "digits", ["sgd", "cram+-multi"], 2, [0.9], epochs=1)
     assert len(tuned) == 2 * 2 * 2
