@@ -69,6 +69,19 @@ def test_the_axis_of_gaps_is_logarithmic_where_they_are_positive_and_shows_zero_
     assert mixed.get_ylim()[0] < 0 < mixed.get_ylim()[1]
 
 
+def test_no_point_lies_on_the_frame_of_a_symlog_axis():
+    rises = pd.DataFrame(
+        {"kind": ["worst"] * 3 + ["average"] * 3, "rho": [0.1, 0.2, 0.3] * 2, "direction": -1,
+         "rise": [0.1, 1.0, 100.0, 0.0, -0.01, 0.0]}
+    )  # fmt: skip
+    axis = cb.plots.sharpness_over_radii(rises).axes[0]
+    assert axis.get_yscale() == "symlog"
+    low, top, highest = axis.transData.transform([(0.1, axis.get_ylim()[0]), (0.1, axis.get_ylim()[1]), (0.1, 100.0)])[
+        :, 1
+    ]
+    assert highest < top - 0.03 * (top - low)
+
+
 def test_stability_draws_a_point_a_seed_and_leaves_no_failed_method_out():
     rows = table(weights=["dense", "global@0.9"]).assign(
         eigenvalue=lambda t: t["loss"], trace=lambda t: -t["loss"], pruning_gap=lambda t: t["loss"]

@@ -105,6 +105,7 @@ def log_axis(axis: Axes, linear: float = 0.0) -> None:
     """Make the y axis of what was drawn logarithmic, linear up to `linear`, with plain numbers at its ticks."""
     if linear:
         axis.set_yscale("symlog", linthresh=linear)
+        axis.autoscale(axis="y")  # margins of the new scale; those of a linear one leave the highest point on the frame
         axis.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=linear))
     else:
         axis.set_yscale("log")

@@ -69,6 +69,7 @@ def layer_profile(tables: Mapping[str, pd.DataFrame], methods: Mapping[str, str]
         axes[0].set_title("Where the zeros are")
         if blamed:
             axes[1].set_xscale("symlog", linthresh=0.01)
+            axes[1].autoscale(axis="x")
             axes[1].set_xlabel("rise of the loss by this layer alone, nats\n(linear to 0.01, then log)")
             axes[1].set_title("Which layer breaks it (untuned)")
         figure.legend(handles=axes[0].get_legend_handles_labels()[0], loc="outside lower center", ncols=3)
