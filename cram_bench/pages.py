@@ -62,11 +62,10 @@ def index(
     epochs = ", ".join(map(str, sorted({run.experiment.epochs for run in trained})))
     threads = ", ".join(map(str, sorted({run.environment["threads"] for run in finished})))
     minutes = sum(run.environment["seconds"] for run in finished) / 60
+    datasets = " and ".join(dict.fromkeys(Path(run.experiment.dataset).name for run in trained))
     facts = {
         "Command": f"<code>{text(command or machine['command'])}</code>",
-        "Experiment": text(
-            f"{Path(first.dataset).name}, {first.model}, {epochs} epochs, seeds {seeds}, {first.precision}"
-        ),
+        "Experiment": text(f"{datasets}, {first.model}, {epochs} epochs, seeds {seeds}, {first.precision}"),
         "Report made": text(f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC at commit {machine['commit']}"),
         "Runs trained at commit": text(commits),
         "Device": text(f"{devices}; {minutes:.1f} minutes of training in all, on {threads} threads"),

@@ -219,6 +219,7 @@ def test_a_report_answers_the_questions_it_is_asked(folders, monkeypatch):
     assert built.failures == {}
     assert built.folder.name == "digits-convnet-quick-transfer-equal-cost-ablations"
     index = (built.folder / "index.html").read_text()
+    assert "<dd>digits and grey, convnet, 1, 2 epochs, seeds 0, float32</dd>" in index
     assert index.index("figures/transfer.svg") < index.index("<table") < index.index("figures/ablations.svg")
     tables = {path.stem: pd.read_csv(path) for path in (built.folder / "tables").glob("*.csv")}
     transferred = tables["transfer"]
