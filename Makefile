@@ -36,6 +36,7 @@ cifar10: install
 	  -p methods '[sgd, sam, cram+-multi, cram+-ramp]'
 	$(BIN)/cram-bench report --dataset cifar10 --profile full --seeds 3 --keep-runs -p epochs 15 -p sample 500 -p curvature_sample 100 \
 	  -p methods '[sgd, sam, cram-single, cram+-multi]' -p patterns '[global, "2:4", "4:8"]' --name cifar10-resnet20-15-epochs
+	$(BIN)/cram-bench report --dataset cifar10 --notebook transfer --profile full -p epochs 10 --name cifar10-transfer
 	$(MAKE) readme
 
 sst2: install
