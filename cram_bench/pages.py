@@ -168,7 +168,7 @@ _SLIDER = """<div class="slider"><p><b>Move the slider</b> over the measured spa
 <label for="where">sparsity</label> <output id="level" for="where"></output>
 <input type="range" id="where" min="0" step="1" value="0">
 <p><label>pattern <select id="pattern"></select></label>
-<label><input type="checkbox" id="tuned" checked> BatchNorm tuned after pruning</label></p>
+<label><input type="checkbox" id="tuned" checked> BatchNorm tuned after pruning; the dense model too</label></p>
 <svg id="chart" viewBox="0 0 640 260" role="img" aria-label="accuracy against sparsity"></svg>
 <table id="numbers"></table></div>
 <script>
