@@ -230,6 +230,7 @@ def test_a_report_answers_the_questions_it_is_asked(folders, monkeypatch):
     assert set(cost["gradients"]) == {2}
     assert cost.loc["sgd", "epochs"] == cost.loc["cram-half", "epochs"] == 2 * cost.loc["sam", "epochs"] == 2
     assert list(tables["ablations_summary"]["accuracy, %"])[:2] == ["CrAM+-Multi", "ramp"]
+    assert tables["ablations_summary"]["90"].between(0, 100).all()
     assert len(tables["ablations_spread"]) == 12 * (2 + 2)  # changes × (two levels tuned; dense, untuned and tuned)
     ours = [run for run in cb.runs.Store().runs() if run.experiment.prune == "global@0.9"]
     assert len(ours) == 3

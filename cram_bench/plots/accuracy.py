@@ -96,7 +96,9 @@ def ablations(table: pd.DataFrame) -> Figure:
         axis.tick_params(length=0)
         axis.set_xlabel("sparsity, % of prunable weights (global)")
         axis.set_title("Accuracy in %, and differences to it in points", loc="left")
-        figure.colorbar(image, ax=axis, label="points of accuracy", ticks=[-limit, -1, 0, 1, limit], format="%+.3g")
+        ticks = {tick: f"{tick:+.3g}".replace("-", "−") if tick else "0" for tick in (-limit, -1.0, 0.0, 1.0, limit)}
+        bar = figure.colorbar(image, ax=axis, label="points of accuracy")
+        bar.set_ticks(list(ticks), labels=list(ticks.values()))
     return figure
 
 
