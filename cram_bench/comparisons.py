@@ -28,7 +28,8 @@ def equal_cost(
 
     The cost is the gradient evaluations an image, epochs × gradients a step (`Experiment.gradients`), of the dearest
     method, and the cheaper ones train longer; with `shorter` of the cheapest, and the dearer ones train shorter.
-    Epochs are whole, so costs may differ by up to half an epoch's. What costs as much as asked is in both lists.
+    Epochs are whole and at least one, so costs may differ, by half an epoch's where there is more than one. What costs
+    as much already is in both lists.
 
     >>> at_epochs, at_cost = equal_cost("digits", ["sgd", "sam"], 1, epochs=15, shorter=True)
     >>> [(e.method, e.epochs, e.gradients) for e in at_cost]
