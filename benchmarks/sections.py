@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from curvlinops import HessianLinearOperator
 from PIL import Image
 from torch import Tensor, nn
 from torch.optim import SGD
@@ -27,6 +28,7 @@ from cram_bench.compress import select
 from cram_bench.data import Dataset
 from cram_bench.distributed import Group
 from cram_bench.experiment import METHODS, Experiment, recipe
+from cram_bench.probes._twice import TwiceBackwards
 from cram_bench.train import Fit, _epoch, _objective, cosine
 
 BATCH = 128
@@ -246,6 +248,22 @@ def curve() -> Iterator[Ratio]:
     )
 
 
+def hessian() -> Iterator[Ratio]:
+    """A product with the Hessian of ResNet-20's loss on 100 images, one vector after the other as Lanczos asks for them."""
+    train, _ = data()
+    model = recipe("cifar10").build_model(train).eval()
+    batch = next(iter(train.batches(100)))
+    given = (model, nn.CrossEntropyLoss(), list(model.parameters()), [batch])
+    ours, theirs = (build(*given, check_deterministic=False) for build in (TwiceBackwards, HessianLinearOperator))
+    vector = torch.randn(ours.shape[1], generator=torch.Generator().manual_seed(0))
+    found, expected = ours @ vector, theirs @ vector
+    if float((found - expected).norm() / expected.norm()) > 1e-4:
+        raise RuntimeError("the products differ")
+    yield in_turns(
+        "hessian product over curvlinops", lambda: ours @ vector, lambda: theirs @ vector, kind="speed", unit="ms"
+    )
+
+
 def memory() -> Iterator[Ratio]:
     """Peak memory of a step beyond SGD's, in copies of the weights, where the weights outweigh everything else."""
     width = 1024
@@ -344,6 +362,7 @@ SECTIONS: dict[str, Callable[[], Iterator[Ratio]]] = {
     "optimizer": optimizer_share,
     "selection": selection,
     "curve": curve,
+    "hessian": hessian,
     "memory": memory,
     "report": report,
     "start-up": start_up,

@@ -76,3 +76,10 @@ def test_accuracy_beside_the_eager_implementation(small, monkeypatch):
     lines = list(sections.accuracy())
     assert len(lines) == 2
     assert all(line.low <= line.ratio <= line.high and line.unit == "%" for line in lines)
+
+
+def test_a_product_with_the_hessian_is_compared_with_curvlinops(small, monkeypatch):
+    monkeypatch.setattr(sections, "data", lambda: (small, small))
+    (line,) = sections.hessian()
+    assert line.name == "hessian product over curvlinops"
+    assert line.low <= line.ratio <= line.high

@@ -85,6 +85,7 @@ def test_the_density_integrates_to_one_and_lies_where_the_eigenvalues_are(proble
     eigenvalues = torch.linalg.eigvalsh(dense(model, x, y, "hessian").detach())
     mean = (table["eigenvalue"] * table["density"]).sum() * step
     assert mean == pytest.approx(float(eigenvalues.mean()), abs=0.1 * float(eigenvalues[-1]))
+    assert table["eigenvalue"].iloc[0] < eigenvalues[0] < eigenvalues[-1] < table["eigenvalue"].iloc[-1]
     assert (table["error"] >= 0).all()
     assert 0 < table["error"].max() < table["density"].max()
     again = cb.probes.spectral_density(model, data, **settings)
@@ -150,3 +151,68 @@ def test_probing_a_convolutional_network_warns_of_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         cb.probes.curvature(model, data, vectors=1, parts=2)
+
+
+def same_products(model, data):
+    from curvlinops import HessianLinearOperator
+
+    from cram_bench.probes._twice import TwiceBackwards
+
+    given = (model.eval(), nn.CrossEntropyLoss(), [p for p in model.parameters() if p.requires_grad], data)
+    ours, theirs = (build(*given, check_deterministic=False) for build in (TwiceBackwards, HessianLinearOperator))
+    vectors = torch.randn(ours.shape[1], 3, dtype=torch.float64)
+    for _ in range(2):  # the second time with what was kept
+        assert torch.allclose(ours @ vectors, theirs @ vectors, rtol=1e-10, atol=1e-14)
+        assert torch.allclose(ours @ vectors[:, 0], theirs @ vectors[:, 0], rtol=1e-10, atol=1e-14)
+    return ours
+
+
+def test_products_with_the_hessian_are_those_of_curvlinops(problem):
+    model, data = problem
+    assert len(same_products(model, data[:2])._graphs) == 2
+    assert not same_products(model, data)._graphs  # three graphs would be much memory
+    x, y = data[0]
+    same_products(model, [(x, y), (x, (y + 1) % 3)])  # the same images, other labels
+    next(model.parameters()).requires_grad_(False)
+    same_products(model, data)
+
+
+def test_the_hessian_has_zeros_for_weights_that_the_loss_is_linear_in_or_does_not_see():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = nn.Linear(5, 3).double(), nn.Linear(5, 3).double()
+
+        def forward(self, x):
+            return self.used(x)
+
+    torch.manual_seed(0)
+    data = [(torch.randn(8, 5, dtype=torch.float64), torch.randint(3, (8,)))]
+    same_products(Odd(), data)
+    table = cb.probes.curvature(Odd(), data, vectors=2, parts=2)
+    assert table["value"].notna().all()
+
+    class Straight(nn.CrossEntropyLoss):
+        def forward(self, logits, labels):
+            return logits.mean()
+
+    from cram_bench.probes._twice import TwiceBackwards
+
+    model = nn.Linear(5, 3).double()
+    flat = TwiceBackwards(model, Straight(), list(model.parameters()), data, check_deterministic=False)
+    assert not (flat @ torch.ones(18, dtype=torch.float64)).any()
+
+
+def test_weights_that_change_under_a_kept_graph_are_refused(problem):
+    from cram_bench.probes._twice import TwiceBackwards
+
+    model, data = problem
+    operator = TwiceBackwards(
+        model.eval(), nn.CrossEntropyLoss(), list(model.parameters()), data[:1], check_deterministic=False
+    )
+    vector = torch.ones(operator.shape[1], dtype=torch.float64)
+    operator @ vector
+    with torch.no_grad():
+        model[0].weight.mul_(2), model[4].weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        operator @ vector

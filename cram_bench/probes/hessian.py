@@ -20,6 +20,7 @@ from cram_bench.probes.common import probing
 Kind = Literal["hessian", "gauss-newton"]
 _TOLERANCE = 1e-4  # relative, of Lanczos; looser ones were seen to skip an eigenvalue
 _WEIGHTS = 2**25  # of all vectors in one product
+_KAPPA, _MARGIN = 3.0, 0.05  # of the density: width of the kernels, room beyond the ends (Papyan, appendix D.2)
 
 
 def curvature(
@@ -94,7 +95,7 @@ def spectral_density(
         data: a fixed sample.
         kind: ``hessian`` or ``gauss-newton``.
         points: where the density is given.
-        lanczos: Lanczos vectors a repeat.
+        lanczos: Lanczos vectors a repeat; the ends of the spectrum are theirs too.
         repeats: starting vectors that are averaged over.
         parts: equal parts of the data that the error comes from, as in `curvature`; at least 2.
         seed: of the starting vectors.
@@ -117,28 +118,33 @@ def spectral_density(
     ):
         integer(name, value, least)
     with _quiet(), probing(model), sdpa_kernel(SDPBackend.MATH), torch.random.fork_rng():
-        from curvlinops import lanczos_approximate_spectrum
+        from curvlinops.papyan2020traces.spectrum import fast_lanczos, lanczos_approximate_spectrum_from_iter
 
         torch.manual_seed(seed)
         whole = _batches(model, data)
-        operators = [_operator(model, piece, kind) for piece in (whole, *_split(whole, parts))]
         size = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        # Left to itself it finds the ends of the spectrum from a starting vector that no seed decides, and other ones
-        # for every part. They need not be exact: it leaves a margin.
-        reached = [_ends(operator, seed) for operator in operators]
-        ends = (min(low for low, _ in reached), max(high for _, high in reached))
-        found = [
-            lanczos_approximate_spectrum(o, min(lanczos, size), points, repeats, boundaries=ends) for o in operators
-        ]
-    where, density = (values.cpu().double() for values in found[0])
-    error = torch.stack([part.cpu().double() for _, part in found[1:]]).std(0) / parts**0.5
+        runs = []
+        for piece in (whole, *_split(whole, parts)):  # an operator at a time: it may hold a graph
+            operator = _operator(model, piece, kind)
+            runs.append([fast_lanczos(operator, min(lanczos, size)) for _ in range(repeats)])
+    # The same vectors give the ends: Lanczos finds those first. One grid for all, or there is no error between parts.
+    nodes = torch.cat([values for each in runs for values, _ in each])
+    ends = float(nodes.min()), float(nodes.max())
+    grids = [
+        [lanczos_approximate_spectrum_from_iter(run, ends, points, _KAPPA, _MARGIN) for run in each] for each in runs
+    ]
+    where = grids[0][0][0].cpu().double()
+    density, *of_parts = (torch.stack([found for _, found in each]).mean(0).cpu().double() for each in grids)
+    error = torch.stack(of_parts).std(0) / parts**0.5
     return pd.DataFrame({"eigenvalue": where, "density": density, "error": error})
 
 
 def _operator(model: nn.Module, data: list[tuple[Tensor, Tensor]], kind: Kind) -> Any:
-    from curvlinops import GGNLinearOperator, HessianLinearOperator
+    from curvlinops import GGNLinearOperator
 
-    build = HessianLinearOperator if kind == "hessian" else GGNLinearOperator
+    from cram_bench.probes._twice import TwiceBackwards
+
+    build = TwiceBackwards if kind == "hessian" else GGNLinearOperator
     parameters = [p for p in model.parameters() if p.requires_grad]
     return build(model, nn.CrossEntropyLoss(), parameters, data, check_deterministic=False)
 
@@ -155,22 +161,6 @@ def _eigenpairs(operator: Any, top: int, seed: int) -> tuple[np.ndarray, np.ndar
         values, vectors = eigsh(matrix, k=top, which="LA", tol=_TOLERANCE, v0=_start(matrix, seed))
     order = np.argsort(values)[::-1]
     return values[order], vectors[:, order]
-
-
-def _ends(operator: Any, seed: int) -> tuple[float, float]:
-    """Return about the smallest and the largest eigenvalue, to a twentieth of the spectrum's width."""
-    from scipy.sparse.linalg import LinearOperator, eigsh
-
-    matrix = operator.to_scipy()
-    if _is_small(matrix, 1):
-        values = np.linalg.eigvalsh(matrix @ np.eye(matrix.shape[0], dtype=matrix.dtype))
-        return float(values[0]), float(values[-1])
-    options: dict[str, Any] = {"k": 1, "ncv": 10, "tol": 0.05, "v0": _start(matrix, seed), "return_eigenvectors": False}
-    furthest = float(eigsh(matrix, which="LM", **options)[0])
-    # Seen from that end the other one is the furthest; by itself it may be a crowd at zero, which never converges.
-    shifted = LinearOperator(matrix.shape, matvec=lambda v: matrix @ v - furthest * v, dtype=matrix.dtype)
-    other = furthest + float(eigsh(shifted, which="LM", **options)[0])
-    return min(furthest, other), max(furthest, other)
 
 
 def _is_small(matrix: Any, top: int) -> bool:
