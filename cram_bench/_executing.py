@@ -40,7 +40,7 @@ def execute_all(notebooks: Sequence[Notebook], folder: Path, at_once: int = 2, t
     interrupted or killed, the workers and their kernels end with it, and what was finished stays.
 
     Args:
-        notebooks: what to execute, in this order.
+        notebooks: what to execute, the largest files first: they take the longest, roughly.
         folder: where the results go.
         at_once: notebooks, at least 1.
         threads: that a kernel computes with, unless ``OMP_NUM_THREADS`` says; 0 for as many as there are cores.
@@ -49,6 +49,7 @@ def execute_all(notebooks: Sequence[Notebook], folder: Path, at_once: int = 2, t
         The name of each notebook that failed → one line that says where and why.
     """
     waiting = [notebook for notebook in notebooks if not _Products(notebook, folder).current()]
+    waiting.sort(key=lambda notebook: -notebook.path.stat().st_size)  # or the longest runs alone at the end
     for notebook in waiting:  # nothing old may stand beside what comes now; all of it first, as two may make one file
         _Products(notebook, folder).remove()
     begun: list[Notebook] = []

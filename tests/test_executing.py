@@ -74,12 +74,21 @@ def test_only_what_changed_is_executed_again(tmp_path):
     assert sorted(counter.read_text().split()) == ["0", "0", "1", "1"]
 
 
+def test_the_largest_file_is_executed_first(tmp_path):
+    out, order = tmp_path / "out", tmp_path / "order"
+    out.mkdir()
+    line = f"with open({str(order)!r}, 'a') as file: print({{!r}}, file=file)"
+    given = [notebook(tmp_path / f"{n}.ipynb", line.format(n) + " " * 99 * n) for n in (1, 3, 2)]
+    assert execute_all(given, out, at_once=1) == {}
+    assert order.read_text().split() == ["3", "2", "1"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_kernels_end_with_who_asked_and_what_was_finished_stays(number, tmp_path):
     out, begun = tmp_path / "out", tmp_path / "begun"
     out.mkdir()
     waits = f"import pathlib, time\npathlib.Path({str(begun)!r}).touch()\ntime.sleep(600)"
-    notebook(tmp_path / "short.ipynb", "1 + 1")
+    notebook(tmp_path / "short.ipynb", "1 + 1" + " " * 999)  # the largest file, and so the first
     notebook(tmp_path / "long.ipynb", waits)
     notebook(tmp_path / "later.ipynb", waits)
     (out / "long.html").write_text("old")
