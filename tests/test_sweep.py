@@ -21,8 +21,9 @@ from submitit.core.utils import UncompletedJobError
 
 from cram_bench import _yaml, cli, executors, runs, sweep
 from cram_bench.executors import SweepError
-from cram_bench.experiment import METHODS, recipe
+from cram_bench.experiment import METHODS, Experiment, recipe
 from cram_bench.runs import Store, ensure, ensure_all
+from cram_bench.sweep import running
 from cram_bench.train import DivergedError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -229,7 +230,7 @@ class Pretended:
             if isinstance(said, int):
                 for _, settings in self.jobs[name][1][:said]:
                     with contextlib.suppress(DivergedError):
-                        ensure(sweep.Experiment.of(settings), self.store, progress=False)
+                        ensure(Experiment.of(settings), self.store, progress=False)
                 said = "ended"
             found[name] = tuple(said.partition(" ")[::2])
         return found
@@ -405,7 +406,7 @@ def test_an_interrupt_says_what_stays():
 
 def test_two_commands_do_not_follow_one_sweep():
     with (
-        sweep._alone(Store().root / ".sweeps" / "sweep" / "lock", "sweep"),
+        running._alone(Store().root / ".sweeps" / "sweep" / "lock", "sweep"),
         pytest.raises(SweepError, match="another command follows the sweep 'sweep'"),
     ):
         sweep.run([tiny()], Store(), Pretended(Store()), stream=io.StringIO())
@@ -477,7 +478,7 @@ def test_processes_share_gpus_or_else_cores(tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
     def local(workers=None, **options):
-        made = sweep._local(tmp_path, {}, workers, options)
+        made = running._local(tmp_path, {}, workers, options)
         return made.workers, made.gpus, made.common["threads"]
 
     assert local() == (2, ["0", "1"], 4)
