@@ -28,7 +28,7 @@ from cram_bench.compress import select
 from cram_bench.data import Dataset
 from cram_bench.distributed import Group
 from cram_bench.experiment import METHODS, Experiment, recipe
-from cram_bench.probes._twice import TwiceBackwards
+from cram_bench.probes._double_backward import DoubleBackwardHessian
 from cram_bench.train import Fit, _epoch, _objective, cosine
 
 BATCH = 128
@@ -249,19 +249,25 @@ def curve() -> Iterator[Ratio]:
 
 
 def hessian() -> Iterator[Ratio]:
-    """A product with the Hessian of ResNet-20's loss on 100 images, one vector after the other as Lanczos asks for them."""
+    """A Hessian-vector product of ResNet-20, one vector after the other as Lanczos asks for them, on one batch and on three."""
     train, _ = data()
     model = recipe("cifar10").build_model(train).eval()
-    batch = next(iter(train.batches(100)))
-    given = (model, nn.CrossEntropyLoss(), list(model.parameters()), [batch])
-    ours, theirs = (build(*given, check_deterministic=False) for build in (TwiceBackwards, HessianLinearOperator))
-    vector = torch.randn(ours.shape[1], generator=torch.Generator().manual_seed(0))
-    found, expected = ours @ vector, theirs @ vector
-    if float((found - expected).norm() / expected.norm()) > 1e-4:
-        raise RuntimeError("the products differ")
-    yield in_turns(
-        "hessian product over curvlinops", lambda: ours @ vector, lambda: theirs @ vector, kind="speed", unit="ms"
-    )
+    for name, batches in (("", 1), (", three batches", 3)):
+        given = (
+            model,
+            nn.CrossEntropyLoss(),
+            list(model.parameters()),
+            list(itertools.islice(train.batches(50), batches)),
+        )
+        ours, theirs = (
+            build(*given, check_deterministic=False) for build in (DoubleBackwardHessian, HessianLinearOperator)
+        )
+        vector = torch.randn(ours.shape[1], generator=torch.Generator().manual_seed(0))
+        found, expected = ours @ vector, theirs @ vector
+        if float((found - expected).norm() / expected.norm()) > 1e-4:
+            raise RuntimeError("the products differ")
+        sides = (partial(operator.__matmul__, vector) for operator in (ours, theirs))
+        yield in_turns(f"hessian-vector product over curvlinops{name}", *sides, kind="speed", unit="ms")
 
 
 def memory() -> Iterator[Ratio]:

@@ -1,7 +1,9 @@
 """Curvature against a dense float64 Hessian."""
 
 import copy
+import gc
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -153,13 +155,20 @@ def test_probing_a_convolutional_network_warns_of_nothing():
         cb.probes.curvature(model, data, vectors=1, parts=2)
 
 
-def same_products(model, data):
+def hessian_of(model, data, loss=None):
+    from cram_bench.probes._double_backward import DoubleBackwardHessian
+
+    trained = [p for p in model.eval().parameters() if p.requires_grad]
+    return DoubleBackwardHessian(model, loss or nn.CrossEntropyLoss(), trained, data, check_deterministic=False)
+
+
+def same_products(model, data, ours=None):
+    """Compare products with those of curvlinops' own operator; return ours."""
     from curvlinops import HessianLinearOperator
 
-    from cram_bench.probes._twice import TwiceBackwards
-
-    given = (model.eval(), nn.CrossEntropyLoss(), [p for p in model.parameters() if p.requires_grad], data)
-    ours, theirs = (build(*given, check_deterministic=False) for build in (TwiceBackwards, HessianLinearOperator))
+    ours = ours or hessian_of(model, data)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    theirs = HessianLinearOperator(model, nn.CrossEntropyLoss(), trained, data, check_deterministic=False)
     vectors = torch.randn(ours.shape[1], 3, dtype=torch.float64)
     for _ in range(2):  # the second time with what was kept
         assert torch.allclose(ours @ vectors, theirs @ vectors, rtol=1e-10, atol=1e-14)
@@ -167,14 +176,46 @@ def same_products(model, data):
     return ours
 
 
-def test_products_with_the_hessian_are_those_of_curvlinops(problem):
+def test_hessian_vector_products_are_those_of_curvlinops(problem):
     model, data = problem
-    assert len(same_products(model, data[:2])._graphs) == 2
-    assert not same_products(model, data)._graphs  # three graphs would be much memory
+    same_products(model, data[:1])
+    same_products(model, data)
     x, y = data[0]
-    same_products(model, [(x, y), (x, (y + 1) % 3)])  # the same images, other labels
+    same_products(model, [(x, y), (x, (y + 1) % 3)])  # the same inputs, other labels
     next(model.parameters()).requires_grad_(False)
     same_products(model, data)
+
+
+@pytest.mark.parametrize(("batches", "forwards"), [(1, 1), (2, 2), (3, 9)])
+def test_the_graphs_of_few_batches_are_kept(batches, forwards, problem):
+    model, data = problem
+    operator, seen = hessian_of(model, data[:batches]), []
+    model.register_forward_hook(lambda *_: seen.append(1))
+    for columns in (1, 4, 1):
+        operator @ torch.ones(operator.shape[1], columns, dtype=torch.float64)
+    assert len(seen) == forwards
+
+
+def test_a_kept_graph_is_not_that_of_other_weights(problem):
+    model, data = problem
+    operator = same_products(model, data[:2])
+    for changed in (*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())):
+        with torch.no_grad():
+            changed.add_(0.1)
+        same_products(model, data[:2], operator)
+
+
+def test_a_kept_graph_goes_with_its_operator(problem):
+    model, data = problem
+    gc.disable()
+    try:
+        operator = hessian_of(model, data[:2])
+        operator @ torch.ones(operator.shape[1], dtype=torch.float64)
+        gone = weakref.ref(operator)
+        del operator
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_the_hessian_has_zeros_for_weights_that_the_loss_is_linear_in_or_does_not_see():
@@ -186,33 +227,29 @@ def test_the_hessian_has_zeros_for_weights_that_the_loss_is_linear_in_or_does_no
         def forward(self, x):
             return self.used(x)
 
-    torch.manual_seed(0)
-    data = [(torch.randn(8, 5, dtype=torch.float64), torch.randint(3, (8,)))]
-    same_products(Odd(), data)
-    table = cb.probes.curvature(Odd(), data, vectors=2, parts=2)
-    assert table["value"].notna().all()
-
     class Straight(nn.CrossEntropyLoss):
         def forward(self, logits, labels):
             return logits.mean()
 
-    from cram_bench.probes._twice import TwiceBackwards
-
-    model = nn.Linear(5, 3).double()
-    flat = TwiceBackwards(model, Straight(), list(model.parameters()), data, check_deterministic=False)
+    torch.manual_seed(0)
+    data = [(torch.randn(8, 5, dtype=torch.float64), torch.randint(3, (8,)))]
+    same_products(Odd(), data)
+    assert cb.probes.curvature(Odd(), data, vectors=2, parts=2)["value"].notna().all()
+    flat = hessian_of(nn.Linear(5, 3).double(), data, Straight())
     assert not (flat @ torch.ones(18, dtype=torch.float64)).any()
 
 
-def test_weights_that_change_under_a_kept_graph_are_refused(problem):
-    from cram_bench.probes._twice import TwiceBackwards
+def test_a_spectrum_that_has_no_density_is_refused():
+    class Sum(nn.Module):
+        def __init__(self, scale):
+            super().__init__()
+            self.weight, self.scale = nn.Parameter(torch.ones(3)), scale
 
-    model, data = problem
-    operator = TwiceBackwards(
-        model.eval(), nn.CrossEntropyLoss(), list(model.parameters()), data[:1], check_deterministic=False
-    )
-    vector = torch.ones(operator.shape[1], dtype=torch.float64)
-    operator @ vector
-    with torch.no_grad():
-        model[0].weight.mul_(2), model[4].weight.mul_(2)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        operator @ vector
+        def forward(self, x):
+            return x @ torch.diag(self.weight) * self.scale
+
+    data = [(torch.eye(3).repeat(4, 1), torch.arange(3).repeat(4))]
+    with pytest.raises(ValueError, match="the hessian of the loss is zero"):
+        cb.probes.spectral_density(Sum(1e4), data)  # the softmax is exactly one
+    with pytest.raises(ValueError, match="at least 2 parameters to train, and Linear has 1"):
+        cb.probes.spectral_density(nn.Linear(1, 1, bias=False), [(torch.ones(4, 1), torch.zeros(4, dtype=torch.long))])

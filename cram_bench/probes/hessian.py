@@ -37,7 +37,7 @@ def curvature(
     H = ∇²L(θ) of the mean cross-entropy, or the Gauss–Newton matrix G = mean Jᵀ (diag p − p pᵀ) J, which leaves out
     the curvature of the network itself and is positive semi-definite. Eigenvalues by Lanczos iteration (SciPy's
     ``eigsh``, relative tolerance 1e-4) on products with all the data; the trace by Hutchinson's estimate, the mean
-    of vᵀHv over random signs v. Products come from curvlinops.
+    of vᵀHv over random signs v. Hessian-vector products are by double backpropagation, those with G by curvlinops.
 
     Args:
         model: any torch classifier, in eval mode while it is probed, and left as it was found.
@@ -68,9 +68,10 @@ def curvature(
         operators = [_operator(model, piece, kind) for piece in pieces]
         values, directions = _eigenpairs(_operator(model, whole, kind), top, seed)
         of_parts = np.array([(directions * (o.to_scipy() @ directions)).sum(0) for o in operators])
-        # Many vectors in one product are faster, but it keeps activations for every pair of vector and image.
+        # Many vectors in one product are faster; with G it keeps activations for every pair of vector and image.
         most = max(len(labels) for piece in pieces for _, labels in piece)
-        columns = max(1, min(2 * AT_ONCE // most, _WEIGHTS // operators[0].shape[1]))
+        pairs = 2 * AT_ONCE // most if kind == "gauss-newton" else vectors
+        columns = max(1, min(pairs, _WEIGHTS // operators[0].shape[1]))
         traces = np.array([_trace(operator, vectors, seed + i, columns) for i, operator in enumerate(operators)])
     errors = of_parts.std(0, ddof=1) / np.sqrt(parts)
     rows = [("eigenvalue", i + 1, float(values[i]), float(errors[i])) for i in range(top)]
@@ -95,7 +96,7 @@ def spectral_density(
         data: a fixed sample.
         kind: ``hessian`` or ``gauss-newton``.
         points: where the density is given.
-        lanczos: Lanczos vectors a repeat; the ends of the spectrum are theirs too.
+        lanczos: Lanczos vectors a repeat.
         repeats: starting vectors that are averaged over.
         parts: equal parts of the data that the error comes from, as in `curvature`; at least 2.
         seed: of the starting vectors.
@@ -103,10 +104,11 @@ def spectral_density(
     Returns:
         Columns eigenvalue, density, whose integral is 1 up to the width of the kernel, and error: the standard error of the
         density over the parts, each with starting vectors of its own. A part has fewer samples than all the data, and so a
-        wider spectrum; the density is that of all the data.
+        wider spectrum; the density is that of all the data. Its range goes a twentieth beyond the outermost Ritz values, those
+        of the parts included.
 
     Raises:
-        ValueError: as `curvature`.
+        ValueError: as `curvature`; or there is one parameter to train, or no curvature at all.
     """
     if kind not in get_args(Kind):
         raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, not {kind!r}")
@@ -123,11 +125,16 @@ def spectral_density(
         torch.manual_seed(seed)
         whole = _batches(model, data)
         size = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        if size < 2:
+            raise ValueError(f"a density needs at least 2 parameters to train, and {type(model).__name__} has {size}")
+        probe = torch.randn(size, generator=torch.Generator().manual_seed(seed))
         runs = []
         for piece in (whole, *_split(whole, parts)):  # an operator at a time: it may hold a graph
             operator = _operator(model, piece, kind)
+            if not (operator @ probe.to(operator.device, operator.dtype)).any():
+                raise ValueError(f"the {kind} of the loss is zero on the data or a part of them: it has no density")
             runs.append([fast_lanczos(operator, min(lanczos, size)) for _ in range(repeats)])
-    # The same vectors give the ends: Lanczos finds those first. One grid for all, or there is no error between parts.
+    # Lanczos finds the ends of a spectrum first. One grid for all, or there is no error between parts.
     nodes = torch.cat([values for each in runs for values, _ in each])
     ends = float(nodes.min()), float(nodes.max())
     grids = [
@@ -142,9 +149,9 @@ def spectral_density(
 def _operator(model: nn.Module, data: list[tuple[Tensor, Tensor]], kind: Kind) -> Any:
     from curvlinops import GGNLinearOperator
 
-    from cram_bench.probes._twice import TwiceBackwards
+    from cram_bench.probes._double_backward import DoubleBackwardHessian
 
-    build = TwiceBackwards if kind == "hessian" else GGNLinearOperator
+    build = DoubleBackwardHessian if kind == "hessian" else GGNLinearOperator
     parameters = [p for p in model.parameters() if p.requires_grad]
     return build(model, nn.CrossEntropyLoss(), parameters, data, check_deterministic=False)
 
@@ -193,7 +200,7 @@ def _batches(model: nn.Module, data: Batches) -> list[tuple[Tensor, Tensor]]:
     classes = model(batches[0][0][:1]).shape[1]
     for _, labels in batches:
         labels_within(labels, classes)
-    return batches
+    return [(inputs, labels.to(inputs.device)) for inputs, labels in batches]
 
 
 def _split(batches: list[tuple[Tensor, Tensor]], parts: int) -> list[list[tuple[Tensor, Tensor]]]:
