@@ -253,3 +253,12 @@ def test_a_spectrum_that_has_no_density_is_refused():
         cb.probes.spectral_density(Sum(1e4), data)  # the softmax is exactly one
     with pytest.raises(ValueError, match="at least 2 parameters to train, and Linear has 1"):
         cb.probes.spectral_density(nn.Linear(1, 1, bias=False), [(torch.ones(4, 1), torch.zeros(4, dtype=torch.long))])
+
+
+@pytest.mark.parametrize("name", ["curvature", "spectral_density", "sam_sharpness"])
+def test_a_model_with_nothing_to_train_has_no_curvature(name, problem):
+    model, data = problem
+    with pytest.raises(ValueError, match="no parameter of Sequential has requires_grad"):
+        getattr(cb.probes, name)(model.requires_grad_(False), data)
+    with pytest.raises(TypeError, match="a torch model"):
+        getattr(cb.probes, name)(None, data)

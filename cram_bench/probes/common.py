@@ -21,14 +21,25 @@ def probing(model: nn.Module) -> Iterator[nn.Module]:
         yield model.eval()
 
 
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that ask for a gradient.
+
+    Raises:
+        ValueError: there is none.
+    """
+    instance("model", model, nn.Module, "a torch model")
+    if found := [parameter for parameter in model.parameters() if parameter.requires_grad]:
+        return found
+    raise ValueError(f"no parameter of {type(model).__name__} has requires_grad; at least one is needed")
+
+
 def loss_and_gradient(model: nn.Module, data: Batches, batch_size: int = AT_ONCE) -> tuple[float, dict[str, Tensor]]:
     """Return the mean cross-entropy in nats over all the data, and its gradient by parameter name.
 
     Raises:
         ValueError: the data are empty, a label has no output, or no parameter asks for a gradient.
     """
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError(f"no parameter of {type(model).__name__} has requires_grad; at least one is needed")
+    trainable(model)
     model.zero_grad()
     total, count = 0.0, 0
     for inputs, labels in batches_of(data, batch_size):

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel  # only this one has seco
 
 from cram_bench._checks import integer, labels_within
 from cram_bench.data import AT_ONCE, Batches, batches_of
-from cram_bench.probes.common import probing
+from cram_bench.probes.common import probing, trainable
 
 Kind = Literal["hessian", "gauss-newton"]
 _TOLERANCE = 1e-4  # relative, of Lanczos; looser ones were seen to skip an eigenvalue
@@ -55,13 +55,14 @@ def curvature(
         eigenvector v, whose mean is λ up to the samples that the equal parts leave over. The trace is the mean over parts, each with vectors of its own.
 
     Raises:
-        ValueError: `kind` is unknown, `parts` or `top` too small, or there are fewer samples than parts.
+        ValueError: `kind` is unknown, `parts` or `top` too small, there are fewer samples than parts, or no parameter asks for
+            a gradient.
     """
     if kind not in get_args(Kind):
         raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, not {kind!r}")
     for name, value, least in (("top", top, 1), ("vectors", vectors, 1), ("parts", parts, 2)):
         integer(name, value, least)
-    integer("top", top, 1, max(1, sum(p.numel() for p in model.parameters() if p.requires_grad)))
+    integer("top", top, 1, sum(p.numel() for p in trainable(model)))
     with _quiet(), probing(model), sdpa_kernel(SDPBackend.MATH):
         whole = _batches(model, data)
         pieces = _split(whole, parts)
@@ -124,7 +125,7 @@ def spectral_density(
 
         torch.manual_seed(seed)
         whole = _batches(model, data)
-        size = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        size = sum(p.numel() for p in trainable(model))
         if size < 2:
             raise ValueError(f"a density needs at least 2 parameters to train, and {type(model).__name__} has {size}")
         probe = torch.randn(size, generator=torch.Generator().manual_seed(seed))
@@ -152,8 +153,7 @@ def _operator(model: nn.Module, data: list[tuple[Tensor, Tensor]], kind: Kind) -
     from cram_bench.probes._double_backward import DoubleBackwardHessian
 
     build = DoubleBackwardHessian if kind == "hessian" else GGNLinearOperator
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return build(model, nn.CrossEntropyLoss(), parameters, data, check_deterministic=False)
+    return build(model, nn.CrossEntropyLoss(), trainable(model), data, check_deterministic=False)
 
 
 def _eigenpairs(operator: Any, top: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
