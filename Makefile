@@ -38,8 +38,7 @@ cifar10: install
 	  -p methods '[sgd, sam, cram-single, cram+-multi]' -p patterns '[global, "2:4", "4:8"]' --name cifar10-resnet20-15-epochs
 	$(BIN)/cram-bench report --dataset cifar10 --notebook equal_cost --profile full --seeds 3 -p epochs 15 -p shorter true \
 	  -p methods '[sgd, cram-single, cram+-multi]' --name cifar10-equal-cost
-	$(BIN)/cram-bench report --dataset cifar10 --notebook ablations --profile full -p epochs 8 \
-	  -p only '[without +, dense gradients]' --name cifar10-ablations
+	$(BIN)/cram-bench report --dataset cifar10 --notebook ablations --profile full -p epochs 8 --name cifar10-ablations
 	$(BIN)/cram-bench report --dataset cifar10 --notebook transfer --profile full -p epochs 10 --name cifar10-transfer
 	$(MAKE) readme
 
