@@ -249,8 +249,12 @@ def test_a_spectrum_that_has_no_density_is_refused():
             return x @ torch.diag(self.weight) * self.scale
 
     data = [(torch.eye(3).repeat(4, 1), torch.arange(3).repeat(4))]
-    with pytest.raises(ValueError, match="the hessian of the loss is zero"):
+    with pytest.raises(ValueError, match="the hessian of the loss is zero or not finite"):
         cb.probes.spectral_density(Sum(1e4), data)  # the softmax is exactly one
+    with pytest.raises(ValueError, match="the hessian of the loss is zero or not finite"):
+        cb.probes.spectral_density(
+            nn.Linear(3, 50), [(torch.full((8, 3), torch.nan), torch.zeros(8, dtype=torch.long))]
+        )
     with pytest.raises(ValueError, match="at least 2 parameters to train, and Linear has 1"):
         cb.probes.spectral_density(nn.Linear(1, 1, bias=False), [(torch.ones(4, 1), torch.zeros(4, dtype=torch.long))])
 

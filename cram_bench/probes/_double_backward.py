@@ -11,7 +11,7 @@ from curvlinops import HessianLinearOperator
 from torch import Tensor
 
 Product = Callable[[list[Tensor]], tuple[Tensor, ...]]
-_FEW = 2  # batches; a graph was seen to hold three times what a training step of a ResNet-20 holds
+_FEW = 2  # batches; a graph holds the activations of both passes
 
 
 class DoubleBackwardHessian(HessianLinearOperator):

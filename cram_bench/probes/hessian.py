@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -128,15 +128,17 @@ def spectral_density(
         size = sum(p.numel() for p in trainable(model))
         if size < 2:
             raise ValueError(f"a density needs at least 2 parameters to train, and {type(model).__name__} has {size}")
-        probe = torch.randn(size, generator=torch.Generator().manual_seed(seed))
         runs = []
-        for piece in (whole, *_split(whole, parts)):  # an operator at a time: it may hold a graph
-            operator = _operator(model, piece, kind)
-            if not (operator @ probe.to(operator.device, operator.dtype)).any():
-                raise ValueError(f"the {kind} of the loss is zero on the data or a part of them: it has no density")
-            runs.append([fast_lanczos(operator, min(lanczos, size)) for _ in range(repeats)])
+        with suppress(torch.linalg.LinAlgError):  # where there are NaNs; at some sizes torch passes them on
+            for piece in (whole, *_split(whole, parts)):  # an operator at a time: it may hold a graph
+                operator = _operator(model, piece, kind)
+                runs.append([fast_lanczos(operator, min(lanczos, size)) for _ in range(repeats)])
+    nodes = torch.cat([torch.empty(0), *(values.cpu() for each in runs for values, _ in each)])
+    if len(runs) <= parts or not nodes.isfinite().all():
+        raise ValueError(
+            f"the {kind} of the loss is zero or not finite on the data or a part of them: it has no density"
+        )
     # Lanczos finds the ends of a spectrum first. One grid for all, or there is no error between parts.
-    nodes = torch.cat([values for each in runs for values, _ in each])
     ends = float(nodes.min()), float(nodes.max())
     grids = [
         [lanczos_approximate_spectrum_from_iter(run, ends, points, _KAPPA, _MARGIN) for run in each] for each in runs
@@ -161,22 +163,14 @@ def _eigenpairs(operator: Any, top: int, seed: int) -> tuple[np.ndarray, np.ndar
     from scipy.sparse.linalg import eigsh
 
     matrix = operator.to_scipy()
-    if _is_small(matrix, top):
+    if matrix.shape[0] <= max(20, 2 * top + 1):  # written out: Lanczos needs room
         values, vectors = np.linalg.eigh(matrix @ np.eye(matrix.shape[0], dtype=matrix.dtype))
         values, vectors = values[-top:], vectors[:, -top:]
     else:
-        values, vectors = eigsh(matrix, k=top, which="LA", tol=_TOLERANCE, v0=_start(matrix, seed))
+        start = np.random.default_rng(seed).standard_normal(matrix.shape[0]).astype(matrix.dtype)
+        values, vectors = eigsh(matrix, k=top, which="LA", tol=_TOLERANCE, v0=start)
     order = np.argsort(values)[::-1]
     return values[order], vectors[:, order]
-
-
-def _is_small(matrix: Any, top: int) -> bool:
-    """Tell whether to write the matrix out: Lanczos needs room."""
-    return bool(matrix.shape[0] <= max(20, 2 * top + 1))
-
-
-def _start(matrix: Any, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(matrix.shape[0]).astype(matrix.dtype)
 
 
 def _trace(operator: Any, vectors: int, seed: int, columns: int) -> float:
