@@ -3,7 +3,14 @@ import torch
 
 import cram_bench as cb
 
-COUNTS = {"convnet": 24346, "resnet20": 269722, "resnet18": 11173962, "vgg16_bn": 14724042, "vit_tiny": 5362762}
+COUNTS = {
+    "convnet": 24346,
+    "resnet20": 269722,
+    "resnet20-projection": 272474,
+    "resnet18": 11173962,
+    "vgg16_bn": 14724042,
+    "vit_tiny": 5362762,
+}
 
 
 def test_every_listed_model_is_counted_here():
@@ -27,6 +34,18 @@ def test_parameters_shapes_and_prunable_weights(name, count):
 def test_other_image_sizes(name, size):
     model = cb.models.create(name, num_classes=4, in_channels=1, image_size=size)
     assert model(torch.zeros(2, 1, size, size)).shape == (2, 4)
+
+
+def test_the_authors_network_starts_as_theirs():
+    torch.manual_seed(0)
+    draws = [cb.models.create("resnet20-projection", 10) for _ in range(20)]
+    for name, std in (("conv1", (2 / 144) ** 0.5), ("layer2.0.shortcut.0", (2 / 32) ** 0.5)):  # N(0, 2/(k²·outputs))
+        values = torch.stack([model.get_parameter(f"{name}.weight") for model in draws]).detach()
+        assert abs(float(values.std()) / std - 1) < 0.03
+        assert abs(float(values.mean()) / std) < 0.03
+    linear = torch.stack([model.linear.weight for model in draws]).detach()
+    assert float(linear.abs().max()) <= 1 / 8 + 1e-6  # uniform in ± 1/√64
+    assert abs(float(linear.std()) * 8 * 3**0.5 - 1) < 0.03
 
 
 def test_torchvisions_classifiers_by_name():

@@ -16,7 +16,7 @@ from cram_bench._checks import instance, integer, unknown
 from cram_bench.compress import prunable
 from cram_bench.models.convnet import convnet
 from cram_bench.models.encoder import Encoder, is_encoder
-from cram_bench.models.resnet import resnet18, resnet20
+from cram_bench.models.resnet import resnet18, resnet20, resnet20_projection
 from cram_bench.models.vgg import vgg16_bn
 from cram_bench.models.vit import vit_tiny
 
@@ -25,6 +25,7 @@ __all__ = ["BUILDERS", "check", "create", "head", "is_encoder", "names", "prunab
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "convnet": convnet,
     "resnet20": resnet20,
+    "resnet20-projection": resnet20_projection,
     "resnet18": resnet18,
     "vgg16_bn": vgg16_bn,
     "vit_tiny": vit_tiny,

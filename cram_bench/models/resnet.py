@@ -74,8 +74,24 @@ class ResNet(nn.Module):
 
 
 def resnet20(num_classes: int, in_channels: int = 3) -> ResNet:
-    """ResNet-20: three stages of three blocks, 16 to 64 channels, 0.27 M weights (arXiv 1512.03385, section 4.2)."""
+    """ResNet-20: three stages of three blocks, 16 to 64 channels, 0.27 M weights (arXiv 1512.03385, section 4.2).
+
+    Its shortcuts have no weights, as the original's for CIFAR; the authors of CrAM use `resnet20_projection`.
+    """
     return ResNet((3, 3, 3), 16, num_classes, in_channels)
+
+
+def resnet20_projection(num_classes: int, in_channels: int = 3) -> ResNet:
+    """ResNet-20 as the authors of CrAM train it (arXiv 2207.14200, their code): shortcuts with weights, 272,474 in all.
+
+    Convolutions begin as N(0, 2/(k²·outputs)), the classifier as torch has it.
+    """
+    model = ResNet((3, 3, 3), 16, num_classes, in_channels, project=True)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+    model.linear.reset_parameters()
+    return model
 
 
 def resnet18(num_classes: int, in_channels: int = 3) -> ResNet:
