@@ -299,7 +299,7 @@ class Explorer:
         }
         points = {label: self._subjects[label].answers.get((self.compressor, tuned)) for label in self.runs.value}
         self.curve.value = _png(
-            plots.explorer_curve(curves, points, self._methods, self.compressor.sparsity, 1 / self.sample.num_classes)
+            plots.explorer_curve(curves, points, self._methods, self.compressor.sparsity, self.sample.majority)
         )
 
     def _show_flips(self) -> None:

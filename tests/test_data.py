@@ -1,5 +1,6 @@
 import io
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -414,3 +415,23 @@ def test_resized_images_are_three_channels_and_keep_their_looks():
     back = torch.nn.functional.avg_pool2d(large.images[:, :1].float(), 4)
     assert (back - train.images.float()).abs().mean() < 25  # of 255: strokes are blurred, not moved
     assert large.resized(32) is large
+
+
+def test_guessing_is_the_share_of_the_commonest_label():
+    _, test = cb.data.load("digits")
+    uneven = replace(test.take(range(10)), labels=torch.tensor([3, 3, 3, 3, 3, 3, 3, 0, 1, 9]))
+    assert uneven.majority == 0.7  # always guessing 3; not 1 of 10 classes
+    assert uneven.take([0, 7, 8, 9]).majority == 0.25  # of what is evaluated, not of what it was taken from
+    assert test.majority == max(test.labels.tolist().count(label) for label in range(10)) / 500
+    with pytest.raises(ValueError, match="digits has no labels"):
+        _ = test.take([]).majority
+
+
+def test_every_guessing_line_is_that_of_the_evaluated_data():
+    root = Path(__file__).parent.parent
+    lines = [line for path in (root / "notebooks").glob("*.ipynb") for line in path.read_text("utf-8").splitlines()]
+    drawn = [line for line in lines if "chance=" in line]
+    assert len(drawn) >= 3
+    assert all("chance=test.majority" in line for line in drawn)
+    written = "".join(path.read_text("utf-8") for path in (root / "cram_bench").rglob("*.py"))
+    assert not re.search(r"1(\.0)? / [\w.]*(num_classes|len\([\w.]*classes\))", written)

@@ -63,6 +63,17 @@ class Dataset:
         return self.images.shape[2]
 
     @property
+    def majority(self) -> float:
+        """Share of the most frequent label: the accuracy of always guessing the commonest class.
+
+        Raises:
+            ValueError: there are no labels.
+        """
+        if not len(self):
+            raise ValueError(f"{self.name} has no labels, and so no commonest class")
+        return int(self.labels.bincount().max()) / len(self)
+
+    @property
     def at_once(self) -> int | None:
         """Images that a batch should have at most where nobody learns from it; None for any number."""
         return None

@@ -19,7 +19,7 @@ def accuracy_vs_sparsity(table: pd.DataFrame, pattern: str = "global", chance: f
     Args:
         table: columns method, seed, pattern, sparsity, calibrated, accuracy; without method and seed, it is that of one model.
         pattern: which sparsity pattern to draw; the dense model belongs to all.
-        chance: accuracy of guessing, a fraction, drawn as a dotted line.
+        chance: accuracy of guessing, a fraction, such as `Dataset.majority` of the test images, drawn as a dotted line.
     """
     table = of_runs(table)
     columns(table, "method", "seed", "pattern", "sparsity", "calibrated", "accuracy")
@@ -108,7 +108,7 @@ def transfer(table: pd.DataFrame, target: str, chance: float | None = None) -> F
     Args:
         table: columns method (of the source), seed, sparsity, accuracy.
         target: name of the new data.
-        chance: accuracy of guessing, a fraction, drawn as a dotted line.
+        chance: accuracy of guessing, a fraction, such as `Dataset.majority` of the test images, drawn as a dotted line.
     """
     table = of_runs(table)
     columns(table, "method", "seed", "sparsity", "accuracy")

@@ -28,7 +28,7 @@ def explorer_curve(
         points: label → something with an accuracy, or None.
         methods: label → method, which decides the look.
         sparsity: where the points are.
-        chance: accuracy of guessing, a fraction.
+        chance: accuracy of guessing, a fraction, such as `Dataset.majority` of the test images.
     """
     with style():
         figure = Figure(figsize=(5.4, 3.2))
