@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
@@ -96,7 +97,7 @@ class CrAM(TwoPass):
         return self.draw.snapshot()
 
     def _gradients(self, closure: Closure, scale: float | None) -> Any:
-        if self.plain and _tossed(self.draw.generator, self.plain):
+        if self.plain and self.draw.tossed(self.plain):
             return closure()
         return super()._gradients(closure, scale)
 
@@ -125,14 +126,18 @@ class CrAM(TwoPass):
                     parameter.grad.add_(gradient)
 
     def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
-        """Return the base optimizer's state and, under ``cram``, that of the draw and of held masks."""
-        return {**super().state_dict(), "cram": {"method": "CrAM", **self.draw.state_dict()}}
+        """Return the base optimizer's state and, under ``cram`` in its first group, that of the draw and of held masks."""
+        return _with(super().state_dict(), {"method": "CrAM", **self.draw.state_dict()})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # type: ignore[override]
-        """Restore what `state_dict` returned."""
-        base = _without(state_dict, "CrAM")
-        self.draw.load_state_dict(state_dict["cram"])  # first, because it refuses what does not fit
-        super().load_state_dict(base)
+        """Restore what `state_dict` returned.
+
+        Raises:
+            ValueError: another optimizer saved it, or it is of other compressors, another mask interval or other groups.
+        """
+        base, own = _without(state_dict, "CrAM")
+        with _loaded(self.draw, own):
+            super().load_state_dict(base)
 
     def __repr__(self) -> str:
         choices = ", ".join(map(str, self.draw.compressors))
@@ -203,7 +208,7 @@ class CrAMSingle(Wrapper):
         self._last: dict[Tensor, Tensor] = {}
 
     def _gradients(self, closure: Closure, scale: float | None) -> Any:
-        if _tossed(self.draw.generator, self.plain):
+        if self.draw.tossed(self.plain):
             return closure()
         moved = _distinct(self._parameters(), self.prunable)
         with self._restored([*moved, *self.model.buffers()], always=True):
@@ -234,18 +239,22 @@ class CrAMSingle(Wrapper):
             self._last = dict(zip(present, clones([p.grad for p in present if p.grad is not None]), strict=True))
 
     def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
-        """Return the base optimizer's state and, under ``cram``, that of the draws, held masks and the last gradient."""
+        """Return the base optimizer's state and, under ``cram`` in its first group, the draws', masks and last gradient."""
         state = {"method": "CrAMSingle", **self.draw.state_dict()}
         if self.ascent == "gradient":
             state["last"] = [self._last.get(p) for p in self._parameters()]
-        return {**super().state_dict(), "cram": state}
+        return _with(super().state_dict(), state)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # type: ignore[override]
-        """Restore what `state_dict` returned."""
-        base = _without(state_dict, "CrAMSingle")
-        self.draw.load_state_dict(state_dict["cram"])
-        super().load_state_dict(base)
-        last = state_dict["cram"].get("last", [])
+        """Restore what `state_dict` returned.
+
+        Raises:
+            ValueError: another optimizer saved it, or it is of other compressors, another mask interval or other groups.
+        """
+        base, own = _without(state_dict, "CrAMSingle")
+        with _loaded(self.draw, own):
+            super().load_state_dict(base)
+        last = own.get("last", [])
         parameters = self._parameters()[: len(last)]
         self._last = {p: g.to(p.device, copy=True) for p, g in zip(parameters, last, strict=True) if g is not None}
 
@@ -277,10 +286,6 @@ def _check_plain(plain: float) -> None:
         raise ValueError(f"plain, the probability of a plain step, must be in [0, 1), not {plain!r}")
 
 
-def _tossed(generator: torch.Generator, probability: float) -> bool:
-    return float(torch.rand((), generator=generator)) < probability
-
-
 def _distinct(parameters: list[Tensor], prunable: Mapping[str, Tensor]) -> list[Tensor]:
     # Compression also zeroes weights that are frozen or got no gradient.
     return list({id(tensor): tensor for tensor in (*parameters, *prunable.values())}.values())
@@ -295,10 +300,36 @@ def _shared(seed: int, parallel: DistributedDataParallel | None) -> int:
     return int(first)
 
 
-def _without(state_dict: dict[str, Any], method: str) -> dict[str, Any]:
-    if "cram" not in state_dict:
-        raise ValueError(f"this state dict was not saved by {method}: it has no entry 'cram'")
-    saved = state_dict["cram"].get("method", method)
+def _with(state_dict: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Add a method's own state to the first group: of others, torch.distributed.checkpoint keeps nothing."""
+    first, *rest = state_dict["param_groups"]
+    return {**state_dict, "param_groups": [{**first, "cram": own}, *rest]}
+
+
+def _without(state_dict: dict[str, Any], method: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return (the base optimizer's state, the method's own), which used to stand beside the groups."""
+    groups = state_dict.get("param_groups", [])
+    own = next((part["cram"] for part in (state_dict, *groups) if "cram" in part), None)
+    if own is None:
+        raise ValueError(
+            f"this state dict was not saved by {method}: it has no entry 'cram'; a plain optimizer's is loaded by"
+            " optimizer.base.load_state_dict"
+        )
+    saved = own.get("method", method)
     if saved != method:
         raise ValueError(f"this state dict was saved by {saved}, not by {method}")
-    return {name: value for name, value in state_dict.items() if name != "cram"}
+    rest = {name: value for name, value in state_dict.items() if name != "cram"}
+    rest["param_groups"] = [{name: value for name, value in group.items() if name != "cram"} for group in groups]
+    return rest, own
+
+
+@contextmanager
+def _loaded(draw: Draw, own: Mapping[str, Any]) -> Iterator[None]:
+    """Load the draw's state, which refuses what does not fit; put it back when the block raises."""
+    back = draw.snapshot()
+    draw.load_state_dict(own)
+    try:
+        yield
+    except BaseException:
+        back()
+        raise

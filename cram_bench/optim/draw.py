@@ -64,7 +64,7 @@ class Draw:
 
     def apply_(self) -> Masks:
         """Draw an operator, compress the weights with it, and return its masks."""
-        index = int(torch.randint(len(self.compressors), (), generator=self.generator))
+        index = int(torch.randint(len(self.compressors), (), generator=self.generator, device="cpu"))
         masks = self.compressors[index].apply_(self.weights, self.held.get(index))
         if self.interval > 1:
             self.uses[index] += 1
@@ -73,6 +73,10 @@ class Draw:
             else:
                 self.held.pop(index, None)
         return masks
+
+    def tossed(self, probability: float) -> bool:
+        """Tell whether an event of this probability happens now; the same under any default device and type."""
+        return float(torch.rand((), generator=self.generator, device="cpu", dtype=torch.float32)) < probability
 
     def state_dict(self) -> dict[str, Any]:
         """Return the generator's state and, where masks are held, those and the count of uses."""
@@ -106,7 +110,7 @@ class Draw:
         """
         columns = [torch.cat([mask.flatten() for mask in self.held[index].values()]) for index in sorted(self.held)]
         if not columns:
-            return torch.empty(0, dtype=torch.uint8)
+            return torch.empty(0, dtype=torch.uint8, device="cpu")
         patterns = np.packbits(torch.stack(columns).cpu().numpy(), axis=0)
         coder = zlib.compressobj(strategy=zlib.Z_HUFFMAN_ONLY)  # the order carries nothing, and matches cost room
         return torch.from_numpy(np.frombuffer(coder.compress(patterns.tobytes()) + coder.flush(), np.uint8).copy())

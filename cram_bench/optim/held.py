@@ -25,7 +25,7 @@ class HeldMasks(Wrapper):
 
     Raises:
         ValueError: a mask's name or shape does not fit the model.
-        TypeError: `base` is itself a wrapper of this package, whose step needs the closure.
+        TypeError: `masks` are no `Masks`.
 
     >>> import torch
     >>> model = nn.Linear(2, 1, bias=False)
@@ -35,9 +35,9 @@ class HeldMasks(Wrapper):
     0.0
     """
 
+    accumulates = True
+
     def __init__(self, model: nn.Module, base: Optimizer, masks: Masks) -> None:
-        if isinstance(base, Wrapper):
-            raise TypeError(f"masks are held over a plain torch optimizer, not over {type(base).__name__}")
         instance("masks", masks, Masks, "Masks, such as cram_bench.compress.apply_ returns")
         super().__init__(model, base)
         masks.apply_(self.model)

@@ -20,6 +20,7 @@ from cram_bench.optim.base import (
     check_rho,
     momenta,
     norm_of,
+    widened,
 )
 
 
@@ -60,7 +61,7 @@ class SAM(TwoPass):
         if not any(group["adaptive"] for group, _, _ in groups):
             ascend_(groups, normalize=True)
             return
-        scaled = [_by_size(p, g) if group["adaptive"] else g for group, p, g in groups]
+        scaled = [_by_size(p, g) if group["adaptive"] else [widened(u) for u in g] for group, p, g in groups]
         norm = norm_of([g for gradients in scaled for g in gradients])
         for (group, parameters, _), gradients in zip(groups, scaled, strict=True):
             ascent = _by_size(parameters, gradients) if group["adaptive"] else gradients
@@ -106,4 +107,4 @@ class MomentumSAM(Wrapper):
 
 
 def _by_size(parameters: list[Tensor], directions: list[Tensor]) -> list[Tensor]:
-    return list(torch._foreach_mul([p.abs() for p in parameters], directions))
+    return list(torch._foreach_mul([p.abs() for p in parameters], [widened(u) for u in directions]))
