@@ -32,6 +32,24 @@ RULES = {
 }
 
 
+def beside(build):
+    """The rule over the matrices alone; another optimizer steps what is left, with the gradients that the step leaves."""
+
+    def make(m, seed):
+        optimizer = build(m, torch.optim.SGD([p for p in m.parameters() if p.ndim == 2], lr=0.1, momentum=0.9), seed)
+        optimizer.other = torch.optim.SGD([p for p in m.parameters() if p.ndim != 2], lr=0.05)
+        return optimizer
+
+    return make
+
+
+RULES |= {
+    "sam beside another": beside(lambda m, b, seed: cb.optim.SAM(m, b, rho=0.1)),
+    "cram beside another": beside(lambda m, b, seed: cb.optim.CrAM(m, b, LEVELS, rho=0.0, plus=False, seed=seed)),
+    "cram+ beside another": beside(lambda m, b, seed: cb.optim.CrAM(m, b, LEVELS, seed=seed)),
+}
+
+
 def build():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(8, 12), nn.LayerNorm(12), nn.Tanh(), nn.Linear(12, 4)).double()
@@ -44,7 +62,7 @@ def batch():
 
 
 def train(model, optimizer, x, y):
-    masks = []
+    masks, other = [], getattr(optimizer, "other", None)
     if hasattr(optimizer, "draw"):
         apply, draw = optimizer.draw.apply_, optimizer.draw
         draw.apply_ = lambda: masks.append(apply()) or masks[-1]
@@ -52,11 +70,15 @@ def train(model, optimizer, x, y):
 
         def closure(inputs=inputs, labels=labels):
             optimizer.zero_grad()
+            if other is not None:
+                other.zero_grad()
             loss = F.cross_entropy(model(inputs), labels)
             loss.backward()
             return loss
 
         optimizer.step(closure)
+        if other is not None:
+            other.step()
     return masks
 
 
