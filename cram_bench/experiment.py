@@ -18,7 +18,7 @@ from typing import Any, get_type_hints
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from cram_bench import compress, data, models, streaming, text
+from cram_bench import compress, data, models, text
 from cram_bench._checks import instance, integer, items, shown, unknown
 from cram_bench.optim import SAM, CrAM, CrAMSingle, MomentumSAM
 
@@ -57,7 +57,7 @@ class Experiment:
     warmup_epochs: float = 0.0
     """Epochs of linear warm-up before the cosine."""
     augment: bool = True
-    """Random crop and flip."""
+    """Random crop, and `flip`."""
     halves: bool = False
     """Give each of a method's two gradients a half of the batch, so that a step costs what a plain one does."""
     precision: str = "float32"
@@ -88,6 +88,8 @@ class Experiment:
     """Training images held out for validation: tests then use those, and the test set is not touched."""
     crop: int = 0
     """Pixels a side of the random crops of an image folder that is streamed from disk; 0 decodes all into memory."""
+    flip: bool = True
+    """Whether augmentation mirrors images at random; ``digits`` and ``mnist`` it never does."""
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -205,12 +207,10 @@ class Experiment:
         """
         train: data.Dataset
         test: data.Dataset
-        if self.crop:
-            train, test = streaming.load(self.dataset, self.crop, workers)
-        elif self.dataset in data.SENTENCES:
+        if self.dataset in data.SENTENCES:
             train, test = text.load(self.dataset, self.model)
         else:
-            train, test = data.load(self.dataset)
+            train, test = data.load(self.dataset, crop=self.crop, workers=workers, flip=self.flip)
         if self.resize:
             train, test = train.resized(self.resize), test.resized(self.resize)
         return train.split(self.holdout, seed=0) if self.holdout else (train, test)

@@ -1,4 +1,6 @@
+import hashlib
 import io
+import json
 import os
 import re
 import sys
@@ -111,7 +113,7 @@ def one_class(folder):
         (break_size, r"train/dog/2.png is 30×32 pixels, 3 channels, and the first image is 32×32 pixels"),
         (break_file, r"test/cat/1.png is not readable as an image"),
         (truncate_file, r"test/cat/1.png is not readable as an image"),
-        (empty_class, r"test/dog holds no PNG or JPEG image"),
+        (empty_class, r"test/dog holds no image \(\.bmp, .*\.webp\)"),
         (no_train, r"pets has no folder train/"),
         (extra_class, r"test/emu is a class without training images"),
         (one_class, r"holds 1 class folders; at least 2"),
@@ -435,3 +437,220 @@ def test_every_guessing_line_is_that_of_the_evaluated_data():
     assert all("chance=test.majority" in line for line in drawn)
     written = "".join(path.read_text("utf-8") for path in (root / "cram_bench").rglob("*.py"))
     assert not re.search(r"1(\.0)? / [\w.]*(num_classes|len\([\w.]*classes\))", written)
+
+
+JUNK = {
+    ".DS_Store": "root", "train/.ipynb_checkpoints/cat-checkpoint.png": "a class", "train/__MACOSX/._cat/._0.png": "a class",
+    "train/cat/._0.png": "an image", "train/cat/.ipynb_checkpoints/0-checkpoint.png": "an image", "test/dog/Thumbs.db": "a file",
+    "test/dog/desktop.ini": "a file", "train/dog/notes.txt": "a text", "train/dog/loop.gif": "a GIF", "train/stray.png": "no class",
+    "test/.hidden/0.png": "a class of tests alone", "valid/cat/0.png": "a part that is not used",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("crop", [0, 16])
+def test_what_is_no_image_is_neither_a_class_nor_an_error_and_is_counted(crop, folder):
+    clean = [len(part) for part in cb.data.load(folder)]
+    seen = data.fingerprint(str(folder))
+    for name in JUNK:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"junk")
+    with pytest.warns(UserWarning, match="files or folders are skipped") as caught:
+        train, test = cb.data.load(folder, crop=crop, workers=0)
+    assert (train.classes, [len(train), len(test)]) == (("cat", "dog"), clean)
+    assert data.training_size(str(folder)) == len(train)
+    (folder / "valid" / "cat" / "0.png").unlink()
+    assert data.fingerprint(str(folder)) == seen
+    (message,) = {str(w.message) for w in caught}
+    assert "\n" not in message
+    for part in (
+        "11 files or folders",
+        "7 hidden or made by a system",
+        "2 no image by its name",
+        "1 in no class folder",
+    ):
+        assert part in message
+    for name in ("train/dog/loop.gif", "train/dog/notes.txt", "train/stray.png", "1 not used beside test/ (valid/)"):
+        assert name in message
+
+
+def test_a_clean_folder_is_read_without_a_word(folder, recwarn):
+    cb.data.load(folder)
+    cb.data.load(folder, crop=16, workers=0)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_other_names_of_the_test_images(name, folder):
+    (folder / "test").rename(folder / name)
+    before = data.fingerprint(str(folder))
+    for part in (cb.data.load(folder)[1], cb.data.load(folder, crop=16, workers=0)[1]):
+        assert part.labels.tolist() == [0] * 3 + [1] * 3
+    os.utime(folder / name / "cat" / "0.png", ns=(1, 1))
+    assert data.fingerprint(str(folder)) != before
+
+
+def test_every_format_that_torchvision_reads_and_subfolders_too(folder):
+    from torchvision.datasets import ImageFolder
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    assert set(IMG_EXTENSIONS) | {".jfif"} == data.decoding.SUFFIXES
+    deep = folder / "train" / "cat" / "deep" / "er"
+    deep.mkdir(parents=True)
+    (deep / "back").symlink_to(folder / "train" / "cat")  # a circle
+    for number, suffix in enumerate(sorted(IMG_EXTENSIONS)):
+        kind = {".jpg": "JPEG", ".tif": "TIFF", ".pgm": "PPM"}.get(suffix, suffix[1:].upper())
+        Image.new("RGB", (32, 32), (20 * number, 7, 9)).save(deep / f"{number}{suffix.upper()}", kind)
+    (deep / "back").unlink()
+    reference = ImageFolder(folder / "train")
+    (deep / "back").symlink_to(folder / "train" / "cat")
+    train, _ = cb.data.load(folder)
+    assert train.labels.tolist() == reference.targets
+    theirs = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image, _ in reference])
+    order = [reference.imgs.index((str(path), label)) for path, label in data.listed(folder)[1]["train"]]
+    assert torch.equal(train.images, theirs[order])
+
+
+def test_two_spellings_of_a_name_are_one_class(tmp_path):
+    import unicodedata
+
+    names = [unicodedata.normalize(form, "crème") for form in ("NFC", "NFD")]
+    assert names[0] != names[1]
+    for split, used in (("train", names), ("test", names[1:])):
+        for number, name in enumerate([*used, "thé"]):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("L", (8, 8), number).save(tmp_path / split / name / f"{number}.png")
+    train, test = cb.data.load(tmp_path)
+    assert train.classes == (names[0], "thé")
+    assert train.labels.tolist() == [0, 0, 1]
+    assert test.labels.tolist() == [0, 1]
+
+
+def saved(image, kind, **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return data.decoding.decode(file.getvalue(), "it")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_upright(kind, orientation):
+    from PIL import ImageOps
+
+    file = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file, kind, exif=exif)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(file)).convert("RGB"))
+    assert upright.shape == ((6, 9, 3) if orientation < 5 else (9, 6, 3))
+    assert np.array_equal(data.decoding.decode(file.getvalue(), "it"), upright.transpose(2, 0, 1))
+
+
+def test_a_damaged_exif_leaves_the_image_as_it_is():
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(file, "PNG", exif=b"Exif\0\0MM nothing of the kind")
+    assert data.decoding.decode(file.getvalue(), "it")[:, 0, 0].tolist() == [1, 2, 3]
+
+
+def test_what_is_transparent_is_white_and_its_hidden_colour_is_not_seen():
+    pixels = np.zeros((1, 3, 4), np.uint8)
+    pixels[0] = [[200, 10, 30, 0], [200, 10, 30, 255], [200, 10, 30, 51]]  # 51 of 255 is a fifth
+    rgba = Image.fromarray(pixels)
+    half = [255 + (value - 255) // 5 for value in (200, 10, 30)]
+    assert saved(rgba, "PNG").transpose(1, 2, 0).tolist() == [[[255] * 3, [200, 10, 30], half]]
+    grey = Image.fromarray(pixels[..., 2:])  # 30, with the same alpha
+    assert grey.mode == "LA"
+    assert saved(grey, "PNG").tolist() == [[[255, 30, 210]]]
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([200, 10, 30, 7, 8, 9])
+    palette.putpixel((1, 0), 1)
+    assert saved(palette, "PNG", transparency=0)[:, 0].T.tolist() == [[255] * 3, [7, 8, 9]]
+    assert saved(palette, "PNG", transparency=b"\xff\x00")[:, 0].T.tolist() == [[200, 10, 30], [255] * 3]
+    assert saved(Image.new("RGB", (1, 1), (5, 6, 7)), "PNG", transparency=(5, 6, 7))[:, 0, 0].tolist() == [255] * 3
+    assert saved(Image.new("L", (1, 1), 5), "PNG", transparency=5).tolist() == [[[255]]]
+    deep = Image.fromarray(np.array([[0x1234, 0x1235]], np.uint16))
+    assert saved(deep, "PNG").tolist() == [[[0x12, 0x12]]]
+    assert saved(deep, "PNG", transparency=0x1234).tolist() == [[[255, 0x12]]]
+
+
+def test_other_kinds_of_pixels():
+    assert saved(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG")[:, 0, 0].tolist() == [255, 0, 0]
+    assert saved(Image.new("1", (8, 8), 1), "PNG")[:, 0, 0].tolist() == [255]
+    assert saved(Image.fromarray(np.full((2, 2), 0xAB01, np.uint16)), "TIFF")[:, 0, 0].tolist() == [0xAB]
+    deep = b"P5 2 1 65535\n" + bytes([0x12, 0x34, 0xFF, 0])
+    assert data.decoding.decode(deep, "it").tolist() == [[[0x12, 0xFF]]]
+    phone = saved(
+        Image.new("RGB", (8, 8), "red"), "MPO", save_all=True, append_images=[Image.new("RGB", (8, 8), "blue")]
+    )
+    assert phone[:, 0, 0].tolist() == [254, 0, 0]  # the first picture
+    with pytest.raises(DataError, match="it has pixels of mode F; allowed are 8 or 16 bits"):
+        saved(Image.new("F", (2, 2)), "TIFF")
+
+
+def test_the_shape_of_a_folder_is_that_of_its_loaded_images(folder):
+    Image.new("L", (32, 32)).save(folder / "train" / "cat" / "0.png")  # the first image is grey, the others are not
+    train, _ = cb.data.load(folder)
+    assert data.image_shape(str(folder)) == tuple(train.images.shape[1:]) == (3, 32, 32)
+
+
+def test_images_of_many_sizes_and_too_many_images_are_told_of_crop(folder, monkeypatch):
+    monkeypatch.setattr("cram_bench.data.folders.memory_left", lambda: 2 * 18 * 3 * 32 * 32 - 1)
+    with pytest.raises(
+        DataError, match=r"18 images, which need .* GiB are left; stream .*crop=64\), or -s crop 64 "
+    ) as caught:
+        cb.data.load(folder)
+    assert "\n" not in str(caught.value)
+    assert len(cb.data.load(folder, crop=16, workers=0)[0]) == 12
+    monkeypatch.setattr("cram_bench.data.folders.memory_left", lambda: 2 * 18 * 3 * 32 * 32)
+    assert len(cb.data.load(folder)[0]) == 12
+    Image.new("RGB", (30, 32)).save(folder / "train" / "dog" / "2.png")
+    with pytest.raises(DataError, match=r"all must be alike, or stream .*crop=64\), or -s crop 64 "):
+        cb.data.load(folder)
+    train, test = cb.data.load(folder, crop=16, workers=0)
+    assert (len(train), len(test), train.image_size) == (12, 6, 16)
+
+
+def test_the_memory_that_is_left_is_some():
+    assert 2**20 < data.folders.memory_left() < 2**50
+
+
+def test_without_flip_nothing_is_mirrored(folder):
+    ramp = np.broadcast_to(np.arange(0, 256, 8, dtype=np.uint8)[:, None], (32, 32, 3))  # brighter to the right
+    for path in folder.rglob("*.png"):
+        Image.fromarray(np.ascontiguousarray(ramp)).save(path)
+
+    def mirrored(flip, crop):
+        train, _ = cb.data.load(folder, flip=flip, crop=crop, workers=0)
+        assert train.flip is flip
+        seen = torch.cat([x for seed in range(20) for x, _ in train.batches(12, seed=seed, augment=True)])
+        middle = seen[:, :, seen.shape[2] // 2]  # padding is above and below, and at the sides
+        third = middle.shape[2] // 3
+        return float((middle[..., third].mean(1) > middle[..., -third - 1].mean(1)).float().mean())
+
+    for crop in (0, 16):
+        assert mirrored(False, crop) == 0
+        assert 0.4 < mirrored(True, crop) < 0.6  # of 240 coins
+
+
+def test_the_setting_flip_reaches_the_data(folder):
+    wanted = cb.experiment.recipe(str(folder), flip=False)
+    assert [part.flip for part in wanted.load_data()] == [False, False]
+    assert [part.flip for part in replace(wanted, crop=16).load_data(workers=0)] == [False, False]
+    assert [part.flip for part in replace(wanted, flip=True).load_data()] == [True, True]
+    assert wanted.changed()["flip"] is False
+    assert "flip" not in replace(wanted, flip=True).changed()
+    assert [part.flip for part in cb.data.load("digits", flip=True)] == [False, False]  # a mirrored 2 is none
+
+
+def test_named_sets_can_be_loaded_without_flip(tmp_path):
+    for split in ("train", "test"):
+        write_parquet(tmp_path / "cifar10", split, [3, 0])
+    assert [part.flip for part in cb.data.load("cifar10", tmp_path)] == [True, True]
+    assert [part.flip for part in cb.data.load("cifar10", tmp_path, flip=False)] == [False, False]
+
+
+def test_the_fingerprint_of_an_ordinary_folder_is_what_older_runs_noted(folder):
+    """As it was computed when runs began to note it: their folders must not look changed."""
+    files = sorted(path for split in ("train", "test", "val") for path in folder.glob(f"{split}/*/*"))
+    stats = [(path.relative_to(folder).as_posix(), (s := path.stat()).st_size, s.st_mtime_ns) for path in files]
+    assert data.fingerprint(str(folder)) == hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16]

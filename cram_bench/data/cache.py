@@ -16,8 +16,9 @@ from torch import Tensor
 from cram_bench._checks import said
 from cram_bench._files import write_tensors
 from cram_bench.data.dataset import Dataset, built
+from cram_bench.data.decoding import stamp
 
-_FORMAT = 2  # of the cache; raise it when its content changes
+_FORMAT = 3  # of the cache; raise it when its content changes
 
 
 def cache_root() -> Path:
@@ -66,7 +67,7 @@ def cached(
     build: dict[str, Any],
 ) -> tuple[Dataset, Dataset]:
     """Decode with `read`, or take the cache, which is named by the sources' paths, sizes and times."""
-    stats = [(str(p.resolve()), (s := p.stat()).st_size, s.st_mtime_ns) for p in sources]
+    stats = [(str(path.resolve()), *stamp(path)) for path in sources]
     key = hashlib.sha256(json.dumps([_FORMAT, stats, len(build["classes"])]).encode()).hexdigest()[:16]
     cache = _Cache(cache_root() / "decoded" / f"{name}-{key}.safetensors")
     arrays = cache.read()

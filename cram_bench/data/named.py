@@ -8,7 +8,7 @@ import importlib.util
 import json
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cram_bench._checks import instance, meant, said, shown
+from cram_bench._checks import instance, integer, meant, said, shown
+from cram_bench.data import streaming
 from cram_bench.data.cache import cache_root, cached
 from cram_bench.data.dataset import Dataset, built
-from cram_bench.data.decoding import SUFFIXES, DataError, contents, decode
-from cram_bench.data.folders import load_folder
+from cram_bench.data.decoding import DataError, any_colour, contents, decode, stamp
+from cram_bench.data.folders import TEST, images_of, load_folder
 from cram_bench.data.parquet import read_parquet, shards
 
 
@@ -79,11 +80,11 @@ def training_size(name: str) -> int:
         return TORCHVISION[name].training
     if not is_folder(name):
         return 1297 if name == "digits" else 0
-    return sum(path.suffix.lower() in SUFFIXES for path in Path(name).expanduser().glob("train/*/*"))
+    return len(images_of(Path(name).expanduser()))
 
 
 def image_shape(name: str) -> tuple[int, int, int]:
-    """Return channels, height and width of the images of a data set, reading one image at most.
+    """Return channels, height and width of the images of a data set, decoding one image at most.
 
     Raises:
         DataError: the folder holds no image.
@@ -92,55 +93,82 @@ def image_shape(name: str) -> tuple[int, int, int]:
         return (1, 8, 8)
     if name in TORCHVISION:
         return TORCHVISION[name].shape
-    files = (path for path in sorted(Path(name).expanduser().glob("train/*/*")) if path.suffix.lower() in SUFFIXES)
-    if (first := next(files, None)) is None:
+    files = images_of(Path(name).expanduser(), ("train", *TEST))
+    if not files:
         raise DataError(f"{name} holds no image in train/<class>/")
-    channels, height, width = decode(contents(first), str(first)).shape
+    channels, height, width = decode(contents(files[0]), str(files[0]), any_colour(files)).shape
     return channels, height, width
 
 
 def fingerprint(name: str) -> str | None:
-    """Hash names, sizes and times of an image folder's files, to notice when they change; None for anything else."""
+    """Hash names, sizes and times of an image folder's images, to notice when they change; None for anything else."""
     if not is_folder(name) or not (folder := Path(name).expanduser()).is_dir():
         return None
-    files = sorted(path for split in ("train", "test", "val") for path in folder.glob(f"{split}/*/*"))
-    stats = [(path.relative_to(folder).as_posix(), (s := path.stat()).st_size, s.st_mtime_ns) for path in files]
+    files = sorted(images_of(folder, ("train", *TEST)))
+    stats = [(path.relative_to(folder).as_posix(), *stamp(path)) for path in files]
     return hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16]
 
 
-def load(name: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> tuple[Dataset, Dataset]:
+def load(
+    name: str | os.PathLike[str],
+    root: str | os.PathLike[str] | None = None,
+    *,
+    crop: int = 0,
+    workers: int | None = None,
+    flip: bool = True,
+) -> tuple[Dataset, Dataset]:
     """Load the training and the test images of a data set.
 
     Args:
         name: ``digits`` (scikit-learn's, embedded), ``cifar10``, ``cifar100``, ``mnist`` or ``fashion_mnist``, or the
-            path of an image folder with ``train/<class>/*`` and ``test/<class>/*`` (or ``val``) of PNG or JPEG images
-            of one size; `cram_bench.streaming.load` reads those of many sizes.
+            path of an image folder with ``train/<class>/*`` and ``test/<class>/*`` (or ``val``, ``valid``,
+            ``validation``) of PNG, JPEG, PPM, BMP, TIFF or WebP images, all of one size unless there is a `crop`. Images
+            are turned upright by their EXIF, and laid on white where they are transparent.
         root: where named sets lie, by default ``CRAM_BENCH_DATA``, else the user's cache folder. There
             ``root/<name>/{train,test}-*.parquet`` in the layout of the public hub export is used if present;
             otherwise torchvision's own files, downloaded where the network allows.
+        crop: pixels a side of the crops of an image folder that is streamed, which may be larger than memory and hold
+            images of any size; see `Streamed`. 0 decodes all of it into memory.
+        workers: processes that decode what is streamed; by default one a CPU, eight at most.
+        flip: whether augmentation may mirror images; ``digits`` and ``mnist`` never are.
 
     Returns:
-        (train, test), both normalised by the training images.
+        (train, test), both normalised by the training images; what is streamed, by ImageNet's.
 
     Raises:
-        DataError: the set is unknown or missing (the message says how to get it), or its content is malformed.
+        DataError: the set is unknown or missing (the message says how to get it), its content is malformed, or it does
+            not fit into memory.
+        ValueError: `crop` is given for a named set.
     """
     instance("data set", name, (str, os.PathLike), "a name or the path of an image folder")
+    instance("flip", flip, bool, "True or False")
     name = os.fspath(name)
-    if name == "digits":
-        return _digits()
-    if name in TORCHVISION:
-        folder = data_root(root) / name
-        if parquet := shards(folder):
-            sources = [path for paths in parquet.values() for path in paths]
-            return cached(name, sources, lambda: {s: read_parquet(p) for s, p in parquet.items()}, _named(name))
-        return _through_torchvision(name, data_root(root))
+    if integer("crop", crop, 0):
+        if not is_folder(name):
+            raise ValueError(f"crop is for an image folder, and {name!r} is a named data set")
+        return streaming.load(name, crop, workers, flip)
+    if is_folder(name):
+        return load_folder(_existing(name), flip)
+    if name in SENTENCES:
+        raise DataError(f"{name} is a set of sentences: cram_bench.text.load reads it, by the tokenizer of a model")
+    train, test = _digits() if name == "digits" else _images(name, data_root(root))
+    return (train, test) if flip else (replace(train, flip=False), replace(test, flip=False))
+
+
+def _existing(name: str) -> Path:
     folder = Path(name).expanduser()
     if not folder.is_dir():
         known = ["digits", *TORCHVISION, *SENTENCES]
         hint = meant(folder.name, known)
         raise DataError(f"unknown data set {shown(name)}: it is neither a folder nor one of {', '.join(known)}{hint}")
-    return load_folder(folder)
+    return folder
+
+
+def _images(name: str, root: Path) -> tuple[Dataset, Dataset]:
+    if parquet := shards(root / name):
+        sources = [path for paths in parquet.values() for path in paths]
+        return cached(name, sources, lambda: {s: read_parquet(p) for s, p in parquet.items()}, _named(name))
+    return _through_torchvision(name, root)
 
 
 def _digits() -> tuple[Dataset, Dataset]:

@@ -1,0 +1,206 @@
+"""Image folders that do not fit in memory, or whose images differ in size: decoded by worker processes as they are used.
+
+Order, crops and mirrors follow from the seed and an image's place in the folder alone, whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cram_bench._checks import integer, said
+from cram_bench.data.dataset import Dataset
+from cram_bench.data.decoding import DataError, decode
+from cram_bench.data.folders import listed
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet's training images per channel, as everybody uses them."""
+
+
+@dataclass(frozen=True)
+class Streamed(Dataset):
+    """Files and labels. ``images`` holds each image's place in `files`: int64, shape (n,).
+
+    In training an image is cut at random, 8 to 100 % of its area, scaled to the crop and, where `flip` allows, mirrored by a
+    coin (`torchvision.transforms.v2.RandomResizedCrop` with its defaults). Otherwise its shorter side is scaled to 8/7 of the
+    crop (256 of 224 pixels) and the middle is taken. Colours always, three channels.
+
+    Attributes:
+        folder: where the files are.
+        files: paths in it, as bytes in one array, which worker processes share.
+        crop: pixels a side of what the network sees.
+        workers: processes that decode; 0 decodes in this one.
+    """
+
+    folder: str = ""
+    files: np.ndarray = field(default_factory=lambda: np.empty(0, np.bytes_), repr=False)
+    crop: int = 224
+    workers: int = 0
+
+    def __repr__(self) -> str:
+        return f"Streamed({self.name!r}, {len(self):,} images in crops of {self.crop}, {len(self.classes)} classes)"
+
+    @property
+    def channels(self) -> int:
+        """3."""
+        return 3
+
+    @property
+    def image_size(self) -> int:
+        """Pixels a side of the crops."""
+        return self.crop
+
+    @property
+    def at_once(self) -> int:
+        """As many images as make 64 MiB: activations of large images are large."""
+        return max(1, 2**24 // (3 * self.crop**2))
+
+    def sample(self, count: int, seed: int = 0) -> Dataset:
+        """Return `count` images drawn without replacement, or all, decoded into memory as they are tested."""
+        drawn = super().sample(count, seed)
+        pixels = torch.cat(list(self._pixels(drawn.images.cpu().split(self.at_once)))).to(self.labels.device)
+        return Dataset(self.name, pixels, drawn.labels, self.classes, self.mean, self.std, self.flip)
+
+    def calibration(
+        self, count: int = 1000, augment: bool = True, seed: int = 0, batch_size: int = 125
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return batches for BatchNorm tuning as `Dataset.calibration` does, cut at random as in training."""
+        drawn = super().sample(count, seed)
+        size = len(drawn) // math.ceil(len(drawn) / batch_size)
+        return list(drawn.batches(size, seed=seed, augment=augment, drop_last=True, channels_last=True))
+
+    def resized(self, size: int) -> Dataset:
+        """Refuse: what is streamed is scaled by its crop.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(f"streamed images are scaled by crop, which is {self.crop}, not by resize")
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        augment: bool = False,
+        drop_last: bool = False,
+        channels_last: bool = False,
+        share: tuple[int, int] = (0, 1),
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (inputs, labels) once over the data, as `Dataset.batches` does.
+
+        Raises:
+            DataError: a file is not readable as an image.
+            ValueError: as `Dataset.batches`.
+        """
+        self._check(batch_size, seed, augment, drop_last)
+        generator = torch.Generator().manual_seed(seed or 0)
+        order = torch.arange(len(self)) if seed is None else torch.randperm(len(self), generator=generator)
+        end = len(self) - len(self) % batch_size if drop_last else len(self)
+        rank, world = share
+        parts = [part[rank::world] for part in order[:end].split(batch_size)]
+        parts = [part for part in parts if len(part)]
+        places, device = self.images.cpu(), self.labels.device
+        wanted = [places[part] for part in parts]
+        for part, pixels in zip(parts, self._pixels(wanted, seed if augment else None), strict=True):
+            inputs = self.normalise(pixels.to(device, non_blocking=True))
+            if channels_last:
+                inputs = inputs.contiguous(memory_format=torch.channels_last)
+            yield inputs, self.labels[part.to(device)]
+
+    def _pixels(self, wanted: Sequence[Tensor], seed: int | None = None) -> Iterator[Tensor]:
+        """Yield a uint8 tensor (b, 3, crop, crop) for each of several tensors of places; without seed, the middles."""
+        from torch.utils.data import DataLoader
+
+        loader: DataLoader[Any] = DataLoader(
+            _Images(self.folder, self.files, self.crop, self.flip),
+            batch_sampler=([(place, seed) for place in places.tolist()] for places in wanted),  # type: ignore[arg-type]
+            num_workers=min(self.workers, len(wanted)),
+            collate_fn=_together,
+            pin_memory=self.labels.device.type == "cuda",
+            generator=torch.Generator(),  # torch's own would be advanced, and dropout draws from that
+        )
+        for batch in loader:
+            if isinstance(batch, str):
+                raise DataError(batch)
+            yield batch
+
+
+class _Images(torch.utils.data.Dataset[Any]):
+    """(place, seed) → the image cut to the crop, or what is wrong with it: an exception would arrive as a traceback."""
+
+    def __init__(self, folder: str, files: np.ndarray, crop: int, flip: bool) -> None:
+        from torchvision.transforms import v2
+
+        self.folder, self.files = folder, files
+        mirror = v2.RandomHorizontalFlip(0.5 if flip else 0.0)
+        self.random = v2.Compose([v2.RandomResizedCrop(crop, antialias=True), mirror])
+        self.middle = v2.Compose([v2.Resize(round(crop * 8 / 7), antialias=True), v2.CenterCrop(crop)])
+
+    def __getitem__(self, wanted: tuple[int, int | None]) -> Tensor | str:
+        place, seed = wanted
+        path = Path(self.folder, os.fsdecode(self.files[place]))
+        try:
+            image = torch.from_numpy(np.ascontiguousarray(decode(path.read_bytes(), str(path), colour=True)))
+        except (OSError, DataError) as error:
+            return f"{path} is not readable: {said(error)}" if isinstance(error, OSError) else str(error)
+        if seed is None:
+            return self.middle(image)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(
+                int(np.random.SeedSequence([seed, place]).generate_state(1, np.uint64)[0] >> 1)
+            )
+            return self.random(image)
+
+
+def _together(images: list[Tensor | str]) -> Tensor | str:
+    wrong = [image for image in images if isinstance(image, str)]
+    return wrong[0] if wrong else torch.stack([image for image in images if isinstance(image, Tensor)])
+
+
+def load(
+    folder: str | os.PathLike[str], crop: int, workers: int | None = None, flip: bool = True
+) -> tuple[Streamed, Streamed]:
+    """List the training and the test images of an image folder; none is read yet.
+
+    Args:
+        folder: laid out as `cram_bench.data.load` says, of images of any size.
+        crop: pixels a side of what the network sees.
+        workers: processes that decode; by default one a CPU that this process may use, eight at most.
+        flip: whether training images may be mirrored.
+
+    Raises:
+        DataError: the folder is not there, or not laid out so.
+        ValueError: `crop` is not positive, or `workers` is negative.
+    """
+    integer("crop", crop, 1)
+    if workers is None:
+        workers = default_workers()
+    if workers < 0:
+        raise ValueError(f"workers must be 0 or more, not {workers}")
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder of images")
+    classes, files = listed(folder)
+    parts = []
+    for pairs in files.values():
+        paths = np.array([os.fsencode(path.relative_to(folder)) for path, _ in pairs])
+        labels = torch.tensor([label for _, label in pairs])
+        places = torch.arange(len(pairs))
+        name, mean, std = folder.resolve().name, torch.tensor(MEAN), torch.tensor(STD)
+        parts.append(Streamed(name, places, labels, classes, mean, std, flip, str(folder), paths, crop, workers))
+    return parts[0], parts[1]
+
+
+def default_workers() -> int:
+    """Return how many CPUs this process may use, shared with the others that torchrun started here; at most 8."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, cpus // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)))
