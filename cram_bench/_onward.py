@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from cram_bench._fold import Folded
 from cram_bench._preserve import copy_into, preserved
+from cram_bench.compress import lookup
 from cram_bench.data import Batches, batches_of
 from cram_bench.train import Score, evaluate
 
@@ -55,7 +56,7 @@ class _CannotError(Exception):
 
 def _from_the_start(model: nn.Module, data: Batches, change: Change, before: Callable[[], None]) -> dict[str, float]:
     before()
-    parameter = model.get_parameter(change[0])
+    parameter = lookup(model)[change[0]]
     with preserved(model):
         copy_into([parameter], [change[1](parameter.detach().clone())])
         return evaluate(model, data)
@@ -64,7 +65,8 @@ def _from_the_start(model: nn.Module, data: Batches, change: Change, before: Cal
 def _onward(
     model: nn.Module, graph: Folded, data: Batches, changes: Sequence[Change], before: Callable[[], None]
 ) -> list[dict[str, float]]:
-    users = {name: _users(graph, model.get_parameter(name)) for name, _ in changes}
+    parameters = lookup(model)
+    users = {name: _users(graph, parameters[name]) for name, _ in changes}
     after = {name: _after(graph.module.graph, nodes) for name, nodes in users.items()}
     scores = [Score() for _ in changes]
     for index, (inputs, labels) in enumerate(_pieces(graph.module, batches_of(data))):
@@ -74,7 +76,7 @@ def _onward(
         for (name, change), score in zip(changes, scores, strict=True):
             before()
             start = {node: value for node, value in kept.items() if node not in after[name]}
-            with _changed(model.get_parameter(name), change, graph, users[name]):
+            with _changed(parameters[name], change, graph, users[name]):
                 score.add(fx.Interpreter(graph.module).run(inputs, initial_env=start), labels)
     return [score.result() for score in scores]
 

@@ -287,7 +287,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
 
 
 def _probe(arguments: argparse.Namespace) -> int:
-    from cram_bench import probes, report, runs
+    from cram_bench import compress, probes, report, runs
 
     if arguments.folder.endswith(".safetensors"):
         train, test, model = _file(arguments)
@@ -313,6 +313,11 @@ def _probe(arguments: argparse.Namespace) -> int:
         "curvature": lambda: probes.curvature(model, sample.sample(200)),
     }
     print(f"{name}; test {len(test)} examples, local loss {len(sample)}, curvature {min(200, len(sample))}")
+    weights = compress.prunable(model)
+    print(
+        f"prunable: {sum(w.numel() for w in weights.values()):,} weights in {len(weights)} tensors; "
+        f"dense: {compress.listing(weights.dense, most=20) or 'no other matrix'}"
+    )
     if arguments.arch:  # a run knows what it was trained on, a file does not
         mean, std = (", ".join(f"{value:.3f}" for value in values.tolist()) for values in (train.mean, train.std))
         print(

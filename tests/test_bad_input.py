@@ -475,6 +475,14 @@ MODELS = [
         for spec in ("global@0.5", "uniform@0.5", "2:4", "int8")
     ),
     ("exclude: a text", lambda w: cb.compress.prunable(w.model, "*.bias"), TypeError, ("exclude", "list", "'*.bias'")),
+    ("exclude: a number", lambda w: cb.compress.prunable(w.model, 3), TypeError, ("exclude", "list of patterns", "3")),
+    ("exclude: numbers", lambda w: cb.compress.prunable(w.model, [3]), TypeError, ("exclude", "'conv1.*'", "3")),
+    (
+        "exclude: iterator",
+        lambda w: cb.compress.prunable(w.model, iter(["*.bias"])),
+        TypeError,
+        ("once", "list", "iter"),
+    ),
     ("exclude: nothing", lambda w: cb.compress.prunable(w.model, ["conv1.*"]), ValueError, ("'conv1.*'", "convs.0")),
     ("masks: values", lambda w: Masks({"w": torch.tensor([0.5])}), ValueError, ("mask 'w'", "0.5", "0 or 1")),
     ("masks: list", lambda w: Masks({"w": [1, 0]}), TypeError, ("mask 'w'", "tensor", "[1, 0]")),

@@ -243,7 +243,7 @@ def test_landscape_of_the_grid_equals_a_direct_walk(model, data):
 
 def test_sparsity_curve_rows(model, data):
     curve = cb.probes.sparsity_curve(model, data, ["global@0.5", "uniform@0.9", "2:4"], calibration=data)
-    assert list(curve.columns) == ["pattern", "sparsity", "calibrated", "accuracy", "loss"]
+    assert list(curve.columns) == ["pattern", "sparsity", "calibrated", "accuracy", "loss", "dense_weights"]
     assert curve["pattern"].tolist() == ["global", "global", "global", "global", "uniform", "uniform", "2:4", "2:4"]
     # 60 + 36 weights; 5 inputs do not divide by 4, so 2:4 reaches 18 of 96.
     assert curve["sparsity"].tolist() == [0, 0, 0.5, 0.5, 0.9, 0.9, 0.1875, 0.1875]

@@ -21,27 +21,33 @@ from cram_bench._preserve import preserved
 from cram_bench.compress.base import Compressor
 from cram_bench.compress.batchnorm import tune_batchnorm
 from cram_bench.compress.magnitude import Magnitude
-from cram_bench.compress.masks import Masks
+from cram_bench.compress.masks import Dense, Masks, listing
 from cram_bench.compress.n_of_m import NM
+from cram_bench.compress.names import lookup
 from cram_bench.compress.quantize import PruneThenQuantize, Quantize, quantized
 from cram_bench.compress.rank import NaNError
 from cram_bench.compress.select import keep_largest, keep_n_of_m, zeros_for
-from cram_bench.compress.weights import prunable
+from cram_bench.compress.weights import Weights, dense_of, prunable
 
 __all__ = [
     "NM",
     "Compressor",
+    "Dense",
     "Magnitude",
     "Masks",
     "PruneThenQuantize",
     "Quantize",
+    "Weights",
     "applied",
     "apply_",
     "check_leaves",
     "compressed",
+    "dense_of",
     "grid",
     "keep_largest",
     "keep_n_of_m",
+    "listing",
+    "lookup",
     "parse",
     "prunable",
     "quantized",
@@ -54,8 +60,8 @@ __all__ = [
 def parse(spec: str | Compressor) -> Compressor:
     """Read a compressor's specification: ``global@0.9``, ``uniform@0.5``, ``2:4``, ``int8``, ``global@0.9+int8``.
 
-    ``global-reference@0.9`` and ``uniform-reference@0.9`` follow the authors' rule (`Magnitude`). A compressor is
-    returned as it is.
+    ``global-reference@0.9``, ``uniform-reference@0.9`` and ``2:4-reference`` follow the rules of the authors' code
+    (`Magnitude`, `NM`). A compressor is returned as it is.
 
     Raises:
         ValueError: it is none of these.
@@ -69,8 +75,8 @@ def parse(spec: str | Compressor) -> Compressor:
     if isinstance(spec, Compressor):
         return spec
     instance("a compressor", spec, str, "a text such as 'global@0.9' or a Compressor")
-    if match := re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", spec):
-        return NM(int(match[1]), int(match[2]))
+    if match := re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})(-reference)?", spec):
+        return NM(int(match[1]), int(match[2]), bool(match[3]))
     if match := re.fullmatch(r"(global|uniform)(-reference)?@([0-9]*\.?[0-9]+(?:e-?[0-9]+)?)", spec):
         return Magnitude(float(match[3]), "uniform" if match[1] == "uniform" else "global", bool(match[2]))
     if match := re.fullmatch(r"int([0-9]{1,9})", spec):
@@ -114,7 +120,7 @@ def grid(patterns: Sequence[str], sparsities: Sequence[float]) -> list[Compresso
 
 
 def apply_(model: nn.Module, compressor: Compressor | str, exclude: Iterable[str] = ()) -> Masks:
-    """Compress `model` in place, θ ← C(θ), and return the masks that say which weights stayed.
+    """Compress `model` in place, θ ← C(θ), and return the masks: which weights stayed, and which matrices are dense.
 
     Raises:
         ValueError: the specification cannot be read, nothing is prunable, or a prunable weight is NaN; the message names
@@ -147,5 +153,8 @@ def applied(model: nn.Module, compressor: Compressor | str, exclude: Iterable[st
 
 
 def sparsity(model: nn.Module, exclude: Iterable[str] = ()) -> float:
-    """Return the fraction of exact zeros among the prunable weights of `model`, in [0, 1]."""
+    """Return the fraction of exact zeros among the prunable weights of `model`, in [0, 1].
+
+    ``prunable(model).dense`` names and counts the matrices that are not among them.
+    """
     return Masks.of(prunable(model, exclude)).sparsity

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cram_bench.compress.masks import Masks
+from cram_bench.compress.weights import dense_of
 
 
 class Compressor(abc.ABC):
@@ -31,7 +32,10 @@ class Compressor(abc.ABC):
 
     @abc.abstractmethod
     def masks(self, weights: Mapping[str, Tensor]) -> Masks:
-        """Choose which of `weights` (name → tensor) stay. Pure: the weights are only read."""
+        """Choose which of `weights` (name → tensor) stay. Pure: the weights are only read.
+
+        The masks name in ``dense`` the tensors that the pattern leaves; `apply_` adds those that are not prunable.
+        """
 
     @torch.no_grad()
     def apply_(self, weights: Mapping[str, Tensor], masks: Masks | None = None) -> Masks:
@@ -43,6 +47,7 @@ class Compressor(abc.ABC):
         """
         if masks is None:
             masks = self.masks(weights)
+            masks.dense = dense_of(weights) | masks.dense
         masks.zero_(weights)
         self.transform_(weights)
         return masks

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from cram_bench.compress.base import Compressor
-from cram_bench.compress.masks import Masks
+from cram_bench.compress.masks import Dense, Masks
 from cram_bench.compress.rank import NaNError, keep_largest
 from cram_bench.compress.select import zeros_for
+from cram_bench.compress.weights import dense_of
 
 Scope = Literal["global", "uniform"]
 
@@ -65,16 +66,19 @@ class Magnitude(Compressor):
             tensors = [weights[name] for name in names]
             zeros = zeros_for(self.sparsity, sum(tensor.numel() for tensor in tensors))
             found |= dict(zip(names, keep_largest(tensors, zeros), strict=True))
-        return Masks(found)
+        return Masks(found, dense_of(weights))
 
     def _as_the_authors(self, weights: Mapping[str, Tensor]) -> Masks:
         if self.scope == "uniform":
             masks = {name: _strictly_above(weight.abs(), self.sparsity) for name, weight in weights.items()}
-            masks |= {name: torch.ones_like(masks[name]) for name in (next(iter(masks)), next(reversed(masks)))}
-            return Masks(masks)
+            ends = dict.fromkeys((next(iter(masks)), next(reversed(masks))))
+            masks |= {name: torch.ones_like(masks[name]) for name in ends}
+            why = "first or last, which the authors' code leaves dense"
+            return Masks(masks, dense_of(weights) | {name: Dense(masks[name].numel(), why) for name in ends})
         flat = torch.cat([weight.reshape(-1) for weight in weights.values()]).abs_()
         pieces = _strictly_above(flat, self.sparsity).split([weight.numel() for weight in weights.values()])
-        return Masks({name: piece.view(weights[name].shape) for name, piece in zip(weights, pieces, strict=True)})
+        found = {name: piece.view(weights[name].shape) for name, piece in zip(weights, pieces, strict=True)}
+        return Masks(found, dense_of(weights))
 
 
 def _strictly_above(magnitudes: Tensor, sparsity: float) -> Tensor:

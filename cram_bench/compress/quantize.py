@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cram_bench.compress.base import Compressor
 from cram_bench.compress.masks import Masks
+from cram_bench.compress.weights import by_output, dense_of
 
 
 def quantized(weight: Tensor, bits: int) -> Tensor:
@@ -17,7 +18,8 @@ def quantized(weight: Tensor, bits: int) -> Tensor:
 
     s_i = max_j |w_ij| / (2^(bits−1) − 1) and Q(w)_ij = s_i · round(w_ij / s_i), halves to even. The result has the
     dtype of the weight ("fake" quantization): it holds the values that an integer kernel would use. Zeros stay
-    zeros, and a channel of zeros stays as it is.
+    zeros, and a channel of zeros stays as it is. Of half-precision weights scale and levels are computed in float64 and
+    the result is rounded once: in half precision the scale of tiny weights would be zero.
 
     Args:
         weight: shape (out, …); the first dimension is the channel.
@@ -28,14 +30,24 @@ def quantized(weight: Tensor, bits: int) -> Tensor:
             [ 0.0000,  0.0000,  0.0000]])
     """
     top = 2 ** (bits - 1) - 1
-    scale = weight.detach().abs().flatten(1).amax(1) / top
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale)).view(-1, *[1] * (weight.ndim - 1))
-    return (weight.detach() / scale).round_().mul_(scale)
+    values = weight.detach()
+    if values.dtype in (torch.float16, torch.bfloat16):
+        values = values.double()
+    peak = (values if values.ndim > 1 else values[:, None]).abs().flatten(1).amax(1)
+    scale = peak / top
+    # Below the smallest number a scale is zero; every value is then a multiple of that number, and stays what it is.
+    least = torch.full_like(scale, torch.finfo(scale.dtype).smallest_normal * torch.finfo(scale.dtype).eps)
+    scale = torch.where(scale > 0, scale, torch.where(peak > 0, least, torch.ones_like(scale)))
+    scale = scale.view(-1, *[1] * (weight.ndim - 1))
+    return (values / scale).round_().mul_(scale).to(weight.dtype)
 
 
 @dataclass(frozen=True)
 class Quantize(Compressor):
     """Round every prunable weight to `bits` bits, symmetric and per output channel (`quantized`).
+
+    Of weights that `prunable` found it is the output channel wherever the layer stores it; of a stack of matrices that
+    only the model itself can tell apart (experts), every matrix has one scale.
 
     As a compressor of CrAM the gradient at the rounded weights is applied to θ unchanged, which is the
     straight-through estimator. No weight counts as zeroed: the masks are all true.
@@ -59,12 +71,13 @@ class Quantize(Compressor):
         return self.pattern
 
     def masks(self, weights: Mapping[str, Tensor]) -> Masks:
-        return Masks({name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()})
+        ones = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+        return Masks(ones, dense_of(weights))
 
     @torch.no_grad()
     def transform_(self, weights: Mapping[str, Tensor]) -> None:
-        for weight in weights.values():
-            weight.copy_(quantized(weight, self.bits))
+        for name, weight in weights.items():
+            weight.copy_(by_output(weights, name, quantized(by_output(weights, name, weight), self.bits)))
 
 
 @dataclass(frozen=True)

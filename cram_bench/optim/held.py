@@ -40,10 +40,9 @@ class HeldMasks(Wrapper):
     def __init__(self, model: nn.Module, base: Optimizer, masks: Masks) -> None:
         instance("masks", masks, Masks, "Masks, such as cram_bench.compress.apply_ returns")
         super().__init__(model, base)
-        masks.apply_(self.model)
-        parameters = dict(self.model.named_parameters())
-        self.masks = Masks({name: mask.to(parameters[name].device) for name, mask in masks.items()})
-        self.masked = {name: parameters[name] for name in masks}
+        self.masked = masks.weights_of(self.model)
+        self.masks = Masks({name: mask.to(self.masked[name].device) for name, mask in masks.items()}, masks.dense)
+        self.masks.zero_(self.masked)
 
     def _gradients(self, closure: Closure, scale: float | None) -> Any:
         loss = closure()

@@ -45,7 +45,9 @@ def sparsity_curve(
         * sparsity: zeros among all prunable weights, a fraction: as asked where whole weights allow it, else (layers
           that an N:M pattern leaves dense) as reached;
         * calibrated: whether BatchNorm was tuned after pruning;
-        * accuracy: a fraction in [0, 1]; loss: mean cross-entropy in nats.
+        * accuracy: a fraction in [0, 1]; loss: mean cross-entropy in nats;
+        * dense_weights: weights of the matrices in which nothing was pruned, which are the ones that are not prunable
+          (``prunable(model).dense`` names them) and the ones that the pattern leaves; only the latter count in sparsity.
 
     Raises:
         ValueError: a specification cannot be read, or the data are empty.
@@ -62,8 +64,8 @@ def sparsity_curve(
                         tune_batchnorm(model, batches_of(calibration))
                     result = evaluate(model, data, batch_size)
                     where = (compressor.pattern, reported(compressor, masks), calibrated)
-                    rows.append((*where, result["accuracy"], result["loss"]))
-    return pd.DataFrame(rows, columns=["pattern", "sparsity", "calibrated", "accuracy", "loss"])
+                    rows.append((*where, result["accuracy"], result["loss"], masks.dense_weights))
+    return pd.DataFrame(rows, columns=["pattern", "sparsity", "calibrated", "accuracy", "loss", "dense_weights"])
 
 
 def reported(compressor: Compressor, masks: Masks) -> float:
