@@ -1,0 +1,213 @@
+"""What each method and each ablation trains: every setting, written down by hand, and the optimizer that it becomes."""
+
+import pytest
+import torch
+
+import cram_bench as cb
+from cram_bench.comparisons import ablations, anatomy, transfer
+from cram_bench.experiment import METHODS, imagenet_resnet50, recipe
+
+SEVEN = [f"global@{s}" for s in ("0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9")]
+FIVE = [f"global@{s}" for s in ("0.5", "0.6", "0.7", "0.8", "0.9")]
+EIGHT = [*SEVEN, "global@0.95"]
+COMMON = {
+    "seed": 0, "batch_size": 128, "lr": 0.1, "momentum": 0.9, "optimizer": "sgd", "weight_decay": 5e-4, "augment": True,
+    "halves": False, "sparse_gradients": True, "normalize": False, "mask_interval": 1, "plain": 0.0, "ramp": False,
+    "ascent": "momentum", "start": "", "prune": "", "resize": 0, "holdout": 0, "crop": 0, "rho": 0.0, "compressors": [],
+}  # fmt: skip
+DIGITS = {"dataset": "digits", "model": "convnet", "epochs": 20, "warmup_epochs": 0.5, "precision": "float32"}
+CIFAR10 = {"dataset": "cifar10", "model": "resnet20", "epochs": 10, "warmup_epochs": 0.25, "precision": "bfloat16"}
+SST2 = {
+    "dataset": "sst2", "model": "minilm", "epochs": 3, "warmup_epochs": 0.075, "precision": "bfloat16", "batch_size": 32,
+    "optimizer": "adamw", "lr": 1e-4, "weight_decay": 0.01,
+}  # fmt: skip
+IMAGES = {
+    "sgd": {},
+    "sam": {"rho": 0.05},
+    "cram": {"rho": 0.2, "compressors": ["global@0.7"]},
+    "cram+": {"rho": 0.2, "compressors": ["global@0.7"]},
+    "cram+-multi": {"rho": 0.2, "compressors": SEVEN},
+    "cram-single": {"rho": 0.02, "compressors": EIGHT, "ramp": True},
+    "momentum-sam": {"rho": 0.3},
+    "cram-half": {"rho": 0.2, "compressors": SEVEN, "halves": True},
+    "adamw": {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.01},
+    "cram+-ramp": {"rho": 0.2, "compressors": EIGHT, "ramp": True},
+}
+SENTENCES = {
+    "sgd": {"optimizer": "sgd", "lr": 0.01},
+    "sam": {"rho": 0.05},
+    "cram": {"rho": 1e-3, "compressors": ["global@0.7"]},
+    "cram+": {"rho": 1e-3, "compressors": ["global@0.7"]},
+    "cram+-multi": {"rho": 1e-3, "compressors": FIVE},
+    "cram-single": {"rho": 1e-3, "compressors": FIVE, "ramp": True},
+    "momentum-sam": {"rho": 0.3},
+    "cram-half": {"rho": 1e-3, "compressors": FIVE, "halves": True},
+    "adamw": {},
+    "cram+-ramp": {"rho": 1e-3, "compressors": FIVE, "ramp": True},
+}
+
+
+@pytest.mark.parametrize(
+    ("data", "table"), [(DIGITS, IMAGES), (CIFAR10, IMAGES), (SST2, SENTENCES)], ids=["digits", "cifar10", "sst2"]
+)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_setting_of_every_method(method, data, table):
+    expected = {**COMMON, **data, "method": method, **table[method]}
+    settings = recipe(data["dataset"], method).settings()
+    assert {name: settings[name] for name in expected} == expected
+    assert settings.keys() - expected.keys() <= {name for name, value in settings.items() if not value}  # what is newer
+
+
+PASSES = {"sgd": 1, "adamw": 1, "momentum-sam": 1, "cram-single": 1}
+LABELS = {
+    "sgd": "SGD", "sam": "SAM", "cram": "CrAM", "cram+": "CrAM+", "cram+-multi": "CrAM+-Multi", "adamw": "AdamW",
+    "cram-single": "CrAM-Single", "momentum-sam": "Momentum-SAM", "cram-half": "CrAM-Half", "cram+-ramp": "CrAM+-Ramp",
+}  # fmt: skip
+CLASSES = {"sam": cb.optim.SAM, "momentum-sam": cb.optim.MomentumSAM, "cram-single": cb.optim.CrAMSingle}
+
+
+def evaluations(model, optimizer):
+    count = []
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(torch.ones(2, 1, 8, 8)).square().mean()
+        loss.backward()
+        count.append(1)
+        return loss.detach()
+
+    optimizer.step(closure)
+    return len(count)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_optimizer_of_every_method(method):
+    """Its class, its base with every constant, and how often it evaluates the gradient in a step."""
+    experiment = recipe("digits", method, seed=4)
+    model = cb.models.create("convnet", 10, 1)
+    optimizer = experiment.build_optimizer(model)
+    assert METHODS[method].label == LABELS[method]
+    assert METHODS[method].passes == PASSES.get(method, 2)
+    base = optimizer if method in ("sgd", "adamw") else optimizer.base
+    group = base.param_groups[0]
+    if method == "adamw":
+        assert type(base) is torch.optim.AdamW
+        assert (group["lr"], group["betas"], group["weight_decay"]) == (1e-3, (0.9, 0.999), 0.01)
+    else:
+        assert type(base) is torch.optim.SGD
+        constants = [group[name] for name in ("lr", "momentum", "weight_decay", "dampening", "nesterov")]
+        assert constants == [0.1, 0.9, 5e-4, 0, False]
+    assert len(group["params"]) == len(list(model.parameters()))
+    if base is not optimizer:
+        assert type(optimizer) is CLASSES.get(method, cb.optim.CrAM)
+        assert group["rho"] == IMAGES[method]["rho"]
+        assert not group.get("adaptive")
+    if METHODS[method].compresses:
+        assert [str(c) for c in optimizer.draw.compressors] == IMAGES[method]["compressors"]
+        assert (optimizer.sparse_gradients, optimizer.normalize, optimizer.plain) == (True, False, 0.0)
+        assert optimizer.draw.interval == 1
+        assert optimizer.draw.generator.initial_seed() == 4
+        assert getattr(optimizer, "plus", None) == {"cram": False, "cram-single": None}.get(method, True)
+        assert getattr(optimizer, "ascent", "momentum") == "momentum"
+    assert evaluations(model, optimizer) == PASSES.get(method, 2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_imagenet_recipe(method):
+    settings = imagenet_resnet50("imagenet", method).settings()
+    own = {
+        "sam": {"rho": 0.05},
+        "momentum-sam": {"rho": 0.3},
+        "cram": {"rho": 0.05, "compressors": ["global@0.7"]},
+        "cram+": {"rho": 0.05, "compressors": ["global@0.7"]},
+        "cram+-multi": {"rho": 0.05, "compressors": ["global@0.5", "global@0.7", "global@0.9"]},
+        "cram-half": {"rho": 0.05, "compressors": ["global@0.5", "global@0.7", "global@0.9"], "halves": True},
+        "cram+-ramp": {"rho": 0.05, "compressors": EIGHT, "ramp": True},
+        "cram-single": {"rho": 0.02, "compressors": EIGHT, "ramp": True},
+        "adamw": {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.01},
+    }
+    expected = {
+        **COMMON, "model": "torchvision:resnet50", "crop": 224, "epochs": 100, "batch_size": 512, "lr": 0.2,
+        "weight_decay": 1e-4, "warmup_epochs": 5.0, "precision": "bfloat16", "method": method, **own.get(method, {}),
+    }  # fmt: skip
+    assert {name: settings[name] for name in expected} == expected
+
+
+ABLATIONS = {
+    "CrAM+-Multi": {},
+    "ramp": {"ramp": True},
+    "ramp, 95 % too": {"method": "cram+-ramp", "ramp": True, "compressors": EIGHT},
+    "without +": {"method": "cram"},
+    "dense gradients": {"sparse_gradients": False},
+    "ρ = 0": {"rho": 0.0},
+    "ρ × ½ = 0.1": {"rho": 0.1},
+    "ρ × 2 = 0.4": {"rho": 0.4},
+    "ρ/‖g‖ = 0.2": {"normalize": True},
+    "masks held 20 times": {"mask_interval": 20},
+    "only 70 %": {"compressors": ["global@0.7"]},
+    "50 to 95 %, ρ = 0.15": {
+        "compressors": ["global@0.5", "global@0.7", "global@0.8", "global@0.9", "global@0.95"], "rho": 0.15,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("data", [DIGITS, CIFAR10], ids=["digits", "cifar10"])
+def test_every_setting_of_every_ablation(data):
+    listed = ablations(data["dataset"], 2)
+    assert list(listed) == list(ABLATIONS)
+    for name, changed in ABLATIONS.items():
+        for seed, experiment in enumerate(listed[name]):
+            multi = {"method": "cram+-multi", "rho": 0.2, "compressors": SEVEN}
+            expected = {**COMMON, **data, **multi, **changed, "seed": seed}
+            settings = experiment.settings()
+            assert {key: settings[key] for key in expected} == expected, name
+        assert len(listed[name]) == 2
+
+
+def test_every_ablation_is_another_optimizer():
+    """What the settings change is there in the object that trains."""
+    of = {}
+    for name, (experiment,) in ablations("digits", 1).items():
+        optimizer = experiment.build_optimizer(cb.models.create("convnet", 10, 1))
+        of[name] = (
+            optimizer.plus, optimizer.sparse_gradients, optimizer.normalize, optimizer.draw.interval,
+            optimizer.param_groups[0]["rho"], [str(c) for c in optimizer.draw.compressors],
+        )  # fmt: skip
+    assert of == {
+        "CrAM+-Multi": (True, True, False, 1, 0.2, SEVEN),
+        "ramp": (True, True, False, 1, 0.2, SEVEN),  # differs in a callback of the training
+        "ramp, 95 % too": (True, True, False, 1, 0.2, EIGHT),
+        "without +": (False, True, False, 1, 0.2, SEVEN),
+        "dense gradients": (True, False, False, 1, 0.2, SEVEN),
+        "ρ = 0": (True, True, False, 1, 0.0, SEVEN),
+        "ρ × ½ = 0.1": (True, True, False, 1, 0.1, SEVEN),
+        "ρ × 2 = 0.4": (True, True, False, 1, 0.4, SEVEN),
+        "ρ/‖g‖ = 0.2": (True, True, True, 1, 0.2, SEVEN),
+        "masks held 20 times": (True, True, False, 20, 0.2, SEVEN),
+        "only 70 %": (True, True, False, 1, 0.2, ["global@0.7"]),
+        "50 to 95 %, ρ = 0.15": (
+            True, True, False, 1, 0.15, ["global@0.5", "global@0.7", "global@0.8", "global@0.9", "global@0.95"],
+        ),
+    }  # fmt: skip
+
+
+def test_every_setting_of_what_is_fine_tuned():
+    """Pruned, with a tenth of the learning rate, and everything else as the source or as usual."""
+    other, whole, tuned = anatomy("digits", ["sgd", "sam", "cram+-multi"], epochs=7, sparsity=0.8, target_epochs=3)
+    base = {**COMMON, **DIGITS, "epochs": 7, "warmup_epochs": 0.175}
+    assert other.settings() == other.settings() | base | {"method": "sgd"}
+    assert whole.settings() == whole.settings() | base | {"method": "cram+-multi", **IMAGES["cram+-multi"]}
+    own = {"method": "sgd", "epochs": 3, "warmup_epochs": 0.075, "start": whole.id, "prune": "global@0.8", "lr": 0.01}
+    assert tuned.settings() == tuned.settings() | {**COMMON, **DIGITS, **own}
+    sources, targets = transfer("cifar100", "cifar10", ["sgd", "cram+-multi"], [5], [0.7], epochs=4, target_epochs=2)
+    assert [(s.method, s.dataset, s.seed, s.epochs) for s in sources] == [
+        ("sgd", "cifar100", 5, 4),
+        ("cram+-multi", "cifar100", 5, 4),
+    ]
+    for source, (dense, pruned) in zip(sources, (targets[:2], targets[2:]), strict=True):
+        for target, prune in ((dense, ""), (pruned, "global@0.7")):
+            own = {
+                "method": "sgd", "epochs": 2, "warmup_epochs": 0.05, "seed": 5, "start": source.id, "prune": prune,
+                "lr": 0.01,
+            }  # fmt: skip
+            assert target.settings() == target.settings() | {**COMMON, **CIFAR10, **own}
