@@ -255,3 +255,253 @@ def test_the_test_set_is_evaluated_now_and_then_and_at_the_end(digits):
     assert ["test_accuracy" in row for row in rows] == [False, True, False, True, True]
     fit(other, sgd(other), train, test, epochs=5, batch_size=64)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+
+
+class Used(Callback):
+    """Notes the learning rate that each step uses, by a hook on the optimizer."""
+
+    def __init__(self, optimizer):
+        self.rates = []
+        optimizer.register_step_pre_hook(lambda own, *_: self.rates.append(own.param_groups[0]["lr"]))
+
+
+def test_the_learning_rates_of_two_epochs_by_hand(digits):
+    """Eight steps, two of them warm-up: 0.1 times 1/2, 1, then the half cosine of six steps from its top."""
+    model = network()
+    optimizer = sgd(model)
+    used = Used(optimizer)
+    rows = fit(model, optimizer, *digits, epochs=2, batch_size=64, warmup_epochs=0.5)
+    by_hand = [0.05, 0.1, 0.1, 0.09330127018922194, 0.075, 0.05, 0.025, 0.006698729810778059]
+    assert used.rates == pytest.approx(by_hand, abs=1e-15)
+    assert [row["lr"] for row in rows] == pytest.approx([0.05, 0.075])
+    other = network()
+    optimizer = sgd(other, lr=0.4)
+    used = Used(optimizer)
+    fit(other, optimizer, digits[0], epochs=1, batch_size=64)  # no warm-up: the first step has the whole rate
+    assert used.rates == pytest.approx([0.4, 0.34142135623730954, 0.2, 0.05857864376269045], abs=1e-15)
+
+
+def test_three_epochs_equal_a_plain_loop_and_every_row_is_its_own_epochs(digits):
+    """The weights are those of the last epoch, whichever was best; rates, losses and tests are written out by hand."""
+    train, test = digits
+    model, plain = network(), network()
+    rows = fit(model, sgd(model, 0.3), train, test, epochs=3, batch_size=64, seed=5)
+    plain.to(memory_format=torch.channels_last)
+    optimizer, expected = sgd(plain), []
+    for epoch in range(3):
+        plain.train()
+        losses, hits = [], 0
+        batches = train.batches(64, seed=5 * 1_000_003 + epoch, augment=True, channels_last=True)
+        for step, (x, y) in enumerate(batches):
+            optimizer.param_groups[0]["lr"] = 0.3 * (1 + math.cos(math.pi * (4 * epoch + step) / 12)) / 2
+            logits = plain(x)
+            loss = F.cross_entropy(logits, y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+            hits += int((logits.argmax(1) == y).sum())
+        plain.eval()
+        with torch.no_grad():
+            logits = plain(test.normalise(test.images))
+        expected.append(
+            {
+                "epoch": epoch + 1,
+                "lr": 0.3 * (1 + math.cos(math.pi * 4 * epoch / 12)) / 2,
+                "train_loss": sum(losses) / 4,
+                "train_accuracy": hits / 256,
+                "test_loss": float(F.cross_entropy(logits, test.labels)),
+                "test_accuracy": float((logits.argmax(1) == test.labels).double().mean()),
+            }
+        )
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+    assert len({row["test_loss"] for row in rows}) == 3
+    for row, by_hand in zip(rows, expected, strict=True):
+        assert row.pop("seconds") > 0
+        assert row == pytest.approx(by_hand, rel=1e-4)
+
+
+class Seen(torch.nn.Module):
+    """A network that notes what it is trained on."""
+
+    def __init__(self):
+        super().__init__()
+        self.network, self.inputs = network(), []
+
+    def forward(self, x):
+        if self.training:
+            self.inputs.append(x.detach().clone())
+        return self.network(x)
+
+
+def inputs_of(train, seed, epochs=2, augment=False):
+    """What each epoch was trained on, the batches of it one after the other."""
+    model = Seen()
+    fit(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        train,
+        epochs=epochs,
+        batch_size=64,
+        seed=seed,
+        augment=augment,
+    )
+    return torch.cat(model.inputs).chunk(epochs)
+
+
+def test_every_seed_and_every_epoch_has_its_own_order(digits):
+    epochs = [*inputs_of(digits[0], 0), *inputs_of(digits[0], 1)]
+    again = inputs_of(digits[0], 0)
+    assert torch.equal(epochs[0], again[0])
+    assert torch.equal(epochs[1], again[1])
+    rows = [{tuple(image.flatten().tolist()) for image in epoch} for epoch in epochs]
+    for index, one in enumerate(epochs):
+        assert rows[index] == rows[0]  # the same images …
+        for other in epochs[index + 1 :]:
+            assert (one == other).flatten(1).all(1).float().mean() < 0.1  # … elsewhere
+
+
+def one_image(flip):
+    """A set of 256 copies of one image, brighter to the right: what is not alike was augmented."""
+    image = (torch.arange(16).repeat(16, 1) * 10 + 60).to(torch.uint8).expand(256, 1, 16, 16).contiguous()
+    labels = torch.arange(256) % 10
+    names = tuple(map(str, range(10)))
+    return cb.data.Dataset("ramp", image, labels, names, torch.zeros(1), torch.ones(1), flip)
+
+
+def test_every_seed_and_every_epoch_is_augmented_in_its_own_way():
+    epochs = [*inputs_of(one_image(True), 0, augment=True), *inputs_of(one_image(True), 1, augment=True)]
+    assert torch.equal(epochs[0], inputs_of(one_image(True), 0, augment=True)[0])
+    for index, one in enumerate(epochs):
+        for other in epochs[index + 1 :]:
+            assert (one == other).flatten(1).all(1).float().mean() < 0.3
+
+
+@pytest.mark.parametrize(("flip", "share"), [(True, 0.5), (False, 0.0)])
+def test_about_half_of_the_images_are_mirrored_where_the_data_allow_it(flip, share):
+    """And each is cropped: padded by two pixels of black, at 25 places."""
+    inputs = torch.cat(inputs_of(one_image(flip), 3, augment=True))
+    middle = inputs[:, 0, 4:12, 4:12]
+    mirrored = (middle.diff(dim=2) < 0).all(2).all(1)
+    assert torch.equal(~mirrored, (middle.diff(dim=2) > 0).all(2).all(1))
+    assert float(mirrored.float().mean()) == pytest.approx(share, abs=0.1 if flip else 0)
+    plain = torch.cat(inputs_of(one_image(flip), 3))
+    assert (plain == plain[0]).all()
+    black = torch.stack([(inputs[:, 0, 0] == 0).all(1), (inputs[:, 0, :, 0] == 0).all(1)]).float().mean(1)
+    assert black == pytest.approx([0.4, 0.4], abs=0.1)  # two of five places let the border in at either side
+
+
+def test_dropout_is_drawn_anew_for_every_seed_and_epoch(digits):
+    class Dropped(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drop, self.head, self.masks = torch.nn.Dropout(0.5), torch.nn.Linear(64, 10), []
+
+        def forward(self, x):
+            if self.training:
+                self.masks.append(self.drop(torch.ones(64)))
+            return self.head(x.flatten(1))
+
+    def masks_of(seed):
+        model = Dropped()
+        fit(model, torch.optim.SGD(model.parameters(), lr=0.1), digits[0], epochs=2, batch_size=64, seed=seed)
+        return torch.stack(model.masks)
+
+    zero, one = masks_of(0), masks_of(1)
+    assert torch.equal(zero, masks_of(0))
+    assert not torch.equal(zero[:4], zero[4:])
+    assert not torch.equal(zero, one)
+    assert len(zero.unique(dim=0)) == 8
+
+
+def test_two_seeds_start_from_other_weights_and_see_other_batches(monkeypatch):
+    """Through the run store: what is trained starts as `build_model` says and sees what its own seed gives."""
+    firsts = []
+    batches = cb.data.Dataset.batches
+
+    def spied(self, *arguments, **options):
+        listed = list(batches(self, *arguments, **options))
+        if options.get("drop_last"):
+            firsts.append(listed[0][0])
+        return iter(listed)
+
+    monkeypatch.setattr(cb.data.Dataset, "batches", spied)
+    weights = []
+    for seed in (0, 1):
+        experiment = cb.experiment.recipe("digits", "sgd", seed=seed, epochs=1, lr=1e-30, weight_decay=0.0)
+        run = cb.runs.ensure(experiment, progress=False)
+        start = experiment.build_model(experiment.load_data()[0])
+        trained = run.load_model()
+        for ours, theirs in zip(start.parameters(), trained.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-20)  # zeros took one step of 1e-30
+        weights.append([p for p in trained.parameters() if p.ndim > 1])
+    assert not any(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+    assert len(firsts) == 2
+    assert not torch.equal(*firsts)
+
+
+def test_a_run_is_its_last_epoch():
+    """The history's last row is what the kept weights give; the first or the best epoch would differ."""
+    experiment = cb.experiment.recipe("digits", "sgd", epochs=3, lr=0.5)
+    run = cb.runs.ensure(experiment, progress=False)
+    test = experiment.load_data()[1]
+    result = evaluate(run.load_model(), test)
+    rows = run.history
+    assert rows["epoch"].tolist() == [1, 2, 3]
+    assert rows["test_loss"].iloc[-1] == pytest.approx(result["loss"], rel=1e-6)
+    assert rows["test_accuracy"].iloc[-1] == result["accuracy"]
+    assert rows["test_loss"].nunique() == 3
+
+
+@pytest.mark.parametrize("when", [1, 2])
+@pytest.mark.parametrize("method", ["cram+ ramp", "cram-single ramp", "cram held", "adamw"])
+def test_a_resumed_fit_forgets_nothing(method, when, digits):
+    """Momentum, moments, draws, masks, the learning rate and where the ramp is: bit for bit, and the same rows."""
+    levels = [cb.compress.Magnitude(s) for s in (0.3, 0.6, 0.9)]
+    builds = {
+        "cram+ ramp": lambda m: cb.optim.CrAM(m, sgd(m), levels, plain=0.1),
+        "cram-single ramp": lambda m: cb.optim.CrAMSingle(m, sgd(m), levels, plain=0.2, ascent="gradient"),
+        "cram held": lambda m: cb.optim.CrAM(m, sgd(m), levels, mask_interval=4),
+        "adamw": lambda m: torch.optim.AdamW(m.parameters(), lr=1e-3),
+    }
+
+    class Stop(Callback):
+        def on_epoch(self, fit):
+            if fit.epoch == when:
+                file = io.BytesIO()
+                torch.save(fit.state_dict(), file)
+                self.saved = file.getvalue()
+                raise KeyboardInterrupt
+
+    class Resume(Callback):
+        def __init__(self, saved):
+            self.saved = saved
+
+        def on_start(self, fit):
+            fit.load_state_dict(torch.load(io.BytesIO(self.saved), weights_only=True))
+
+    class Plain(Callback):
+        def __init__(self):
+            self.seen = []
+
+        def on_step(self, fit, step, loss, correct, seen):
+            self.seen.append(getattr(fit.optimizer, "plain", None))
+
+    ramp = [cb.train.Ramp()] if "ramp" in method else []
+    options = {"epochs": 3, "batch_size": 64, "warmup_epochs": 0.5}
+    straight, stopped, resumed = network(), network(), network()
+    whole, part, rest, stop = Plain(), Plain(), Plain(), Stop()
+    rows = fit(straight, builds[method](straight), *digits, callbacks=[*ramp, whole], **options)
+    optimizer = builds[method](stopped)
+    setting = getattr(optimizer, "plain", None)
+    with pytest.raises(KeyboardInterrupt):
+        fit(stopped, optimizer, *digits, callbacks=[*ramp, part, stop], **options)
+    assert getattr(optimizer, "plain", None) == setting  # put back, also after an interrupt
+    again = fit(resumed, builds[method](resumed), *digits, callbacks=[Resume(stop.saved), *ramp, rest], **options)
+    for name, value in straight.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    assert part.seen + rest.seen == whole.seen
+    assert len(rest.seen) == 4 * (3 - when)
+    for one, other in zip(rows, again, strict=True):
+        assert {k: v for k, v in one.items() if k != "seconds"} == {k: v for k, v in other.items() if k != "seconds"}
