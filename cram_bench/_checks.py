@@ -105,19 +105,22 @@ def columns(table: Any, *names: str, empty: bool = False) -> None:
 
 
 def pairs(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the batches, each of which must be (inputs, labels) with an integer label an input.
+    """Yield the batches, each of which must be (inputs, labels) with a label an input: an integer of any type, or a bool.
 
-    Inputs may be anything that the model takes; the labels must be a tensor.
+    Inputs may be anything that the model takes; the labels must be a tensor, and are given as int64.
     """
     for batch in batches:
         if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor)):
-            raise TypeError(f"a batch must be (inputs, labels), the labels a tensor, not {shown(batch)}")
+            single = isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], numbers.Integral)
+            remedy = "; give a data set of single examples in a torch DataLoader" if single else ""
+            raise TypeError(f"a batch must be (inputs, labels), the labels a tensor, not {shown(batch)}{remedy}")
         inputs, labels = batch
-        count = len(inputs) if isinstance(inputs, Tensor) else labels.numel()
-        if labels.shape != (count,) or labels.is_floating_point():
+        count = len(inputs) if isinstance(inputs, Tensor) and inputs.ndim else labels.numel()
+        if labels.shape != (count,) or labels.is_floating_point() or labels.is_complex():
             kind = f"{str(labels.dtype).removeprefix('torch.')} of shape {tuple(labels.shape)}"
-            raise ValueError(f"labels must be integers of shape ({count},), one an input, and are {kind}")
-        yield inputs, labels
+            remedy = "" if labels.ndim else "; give a data set of single examples in a torch DataLoader"
+            raise ValueError(f"labels must be integers of shape ({count},), one an input, and are {kind}{remedy}")
+        yield inputs, labels.long()  # cross-entropy takes no other
 
 
 def labels_within(labels: Tensor, classes: int) -> None:

@@ -26,7 +26,12 @@ _LEAST = 16  # images at once: below, what is saved is lost again
 
 @torch.no_grad()
 def evaluate_changes(
-    model: nn.Module, data: Batches, changes: Sequence[Change], before: Callable[[], None] = lambda: None
+    model: nn.Module,
+    data: Batches,
+    changes: Sequence[Change],
+    before: Callable[[], None] = lambda: None,
+    measure: Callable[[], dict[str, float]] | None = None,
+    quick: bool = True,
 ) -> list[dict[str, float]]:
     """Return what `evaluate` gives for every change alone; the model is left as it was found.
 
@@ -38,28 +43,33 @@ def evaluate_changes(
         data: as `evaluate` takes them.
         changes: each alone.
         before: called before every computation; what it raises ends the whole.
+        measure: what to take instead of ``evaluate(model, data)`` where a change is evaluated from the beginning.
+        quick: False leaves out the tracing, where what is measured is not the cross-entropy of what the network returns.
     """
     with preserved(model):
         model.eval()
-        if graph := Folded.of(model):
+        if quick and (graph := Folded.of(model)):
             _without_inplace(graph.module)
             try:
                 return _onward(model, graph, data, changes, before)
             except _CannotError:
                 pass
-        return [_from_the_start(model, data, change, before) for change in changes]
+        measure = measure or (lambda: evaluate(model, data))
+        return [_from_the_start(model, measure, change, before) for change in changes]
 
 
 class _CannotError(Exception):
     """The traced network computes something else, changes an activation in place, or its activations are too large."""
 
 
-def _from_the_start(model: nn.Module, data: Batches, change: Change, before: Callable[[], None]) -> dict[str, float]:
+def _from_the_start(
+    model: nn.Module, measure: Callable[[], dict[str, float]], change: Change, before: Callable[[], None]
+) -> dict[str, float]:
     before()
     parameter = lookup(model)[change[0]]
     with preserved(model):
         copy_into([parameter], [change[1](parameter.detach().clone())])
-        return evaluate(model, data)
+        return measure()
 
 
 def _onward(
@@ -125,6 +135,8 @@ def _pieces(module: fx.GraphModule, batches: Any) -> Iterator[tuple[Tensor, Tens
     """Split batches so that the activations of a piece fit into `_BYTES`."""
     size = 0
     for inputs, labels in batches:
+        if not isinstance(inputs, Tensor):
+            raise _CannotError
         if not size:
             some = _Keeping(module).activations(inputs[:2]).values()
             each = sum(value.nbytes for value in some if isinstance(value, Tensor)) / len(inputs[:2])

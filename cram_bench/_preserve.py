@@ -38,7 +38,8 @@ def preserved(model: nn.Module) -> Iterator[nn.Module]:
     """Run a block, then put the model back bit for bit, also when the block raises.
 
     Restored are the values of parameters and buffers, every parameter's ``grad`` and ``requires_grad``, and
-    every module's ``training`` flag. Parameters stay the same objects, so an optimizer keeps pointing at them.
+    every module's ``training`` flag. Parameters and buffers stay the same objects, so an optimizer keeps pointing at them,
+    also where the network's own code puts another tensor in a buffer's place. Tied weights are one parameter.
 
     >>> model = nn.Linear(2, 2)
     >>> before = model.weight.clone()
@@ -49,6 +50,7 @@ def preserved(model: nn.Module) -> Iterator[nn.Module]:
     """
     parameters = list(model.parameters())
     buffers = list(model.buffers())
+    named = [(module, dict(module._buffers)) for module in model.modules()]
     values = clones([*parameters, *buffers])
     gradients = [parameter.grad for parameter in parameters]
     gradient_values = [None if gradient is None else gradient.clone() for gradient in gradients]
@@ -57,6 +59,9 @@ def preserved(model: nn.Module) -> Iterator[nn.Module]:
         with modes_kept(model):
             yield model
     finally:
+        for module, held in named:
+            module._buffers.clear()
+            module._buffers.update(held)
         copy_into([*parameters, *buffers], values)
         for parameter, gradient, value, flag in zip(parameters, gradients, gradient_values, flags, strict=True):
             if gradient is not None and value is not None:

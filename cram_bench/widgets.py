@@ -7,6 +7,7 @@ What is slow runs in one background thread, in small pieces, the newest question
 
 from __future__ import annotations
 
+import base64
 import html
 import io
 import threading
@@ -33,6 +34,13 @@ _CURVE = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
 PATTERNS = ("global", "uniform", "2:4", "4:8")
 _FEW = 200  # examples for what takes many evaluations: which layer breaks it, and the way there
 BITS = {"float32": "", "8 bits": "+int8", "4 bits": "+int4"}
+_HINT = "hold Ctrl or Shift to choose several runs"
+_ALT = {
+    "curve": "accuracy against sparsity, a line a run",
+    "slice": "loss on the way from the dense to the compressed weights",
+    "layers": "zeros of every layer, and what each layer's part of the compression costs alone",
+    "flips": "examples whose predicted class the compression changes",
+}
 
 
 @dataclass(frozen=True)
@@ -160,43 +168,32 @@ class Explorer:
         style = {"description_width": "9em"}
         self.runs = ipw.SelectMultiple(
             options=labels, value=tuple(dict.fromkeys((labels[0], labels[-1]))), rows=min(6, len(labels)), description="runs", style=style, layout=wide,
-            tooltip="the runs to compare; hold Ctrl or Shift for several",
         )  # fmt: skip
         self.sparsity = ipw.FloatSlider(
             value=0.8, min=0.0, max=0.99, step=0.01, description="sparsity", readout_format=".0%", style=style,
             continuous_update=True, layout=wide,
         )  # fmt: skip
-        self.pattern = ipw.Dropdown(options=PATTERNS, description="pattern", style=style)
-        self.bits = ipw.Dropdown(options=list(BITS), description="weights", style=style)
-        self.tune = ipw.Checkbox(value=True, description="tune BatchNorm after pruning", indent=False)
+        fits = ipw.Layout(max_width="100%")
+        self.pattern = ipw.Dropdown(options=PATTERNS, description="pattern", style=style, layout=fits)
+        self.bits = ipw.Dropdown(options=list(BITS), description="weights", style=style, layout=fits)
+        self.tune = ipw.Checkbox(value=True, description="tune BatchNorm after pruning", indent=False, layout=fits)
+        hint = ipw.HTML(_HINT)  # a tooltip of a list never reaches the page
         self.status = ipw.HTML()
         self.numbers = ipw.HTML()
         self.blamed = ipw.HTML()
         self.failed = ipw.HTML("<br>".join(html.escape(f"{r.label}: failed: {r.failure}") for r in runs if r.failure))
         self._what = f"{'held-out training' if finished[0].experiment.holdout else 'test'} examples"
         self._tuning = f"BatchNorm tuned on {calibration} training examples"
-        self.curve, self.layers, self.slice, self.flips = (
-            ipw.Image(format="png", tooltip=tooltip)
-            for tooltip in (
-                "accuracy against sparsity, a line a run",
-                "zeros of every layer, and what each layer's part of the compression costs alone",
-                "loss on the way from the dense to the compressed weights",
-                "examples whose predicted class the compression changes",
-            )
-        )
-        for image in (self.curve, self.layers, self.slice, self.flips):
-            image.layout = ipw.Layout(max_width="100%", object_fit="contain")
+        # An ipywidgets.Image has no alternative text, and one with a tooltip cannot be shown at all.
+        self.curve, self.slice, self.layers, self.flips = (ipw.HTML(layout=fits) for _ in _ALT)
         for control in (self.runs, self.sparsity, self.pattern, self.bits, self.tune):
             control.observe(self._changed, "value")
-        controls = ipw.VBox(
-            [
-                self.runs, self.failed, self.sparsity, ipw.HBox([self.pattern, self.bits, self.tune]),
-                self.status, self.numbers, self.blamed,
-            ]
-        )  # fmt: skip
-        pictures = ipw.HBox([self.curve, self.slice], layout=ipw.Layout(flex_flow="row wrap"))
-        more = ipw.HBox([self.layers, self.flips], layout=ipw.Layout(flex_flow="row wrap"))
-        self.widget = ipw.VBox([controls, pictures, more])
+        wraps = ipw.Layout(flex_flow="row wrap")
+        choices = ipw.HBox([self.pattern, self.bits, self.tune], layout=wraps)
+        controls = [self.runs, hint, self.failed, self.sparsity, choices, self.status, self.numbers, self.blamed]
+        pictures = ipw.HBox([self.curve, self.slice, self.layers, self.flips], layout=wraps)
+        self.widget = ipw.VBox([*controls, pictures])
+        self.widget.add_class("cram-bench-explorer")
         self._changed()
 
     def _ipython_display_(self) -> None:
@@ -233,7 +230,7 @@ class Explorer:
             self._wanted += 1
             self._done.clear()
             self.sparsity.disabled = ":" in self.pattern.value
-            self.status.value = "<span role='status' style='color:#a04000'>● working …</span>"
+            self.status.value = _status("working …", "#c06000")
             if self._timer is not None:
                 self._timer.cancel()
             self._timer = threading.Timer(self._delay if change is not None else 0.0, self._start, [self._wanted])
@@ -260,9 +257,7 @@ class Explorer:
     def _finish(self, wanted: int, problem: str) -> None:
         with self._lock:
             if self._wanted == wanted:
-                text = html.escape(problem.splitlines()[0]) if problem else "ready"
-                colour = "#b00020" if problem else "#1b5e20"
-                self.status.value = f"<span role='status' style='color:{colour}'>● {text}</span>"
+                self.status.value = _status(problem, "#e0364c") if problem else _status("ready", "#2e8b3d")
                 self._done.set()
 
     def _subject(self, label: str) -> Subject:
@@ -298,13 +293,12 @@ class Explorer:
             label: self._subjects[label].curve(pattern + BITS[self.bits.value], tuned) for label in self.runs.value
         }
         points = {label: self._subjects[label].answers.get((self.compressor, tuned)) for label in self.runs.value}
-        self.curve.value = _png(
-            plots.explorer_curve(curves, points, self._methods, self.compressor.sparsity, self.sample.majority)
-        )
+        figure = plots.explorer_curve(curves, points, self._methods, self.compressor.sparsity, self.sample.majority)
+        self.curve.value = _picture(figure, _ALT["curve"])
 
     def _show_flips(self) -> None:
-        self.flips.value = b""
         if not self.runs.value or self.sample.images.ndim != 4:
+            self.flips.value = ""
             return
         label = self.runs.value[0]
         subject = self._subjects[label]
@@ -317,7 +311,7 @@ class Explorer:
             for i in order.tolist()
         ]
         title = f"{label}: {len(changed)} of {len(self.sample)} predictions change"
-        self.flips.value = _png(plots.examples(self.sample.images[order], captions, title))
+        self.flips.value = _picture(plots.examples(self.sample.images[order], captions, title), _ALT["flips"])
 
     def _show_layers(self, current: Callable[[], bool]) -> bool:
         tables = {label: layer_profile(self._subjects[label].model, self.compressor) for label in self.runs.value}
@@ -334,14 +328,17 @@ class Explorer:
         return current()
 
     def _draw_layers(self, tables: dict[str, pd.DataFrame]) -> None:
-        alike = len({tuple(table["layer"]) for table in tables.values()}) == 1  # of one architecture
-        self.layers.value = _png(plots.layer_profile(tables, self._methods)) if alike else b""
+        networks = len({tuple(table["layer"]) for table in tables.values()})
+        if networks == 1:
+            self.layers.value = _picture(plots.layer_profile(tables, self._methods), _ALT["layers"])
+        else:
+            self.layers.value = "no picture of the layers: the networks differ in theirs" if networks else ""
 
     def _show_slice(self, current: Callable[[], bool]) -> bool:
         tables = {}
         for label in self.runs.value:
             tables[label] = self._subjects[label].slice(self.compressor, _only(current))
-        self.slice.value = _png(plots.loss_slice(tables, self._methods)) if tables else b""
+        self.slice.value = _picture(plots.loss_slice(tables, self._methods), _ALT["slice"]) if tables else ""
         return current()
 
     def _fill_curve(self, current: Callable[[], bool]) -> bool:
@@ -391,11 +388,21 @@ def explorer(runs: Sequence[Run], **options: Any) -> Explorer:
     return Explorer(runs, **options)
 
 
-def _png(figure: Any) -> bytes:
+def _picture(figure: Any, alt: str) -> str:
+    """Return the HTML of a figure: as wide as it is, or as the window; `alt` is read out, and shown over the picture."""
     buffer = io.BytesIO()
     with plots.style():
         figure.savefig(buffer, format="png", dpi=100)
-    return buffer.getvalue()
+    png, (wide, high) = buffer.getvalue(), (round(100 * size) for size in figure.get_size_inches())
+    return (
+        f"<img alt='{html.escape(alt)}' title='{html.escape(alt)}' width='{wide}' height='{high}' "
+        f"style='max-width:100%;height:auto' src='data:image/png;base64,{base64.b64encode(png).decode()}'>"
+    )
+
+
+def _status(text: str, colour: str) -> str:
+    """Return a line of state: its dot is coloured, its text is what the theme makes it, to be read on light and dark."""
+    return f"<span role='status'><span class='dot' style='color:{colour}'>●</span> {html.escape(text.splitlines()[0])}</span>"
 
 
 def _blamed(tables: dict[str, pd.DataFrame], count: int) -> str:
@@ -406,18 +413,19 @@ def _blamed(tables: dict[str, pd.DataFrame], count: int) -> str:
         rise = f"{worst['rise']:+.2f}".replace("-", "−")
         layer = f"<b class='layer'>{html.escape(str(worst['layer']))}</b> ({100 * worst['sparsity']:.0f} % zeros)"
         lines.append(f"{html.escape(label)}: compressed alone, {layer} costs most, {rise} nats")
-    about = f"<span style='color:#666'>layers and the way there: untuned, on {count} of these examples</span>"
+    about = f"layers and the way there: untuned, on {count} of these examples"
     return "<br>".join([*lines, about]) if lines else ""
 
 
 def _table(rows: Sequence[tuple[str, float, float, float, int]], where: str, count: int) -> str:
-    head = "".join(f"<th style='text-align:right;padding:0 1em'>{name}</th>" for name in
-                   ("accuracy, % ± standard error", "to dense, points", "loss, nats", "predictions changed"))  # fmt: skip
-    body = "".join(
-        f"<tr><td>{html.escape(label)}</td>"
-        + "".join(f"<td style='text-align:right;padding:0 1em'>{cell}</td>" for cell in
-                  (f"<b class='accuracy'>{accuracy:.1f}</b> ± {(accuracy * (100 - accuracy) / count) ** 0.5:.1f}", f"{change:+.1f}".replace("-", "−"), f"{loss:.3f}", changed))
-        + "</tr>"
-        for label, accuracy, change, loss, changed in rows
-    )  # fmt: skip
-    return f"<table><tr><th style='text-align:left'>{html.escape(where)}</th>{head}</tr>{body}</table>"
+    cell = "text-align:right;padding:.1em .4em"
+    names = ("accuracy, % ± standard error", "to dense, points", "loss, nats", "predictions changed")
+    head = "".join(f"<th style='{cell}'>{name}</th>" for name in names)
+    body = ""
+    for label, accuracy, change, loss, changed in rows:
+        error = (accuracy * (100 - accuracy) / count) ** 0.5
+        first, second = f"<b class='accuracy'>{accuracy:.1f}</b> ± {error:.1f}", f"{change:+.1f}".replace("-", "−")
+        cells = "".join(f"<td style='{cell}'>{text}</td>" for text in (first, second, f"{loss:.3f}", changed))
+        body += f"<tr><td>{html.escape(label)}</td>{cells}</tr>"
+    caption = f"<caption style='text-align:left'>{html.escape(where)}</caption>"
+    return f"<table style='line-height:1.3'>{caption}<tr><th style='text-align:left'>run</th>{head}</tr>{body}</table>"

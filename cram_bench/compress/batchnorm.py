@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -18,12 +19,14 @@ class _Moments:
 
     def __init__(self) -> None:
         self.count = 0
-        self.mean = torch.zeros((), dtype=torch.float64)
-        self.squares = torch.zeros((), dtype=torch.float64)  # summed squared deviations from the mean
+        self.mean = torch.zeros((), dtype=torch.float64, device="cpu")
+        self.squares = torch.zeros((), dtype=torch.float64, device="cpu")  # summed squared deviations from the mean
 
     def add(self, x: Tensor) -> None:
-        var, mean = _var_mean(x.detach().to(torch.promote_types(x.dtype, torch.float32)))
         count = x.numel() // x.shape[1]
+        if not count:
+            return
+        var, mean = _var_mean(x.detach().to(torch.promote_types(x.dtype, torch.float32)))
         total = self.count + count
         delta = mean - self.mean
         self.mean = self.mean + delta * (count / total)
@@ -36,12 +39,9 @@ def _var_mean(x: Tensor) -> tuple[Tensor, Tensor]:
     if x.ndim != 4 or not x.is_contiguous(memory_format=torch.channels_last):
         var, mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
         return var.double(), mean.double()
-    pixels = x.permute(0, 2, 3, 1).flatten(
-        1, 2
-    )  # images, pixels, channels: sums over an image are matrix products, which
-    ones = pixels.new_ones(1, 1, pixels.shape[1]).expand(
-        len(pixels), 1, -1
-    )  # take a quarter of the time of var_mean here
+    # Images, pixels, channels: sums over an image are matrix products, which take a quarter of the time of var_mean.
+    pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
+    ones = pixels.new_ones(1, 1, pixels.shape[1]).expand(len(pixels), 1, -1)
     count = pixels.shape[0] * pixels.shape[1]
     mean = torch.bmm(ones, pixels).double().sum((0, 1)) / count
     deviations = pixels - mean.to(pixels.dtype)
@@ -49,7 +49,9 @@ def _var_mean(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def tune_batchnorm(model: nn.Module, batches: Iterable[Any]) -> None:
+def tune_batchnorm(
+    model: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Module, Any], Any] | None = None
+) -> None:
     """Set every BatchNorm's running mean and variance to those of its input over `batches`, in place.
 
     The statistics are the exact mean and unbiased variance pooled over all samples given, computed while each
@@ -58,13 +60,18 @@ def tune_batchnorm(model: nn.Module, batches: Iterable[Any]) -> None:
     last batches most, the pooled average weighs all samples alike. Dropout is off, weights and modes stay as they
     are, and a model without BatchNorm is left untouched.
 
+    A BatchNorm that the network does not run in eval mode, such as that of an auxiliary head, keeps its statistics; one
+    warning names and counts those.
+
     Args:
         model: any torch model.
         batches: tensors of inputs, or tuples that begin with one, such as a `DataLoader` gives. Large batches
             (a few hundred) come closest to the statistics that evaluation will use.
+        forward: (model, inputs) → anything, to run the model on inputs that it does not take as its only argument.
 
     Raises:
-        ValueError: `batches` is empty although the model has BatchNorm layers; these are left as they were.
+        ValueError: `batches` is empty although the model has BatchNorm layers, or none of these runs; they are left as
+            they were.
         TypeError: `batches` are no batches.
 
     >>> model = nn.BatchNorm1d(1)
@@ -74,33 +81,53 @@ def tune_batchnorm(model: nn.Module, batches: Iterable[Any]) -> None:
     """
     what = "batches of inputs, such as Dataset.calibration() gives"
     instance("what BatchNorm is tuned on", batches, Iterable, what)  # type: ignore[type-abstract]
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    norms = {
+        module: name
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    }
     if not norms:
         return
     moments = {norm: _Moments() for norm in norms}
     buffers = list(model.buffers())
     kept = [buffer.clone() for buffer in buffers]
-    hooks = [norm.register_forward_pre_hook(lambda norm, args: moments[norm].add(args[0])) for norm in norms]
+
+    def see(norm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        moments[norm].add(args[0] if args else kwargs["input"])  # type: ignore[index]
+
+    hooks = [norm.register_forward_pre_hook(see, with_kwargs=True) for norm in norms]
+    count = 0
     try:
         with modes_kept(model):
             model.eval()
             for norm in norms:
                 norm.training = True
-            for batch in batches:
+            for count, batch in enumerate(batches, 1):  # noqa: B007
                 inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-                if not isinstance(inputs, (Tensor, Mapping)):
+                if forward is not None:
+                    forward(model, inputs)
+                elif isinstance(inputs, (Tensor, Mapping)):
+                    model(inputs)
+                else:
                     raise TypeError(f"a batch must be inputs, or a tuple that begins with them, not {shown(batch)}")
-                model(inputs)
     finally:
         for hook in hooks:
             hook.remove()
         for buffer, value in zip(buffers, kept, strict=True):
             buffer.copy_(value)
-    for moment in moments.values():
+    ran = {norm: moment for norm, moment in moments.items() if moment.count}
+    if count and not ran:
+        raise ValueError(f"no BatchNorm of {type(model).__name__} ran on these batches, so that none can be tuned")
+    for moment in ran.values() if ran else moments.values():
         if moment.count < 2:
             raise ValueError(f"BatchNorm tuning needs at least two values per channel, and was given {moment.count}")
-    for norm, moment in moments.items():
+    for norm, moment in ran.items():
         assert norm.running_mean is not None
         assert norm.running_var is not None
         norm.running_mean.copy_(moment.mean)
         norm.running_var.copy_(moment.squares / (moment.count - 1))
+    if idle := [name or type(norm).__name__ for norm, name in norms.items() if norm not in ran]:
+        others = f", {', '.join(idle[:3])}{' …' if len(idle) > 3 else ''}"
+        warnings.warn(
+            f"{len(idle)} of {len(norms)} BatchNorms did not run and keep their statistics{others}", stacklevel=2
+        )

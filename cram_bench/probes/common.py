@@ -1,60 +1,373 @@
-"""What all probes share: a model held still, and loss and gradient over all the data."""
+"""What all probes share: a model held still, examples that stay the same, and loss and gradient over all of them.
+
+A model need not return logits as a tensor. Without `forward`, outputs are read so: a tensor as it is; ``.logits``
+(transformers); ``["logits"]`` or ``["out"]`` (torchvision's segmentation); of a tuple the first. What ``forward(model,
+inputs)`` returns is taken as it is. The loss is the cross-entropy of logits (n, classes) with integer labels (n,), or with
+``loss(outputs, targets)`` what that returns: one number, the mean over the examples of a batch; targets are then any
+tensor with an entry an example. Accuracy is NaN where outputs and targets are not logits and labels.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 
-from cram_bench._checks import instance, labels_within
-from cram_bench._preserve import preserved
+from cram_bench._checks import instance, labels_within, shown
+from cram_bench._fold import folded
+from cram_bench._preserve import modes_kept, preserved
+from cram_bench.compress import tune_batchnorm
 from cram_bench.data import AT_ONCE, Batches, Dataset, batches_of
+from cram_bench.train import Score
+
+Forward = Callable[[nn.Module, Any], Any]
+"""(model, inputs) → outputs."""
+Loss = Callable[[Any, Tensor], Tensor]
+"""(outputs, targets) → their mean loss, one number."""
+
+NO_GRADIENT = "the loss has no gradient: does the model, forward or loss run under no_grad, or detach?"
+_MOST = 2**33  # bytes of batches that are held
 
 
 @contextmanager
 def probing(model: nn.Module) -> Iterator[nn.Module]:
-    """Put the model in eval mode, so that losses are functions of the weights alone; put it back as it was after."""
+    """Put the model in eval mode, so that losses are functions of the weights alone; put it back as it was after.
+
+    Gradients can be taken inside, also where the caller is in ``no_grad`` or ``inference_mode``; those of sparse embeddings
+    are dense there.
+
+    Raises:
+        ValueError: the model is lazy and has not run yet, or its weights were made in ``inference_mode``.
+    """
     instance("model", model, nn.Module, "a torch model")
-    with preserved(model):
-        yield model.eval()
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise ValueError(f"{name} of the model has no shape yet: run one batch through the model first")
+        if tensor.is_inference():
+            raise ValueError(f"{name} of the model was made in inference_mode, and cannot be probed: make it outside")
+    sparse = [module for module in model.modules() if getattr(module, "sparse", None) is True]
+    with torch.inference_mode(False), preserved(model):
+        try:
+            for module in sparse:
+                module.sparse = False  # type: ignore[assignment]
+            yield model.eval()
+        finally:
+            for module in sparse:
+                module.sparse = True  # type: ignore[assignment]
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters that ask for a gradient.
+    """Return the parameters that ask for a gradient: what is frozen stands still in every probe that needs one.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or one is of half precision, in which small steps and gradients are lost.
     """
     instance("model", model, nn.Module, "a torch model")
-    if found := [parameter for parameter in model.parameters() if parameter.requires_grad]:
-        return found
-    raise ValueError(f"no parameter of {type(model).__name__} has requires_grad; at least one is needed")
+    found = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not found:
+        raise ValueError(f"no parameter of {type(model).__name__} has requires_grad; at least one is needed")
+    for name, parameter in found.items():
+        if parameter.dtype not in (torch.float32, torch.float64):
+            kind = str(parameter.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"gradients need weights in float32 or float64, and {name} is {kind}: probe a copy, copy.deepcopy(model).float()"
+            )
+    return list(found.values())
 
 
-def loss_and_gradient(model: nn.Module, data: Batches, batch_size: int = AT_ONCE) -> tuple[float, dict[str, Tensor]]:
-    """Return the mean cross-entropy in nats over all the data, and its gradient by parameter name.
+def held(data: Batches | Problem) -> Any:
+    """Return data that are the same whenever they are read: batches of anything but a `Dataset` or a list are read once.
+
+    So a `DataLoader` that shuffles, or a data set that augments, gives every evaluation of a probe the same examples. The
+    batches stay in memory for as long as the probe takes.
 
     Raises:
-        ValueError: the data are empty, a label has no output, or no parameter asks for a gradient.
+        TypeError: `data` are an iterator, which could be read only once, or nothing to iterate over.
+        ValueError: the batches hold more than 8 GiB.
     """
-    trainable(model)
-    model.zero_grad()
-    total, count = 0.0, 0
-    for inputs, labels in batches_of(data, batch_size):
-        logits = model(inputs).float()
-        labels_within(labels, logits.shape[1])
-        loss = F.cross_entropy(logits, labels, reduction="sum")
-        loss.backward()
-        total += float(loss.detach())
-        count += len(labels)
-    if not count:
-        raise ValueError("the data to probe on are empty")
-    named = model.named_parameters()
-    return total / count, {name: p.grad / count for name, p in named if p.grad is not None}
+    if isinstance(data, (Dataset, list, tuple, Problem)):
+        return data
+    if isinstance(data, Iterator) or not isinstance(data, Iterable):
+        return batches_of(data)  # says why not
+    found, size = [], 0
+    with torch.random.fork_rng(devices=[]):  # a DataLoader draws from it
+        for batch in data:
+            size += max(1024, _bytes(batch))
+            if size > _MOST:
+                raise ValueError(
+                    f"a probe holds its batches in memory, and these take more than {_MOST / 2**30:g} GiB: give fewer, "
+                    "such as a torch.utils.data.Subset, or a cram_bench Dataset, which is read anew"
+                )
+            found.append(batch)
+    return found
 
 
-def tuning_data(calibration: Batches | None) -> Batches | None:
-    """Return what to tune BatchNorm on: `Dataset.calibration` of a `Dataset`, anything else as it is."""
-    return calibration.calibration() if isinstance(calibration, Dataset) else calibration
+def tuning_data(calibration: Batches | None) -> list[Any] | None:
+    """Return what to tune BatchNorm on: `Dataset.calibration` of a `Dataset`, anything else as `held` does."""
+    if calibration is None:
+        return None
+    return calibration.calibration() if isinstance(calibration, Dataset) else list(held(calibration))
+
+
+class Problem:
+    """A model and the examples that a probe looks at: the same at every evaluation, on the model's device, in its type.
+
+    Iterating gives (inputs, targets). Inputs that are floating-point tensors get the type of the model's first weight.
+
+    Args:
+        model: any torch model, in eval mode.
+        data: a `Dataset`, or anything that yields (inputs, targets); see `held`.
+        forward: (model, inputs) → outputs, where they are not read as this module says.
+        loss: (outputs, targets) → mean loss, instead of the cross-entropy.
+        batch_size: of a `Dataset`.
+
+    Raises:
+        TypeError: `forward` or `loss` cannot be called, or the data are no batches.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Batches | Problem,
+        forward: Forward | None = None,
+        loss: Loss | None = None,
+        batch_size: int = AT_ONCE,
+    ) -> None:
+        instance("model", model, nn.Module, "a torch model")
+        for name, value, what in (
+            ("forward", forward, "(model, inputs) → outputs"),
+            ("loss", loss, "(outputs, targets) → number"),
+        ):
+            if value is not None and not callable(value):
+                raise TypeError(f"{name} must be a function {what}, not {shown(value)}")
+        self.model, self.forward, self.loss, self.batch_size = model, forward, loss, batch_size
+        self.data: Batches = data.data if isinstance(data, Problem) else held(data)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the loss is the cross-entropy of what the model returns, read as it is by default."""
+        return self.forward is None and self.loss is None
+
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
+        fit = _fitting(self.model)
+        for inputs, targets in self._read():
+            inputs = fit(inputs)
+            device = next((x.device for x in tensors_of(inputs)), targets.device)
+            yield inputs, _normal(targets).to(device)
+
+    def _read(self) -> Iterable[tuple[Any, Tensor]]:
+        if self.loss is None or isinstance(self.data, Dataset):
+            return batches_of(self.data, self.batch_size)
+        return _targeted(self.data)
+
+    def outputs(self, inputs: Any, run: nn.Module | None = None) -> Any:
+        """Run the model, or `run` in its place, and read its outputs."""
+        if self.forward is None:
+            return logits_of((run or self.model)(inputs))
+        return self.forward(self.model, inputs)
+
+    def sum_of(self, outputs: Any, targets: Tensor) -> Tensor:
+        """Return the loss summed over the examples of a batch, with its graph."""
+        if self.loss is None:
+            logits = classes_of(outputs).float()
+            labels_within(targets, logits.shape[1])
+            return F.cross_entropy(logits, targets, reduction="sum")
+        return self.mean_of(outputs, targets) * len(targets)
+
+    def mean_of(self, outputs: Any, targets: Tensor) -> Tensor:
+        """Return the mean loss of a batch, with its graph, in the type of the outputs."""
+        if self.loss is None:
+            return F.cross_entropy(classes_of(outputs), targets)
+        found = self.loss(outputs, targets)
+        if not isinstance(found, Tensor) or found.numel() != 1:
+            what = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else shown(found)
+            raise ValueError(f"loss must return one number, the mean over the examples as a tensor, not {what}")
+        return found.reshape(())
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Return mean loss and accuracy, as `cram_bench.train.evaluate` does; accuracy NaN where there is none.
+
+        Buffers that the network's own forward changes are put back, so that one evaluation does not change the next.
+
+        Raises:
+            ValueError: the data are empty, or outputs and labels do not go together.
+        """
+        total, count, correct = 0.0, 0, 0.0
+        score, run = Score(), None
+        with modes_kept(self.model), _buffers_kept(self.model):
+            self.model.eval()
+            for inputs, targets in self:
+                if run is None:
+                    plain = self.forward is None and isinstance(inputs, Tensor)
+                    run = folded(self.model, inputs) if plain else self.model
+                outputs = self.outputs(inputs, run)
+                if self.loss is None:
+                    score.add(classes_of(outputs), targets)
+                    continue
+                total += float(self.mean_of(outputs, targets)) * len(targets)
+                correct += _correct(outputs, targets)
+                count += len(targets)
+        if self.loss is None or not count:
+            return score.result()
+        return {"loss": total / count, "accuracy": correct / count}
+
+    def gradient(self) -> tuple[float, dict[str, Tensor]]:
+        """Return the mean loss over all the data, and its gradient by parameter name.
+
+        Raises:
+            ValueError: the data are empty, a label has no output, no parameter asks for a gradient, or the loss has none.
+        """
+        trainable(self.model)
+        self.model.zero_grad()
+        total, count = 0.0, 0
+        with torch.enable_grad(), _buffers_kept(self.model):
+            for inputs, targets in self:
+                loss = self.sum_of(self.outputs(inputs), targets)
+                if not loss.requires_grad:
+                    raise ValueError(NO_GRADIENT)
+                loss.backward()
+                total += float(loss.detach())
+                count += len(targets)
+        if not count:
+            raise ValueError("the data to probe on are empty")
+        named = self.model.named_parameters()
+        return total / count, {name: p.grad.to_dense() / count for name, p in named if p.grad is not None}
+
+    def tune(self, calibration: Iterable[Any]) -> None:
+        """Tune the model's BatchNorms on what `tuning_data` returned."""
+        fit = _fitting(self.model)
+        batches = ((fit(b[0]), *b[1:]) if isinstance(b, (tuple, list)) and b else fit(b) for b in calibration)
+        tune_batchnorm(self.model, batches, self.forward)
+
+
+def loss_and_gradient(
+    model: nn.Module, data: Batches, batch_size: int = AT_ONCE, forward: Forward | None = None, loss: Loss | None = None
+) -> tuple[float, dict[str, Tensor]]:
+    """Return the mean loss over all the data, in nats if it is the cross-entropy, and its gradient by parameter name.
+
+    Raises:
+        ValueError: as `Problem.gradient`.
+    """
+    return Problem(model, data, forward, loss, batch_size).gradient()
+
+
+def logits_of(output: Any) -> Tensor:
+    """Read the logits off what a model returned, as this module's docstring says.
+
+    Raises:
+        TypeError: there are none where they are looked for.
+    """
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(getattr(output, "logits", None), Tensor):
+        return output.logits
+    if isinstance(output, Mapping):
+        for name in ("logits", "out"):
+            if isinstance(output.get(name), Tensor):
+                return output[name]
+    if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
+        return output[0]
+    keys = f" of {', '.join(map(str, list(output)[:5]))}" if isinstance(output, Mapping) else ""
+    raise TypeError(
+        f"the model returns {type(output).__name__}{keys}, in which no logits are found: give forward=, "
+        "a function (model, inputs) → logits"
+    )
+
+
+def classes_of(logits: Any) -> Tensor:
+    """Return `logits`, which must have the shape (n, classes)."""
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or not logits.is_floating_point():
+        what = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"type {type(logits).__name__}"
+        raise ValueError(
+            f"outputs must be logits of shape (n, classes), and have {what}: give forward= or loss= for another task"
+        )
+    return logits
+
+
+def _correct(outputs: Any, targets: Tensor) -> float:
+    """Count the right classes; NaN where outputs and targets are not logits (n, classes) and integer labels (n,)."""
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] < 2:
+        return float("nan")
+    if targets.shape != outputs.shape[:1] or targets.is_floating_point() or targets.is_complex():
+        return float("nan")
+    return float((outputs.argmax(1) == targets).sum())
+
+
+def _targeted(batches: Iterable[Any]) -> Iterator[tuple[Any, Tensor]]:
+    for batch in batches:
+        if not (
+            isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor) and batch[1].ndim
+        ):
+            raise TypeError(
+                f"a batch must be (inputs, targets), the targets a tensor with an entry an example, not {shown(batch)}"
+            )
+        yield batch[0], batch[1]
+
+
+def _normal(tensor: Tensor) -> Tensor:
+    """Return a tensor that autograd may keep; one made in ``inference_mode`` must be copied for that."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def _fitting(model: nn.Module) -> Callable[[Any], Any]:
+    """Return a function that puts inputs on the model's device and floating-point ones into its type."""
+    like = next((p for p in model.parameters() if p.is_floating_point()), None)
+
+    def fit(x: Any) -> Any:
+        if isinstance(x, Tensor):
+            x = _normal(x)
+            if like is None:
+                return x
+            return x.to(like.device, like.dtype if x.is_floating_point() else x.dtype)
+        fitted = {key: fit(value) for key, value in x.items()} if isinstance(x, Mapping) else x
+        if isinstance(x, (tuple, list)) and type(x) in (tuple, list):
+            fitted = type(x)(fit(value) for value in x)
+        same = all(a is b for a, b in zip(tensors_of(x), tensors_of(fitted), strict=True))
+        return x if same else fitted
+
+    return fit
+
+
+def tensors_of(x: Any) -> Iterator[Tensor]:
+    """Yield the tensors in a batch of inputs: itself, or those in a mapping or tuple."""
+    if isinstance(x, Tensor):
+        yield x
+    elif isinstance(x, (Mapping, tuple, list)):
+        for value in x.values() if isinstance(x, Mapping) else x:
+            yield from tensors_of(value)
+
+
+def _bytes(batch: Any) -> int:
+    return sum(tensor.nbytes for tensor in tensors_of(batch))
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Put back the buffers that a block changes, in place or by another tensor."""
+    before = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
+    tensors = [buffer for _, named in before for buffer in named.values() if buffer is not None]
+    versions, values = [t._version for t in tensors], [t.clone() for t in tensors]
+    try:
+        yield
+    finally:
+        for module, named in before:
+            module._buffers.update(named)
+        with torch.no_grad():
+            for tensor, version, value in zip(tensors, versions, values, strict=True):
+                if tensor._version != version:
+                    tensor.copy_(value)
+
+
+def rows_of(inputs: Any, index: slice) -> Any:
+    """Return some examples of a batch of inputs: a tensor, or a mapping or tuple of tensors."""
+    if isinstance(inputs, Mapping):
+        return {key: rows_of(value, index) for key, value in inputs.items()}
+    if type(inputs) in (tuple, list):
+        return type(inputs)(rows_of(value, index) for value in inputs)
+    return inputs[index]

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.utils.data import RandomSampler
 
 from cram_bench._checks import instance, integer, items
 from cram_bench._preserve import preserved
-from cram_bench.compress import Compressor, apply_, parse, tune_batchnorm
-from cram_bench.data import AT_ONCE, Batches, Dataset, batches_of
-from cram_bench.probes.common import probing, tuning_data
-from cram_bench.train import evaluate
+from cram_bench.compress import Compressor, apply_, parse
+from cram_bench.data import AT_ONCE, Batches, Dataset
+from cram_bench.probes.common import Forward, Loss, Problem, classes_of, probing, tuning_data
 
 
-@torch.no_grad()
-def predictions(model: nn.Module, data: Batches, batch_size: int = AT_ONCE) -> tuple[Tensor, Tensor, Tensor]:
+def predictions(
+    model: nn.Module, data: Batches | Problem, batch_size: int = AT_ONCE, forward: Forward | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return (labels, predicted classes, probabilities of these), one entry an example, on the CPU; in eval mode."""
     labels, classes, confidences = [], [], []
-    with probing(model):
-        for inputs, batch_labels in batches_of(data, batch_size):
-            best = model(inputs).float().softmax(1).max(1)
+    with probing(model), torch.no_grad():
+        problem = Problem(model, data, forward, batch_size=batch_size)
+        for inputs, batch_labels in problem:
+            best = classes_of(problem.outputs(inputs)).float().softmax(1).max(1)
             labels.append(batch_labels.cpu())
             classes.append(best.indices.cpu())
             confidences.append(best.values.cpu())
@@ -37,15 +40,18 @@ def flips(
     compressor: Compressor | str,
     calibration: Batches | None = None,
     exclude: Iterable[str] = (),
+    forward: Forward | None = None,
 ) -> pd.DataFrame:
     """List the examples whose predicted class a compression changes.
 
     Args:
         model: any torch classifier; left as it was found.
-        data: a fixed sample, in a fixed order.
+        data: a sample. A `DataLoader` is read once, so that both predictions are of the same examples; where it
+            shuffles, index is the place in that one reading, and a warning says so.
         compressor: an operator or its specification.
         calibration: data for BatchNorm tuning after it; none if not given.
         exclude: shell patterns over parameter names that stay dense.
+        forward: (model, inputs) → logits, where they are not read as `cram_bench.probes.common` says.
 
     Returns:
         A row per flip, the one of highest confidence before first: index (position in the data), label, before and
@@ -54,12 +60,18 @@ def flips(
     """
     compressor = parse(compressor)
     calibration = tuning_data(calibration)
-    labels, before, confidence = predictions(model, data)
-    with preserved(model):
+    if isinstance(getattr(data, "sampler", None), RandomSampler):
+        warnings.warn(
+            "the DataLoader shuffles: index is the place in one reading, not in the data set; give shuffle=False",
+            stacklevel=2,
+        )
+    with probing(model):
+        problem = Problem(model, data, forward)
+        labels, before, confidence = predictions(model, problem, forward=forward)
         apply_(model, compressor, exclude)
         if calibration is not None:
-            tune_batchnorm(model, batches_of(calibration))
-        _, after, confidence_after = predictions(model, data)
+            problem.tune(calibration)
+        _, after, confidence_after = predictions(model, problem, forward=forward)
     table = pd.DataFrame(
         {
             "index": range(len(labels)),
@@ -85,6 +97,8 @@ def calibration_curve(
     draws: int = 3,
     exclude: Iterable[str] = (),
     augment: bool = True,
+    forward: Forward | None = None,
+    loss: Loss | None = None,
 ) -> pd.DataFrame:
     """Measure how accuracy after BatchNorm tuning depends on how many images it sees.
 
@@ -97,6 +111,7 @@ def calibration_curve(
         draws: random draws of each size; the spread comes from them.
         exclude: shell patterns over parameter names that stay dense.
         augment: augment the images, as in a training that does.
+        forward, loss: how outputs are read, and what is measured in place of the cross-entropy: `cram_bench.probes.common`.
 
     Returns:
         A row per size and draw: size, draw, accuracy (a fraction), loss (nats). Size 0, once, is without tuning.
@@ -109,13 +124,14 @@ def calibration_curve(
     sizes = [integer("a size", size, 1, len(calibration)) for size in items("sizes", sizes, "numbers of images")]
     integer("draws", draws, 1)
     with probing(model):
+        problem = Problem(model, data, forward, loss)
         apply_(model, compressor, exclude)
-        result = evaluate(model, data)
+        result = problem.evaluate()
         rows = [(0, 0, result["accuracy"], result["loss"])]
         for size in sizes:
             for draw in range(draws):
                 with preserved(model):
-                    tune_batchnorm(model, calibration.calibration(size, augment, seed=draw))
-                    result = evaluate(model, data)
+                    problem.tune(calibration.calibration(size, augment, seed=draw))
+                    result = problem.evaluate()
                 rows.append((size, draw, result["accuracy"], result["loss"]))
     return pd.DataFrame(rows, columns=["size", "draw", "accuracy", "loss"])

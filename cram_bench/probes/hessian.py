@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,13 +15,24 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel  # only this one has second derivatives
 
 from cram_bench._checks import integer, labels_within
-from cram_bench.data import AT_ONCE, Batches, batches_of
-from cram_bench.probes.common import probing, trainable
+from cram_bench.data import AT_ONCE, Batches
+from cram_bench.probes.common import (
+    NO_GRADIENT,
+    Forward,
+    Loss,
+    Problem,
+    classes_of,
+    probing,
+    rows_of,
+    tensors_of,
+    trainable,
+)
 
 Kind = Literal["hessian", "gauss-newton"]
 _TOLERANCE = 1e-4  # relative, of Lanczos; looser ones were seen to skip an eigenvalue
 _WEIGHTS = 2**25  # of all vectors in one product
 _KAPPA, _MARGIN = 3.0, 0.05  # of the density: width of the kernels, room beyond the ends (Papyan, appendix D.2)
+_TAILS = 5.0  # standard deviations of a kernel that have room at least: one in a million is beyond
 
 
 def curvature(
@@ -31,8 +43,10 @@ def curvature(
     vectors: int = 10,
     parts: int = 4,
     seed: int = 0,
+    forward: Forward | None = None,
+    loss: Loss | None = None,
 ) -> pd.DataFrame:
-    """Estimate the largest eigenvalues and the trace of the loss's curvature over all parameters.
+    """Estimate the largest eigenvalues and the trace of the loss's curvature over all parameters that are not frozen.
 
     H = ∇²L(θ) of the mean cross-entropy, or the Gauss–Newton matrix G = mean Jᵀ (diag p − p pᵀ) J, which leaves out
     the curvature of the network itself and is positive semi-definite. Eigenvalues by Lanczos iteration (SciPy's
@@ -48,6 +62,7 @@ def curvature(
         parts: equal parts of the data that the error comes from, at least 2: example i is in part i mod `parts`, so that
             data in the order of their classes are spread over them.
         seed: of the random vectors.
+        forward, loss: how outputs are read, and what is measured in place of the cross-entropy: `cram_bench.probes.common`.
 
     Returns:
         Rows of quantity (``eigenvalue`` or ``trace``), rank (1 for the largest eigenvalue), value, error. The value of an
@@ -64,10 +79,11 @@ def curvature(
         integer(name, value, least)
     integer("top", top, 1, sum(p.numel() for p in trainable(model)))
     with _quiet(), probing(model), sdpa_kernel(SDPBackend.MATH):
-        whole = _batches(model, data)
+        problem = Problem(model, data, forward, loss)
+        whole = _batches(problem)
         pieces = _split(whole, parts)
-        operators = [_operator(model, piece, kind) for piece in pieces]
-        values, directions = _eigenpairs(_operator(model, whole, kind), top, seed)
+        operators = [_operator(problem, piece, kind) for piece in pieces]
+        values, directions = _eigenpairs(_operator(problem, whole, kind), top, seed)
         of_parts = np.array([(directions * (o.to_scipy() @ directions)).sum(0) for o in operators])
         # Many vectors in one product are faster; with G it keeps activations for every pair of vector and image.
         most = max(len(labels) for piece in pieces for _, labels in piece)
@@ -89,6 +105,8 @@ def spectral_density(
     repeats: int = 3,
     parts: int = 4,
     seed: int = 0,
+    forward: Forward | None = None,
+    loss: Loss | None = None,
 ) -> pd.DataFrame:
     """Estimate the density of the curvature's eigenvalues by stochastic Lanczos quadrature (Papyan, JMLR 21:165, 2020).
 
@@ -101,12 +119,15 @@ def spectral_density(
         repeats: starting vectors that are averaged over.
         parts: equal parts of the data that the error comes from, as in `curvature`; at least 2.
         seed: of the starting vectors.
+        forward, loss: how outputs are read, and what is measured in place of the cross-entropy: `cram_bench.probes.common`.
 
     Returns:
-        Columns eigenvalue, density, whose integral is 1 up to the width of the kernel, and error: the standard error of the
-        density over the parts, each with starting vectors of its own. A part has fewer samples than all the data, and so a
-        wider spectrum; the density is that of all the data. Its range goes a twentieth beyond the outermost Ritz values, those
-        of the parts included.
+        Columns eigenvalue, the middles of equal intervals; density, the mean over an interval, so that their sum times the
+        step is 1; error, the standard error of the density over the parts, each with starting vectors of its own; and
+        below_zero, the share of the eigenvalues that are negative, by the quadrature before it is smoothed, in every row the
+        same. A part has fewer samples than all the data, and so a wider spectrum; what of it lies beyond that of all the
+        data is not shown. The range goes a twentieth beyond the outermost Ritz values of all the data, or five standard
+        deviations of the kernel, σ = (λ_max − λ_min)/(m − 1)/√(8 ln 3) for m Lanczos vectors, if that is more.
 
     Raises:
         ValueError: as `curvature`; or there is one parameter to train, or no curvature at all.
@@ -121,41 +142,83 @@ def spectral_density(
     ):
         integer(name, value, least)
     with _quiet(), probing(model), sdpa_kernel(SDPBackend.MATH), torch.random.fork_rng():
-        from curvlinops.papyan2020traces.spectrum import fast_lanczos, lanczos_approximate_spectrum_from_iter
+        from curvlinops.papyan2020traces.spectrum import fast_lanczos
 
         torch.manual_seed(seed)
-        whole = _batches(model, data)
         size = sum(p.numel() for p in trainable(model))
         if size < 2:
             raise ValueError(f"a density needs at least 2 parameters to train, and {type(model).__name__} has {size}")
+        problem = Problem(model, data, forward, loss)
+        whole = _batches(problem)
         runs = []
         with suppress(torch.linalg.LinAlgError):  # where there are NaNs; at some sizes torch passes them on
             for piece in (whole, *_split(whole, parts)):  # an operator at a time: it may hold a graph
-                operator = _operator(model, piece, kind)
+                operator = _operator(problem, piece, kind)
                 runs.append([fast_lanczos(operator, min(lanczos, size)) for _ in range(repeats)])
-    nodes = torch.cat([torch.empty(0), *(values.cpu() for each in runs for values, _ in each)])
-    if len(runs) <= parts or not nodes.isfinite().all():
+    found = [[(values.cpu().double(), vectors[0].cpu().double() ** 2) for values, vectors in run] for run in runs]
+    if len(runs) <= parts or not all(nodes.isfinite().all() for run in found for nodes, _ in run):
         raise ValueError(
             f"the {kind} of the loss is zero or not finite on the data or a part of them: it has no density"
         )
-    # Lanczos finds the ends of a spectrum first. One grid for all, or there is no error between parts.
-    ends = float(nodes.min()), float(nodes.max())
-    grids = [
-        [lanczos_approximate_spectrum_from_iter(run, ends, points, _KAPPA, _MARGIN) for run in each] for each in runs
-    ]
-    where = grids[0][0][0].cpu().double()
-    density, *of_parts = (torch.stack([found for _, found in each]).mean(0).cpu().double() for each in grids)
+    # Lanczos finds the ends of a spectrum first. Those of all the data decide on grid and kernel, for the parts too.
+    ends = [float(nodes[which]) for which in (0, -1) for nodes, _ in found[0]]
+    low, high = min(ends), max(ends)
+    width = (
+        max((high - low) / (min(lanczos, size) - 1), 1e-9 * max(abs(low), abs(high))) / (8 * math.log(_KAPPA)) ** 0.5
+    )
+    room = max(_MARGIN * (high - low), _TAILS * width)
+    edges = torch.linspace(low - room, high + room, points + 1, dtype=torch.float64, device="cpu")
+    density, *of_parts = (torch.stack([_smoothed(*each, width, edges) for each in run]).mean(0) for run in found)
     error = torch.stack(of_parts).std(0) / parts**0.5
-    return pd.DataFrame({"eigenvalue": where, "density": density, "error": error})
+    below = float(torch.stack([weights[nodes < 0].sum() for nodes, weights in found[0]]).mean())
+    table = pd.DataFrame({"eigenvalue": (edges[1:] + edges[:-1]) / 2, "density": density, "error": error})
+    return table.assign(below_zero=below)
 
 
-def _operator(model: nn.Module, data: list[tuple[Tensor, Tensor]], kind: Kind) -> Any:
+def _smoothed(nodes: Tensor, weights: Tensor, width: float, edges: Tensor) -> Tensor:
+    """Return the mean density between edges, of weights at nodes under Gaussian kernels of standard deviation `width`."""
+    below = torch.special.ndtr((edges[:, None] - nodes) / width) @ weights
+    return below.diff() / edges.diff()
+
+
+class _Outputs(nn.Module):
+    """The model as curvlinops takes it: a module that returns what the loss is computed from."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__()
+        self.model, self.problem = problem.model, problem
+
+    def forward(self, inputs: Any) -> Any:
+        return self.problem.outputs(inputs)
+
+
+class _Mean(nn.Module):
+    """The mean loss of a batch; curvlinops reads `reduction`."""
+
+    reduction = "mean"
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__()
+        self.problem = problem
+
+    def forward(self, outputs: Any, targets: Tensor) -> Tensor:
+        return self.problem.mean_of(outputs, targets)
+
+
+def _operator(problem: Problem, data: list[tuple[Any, Tensor]], kind: Kind) -> Any:
     from curvlinops import GGNLinearOperator
 
     from cram_bench.probes._double_backward import DoubleBackwardHessian
 
     build = DoubleBackwardHessian if kind == "hessian" else GGNLinearOperator
-    return build(model, nn.CrossEntropyLoss(), trainable(model), data, check_deterministic=False)
+    return build(
+        _Outputs(problem),
+        _Mean(problem),
+        trainable(problem.model),
+        data,
+        check_deterministic=False,
+        batch_size_fn=lambda inputs: len(next(tensors_of(inputs))),
+    )
 
 
 def _eigenpairs(operator: Any, top: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -175,42 +238,47 @@ def _eigenpairs(operator: Any, top: int, seed: int) -> tuple[np.ndarray, np.ndar
 
 def _trace(operator: Any, vectors: int, seed: int, columns: int) -> float:
     """Return the mean of vᵀHv over random sign vectors v (Hutchinson, 1990), `columns` of them in one product."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     size = operator.shape[1]
     total = 0.0
     for start in range(0, vectors, columns):
-        signs = torch.empty(size, min(columns, vectors - start), dtype=operator.dtype)
+        signs = torch.empty(size, min(columns, vectors - start), dtype=operator.dtype, device="cpu")
         for column in signs.unbind(1):
-            column.copy_(torch.randint(2, (size,), generator=generator)).mul_(2).sub_(1)
+            column.copy_(torch.randint(2, (size,), generator=generator, device="cpu")).mul_(2).sub_(1)
         signs = signs.to(operator.device)
         total += float((signs * (operator @ signs)).sum())
     return total / vectors
 
 
-def _batches(model: nn.Module, data: Batches) -> list[tuple[Tensor, Tensor]]:
-    batches = list(batches_of(data))
+def _batches(problem: Problem) -> list[tuple[Any, Tensor]]:
+    batches = list(problem)
     if not batches:
         raise ValueError("the data to probe on are empty")
-    classes = model(batches[0][0][:1]).shape[1]
-    for _, labels in batches:
-        labels_within(labels, classes)
-    return [(inputs, labels.to(inputs.device)) for inputs, labels in batches]
+    with torch.enable_grad():
+        inputs, targets = batches[0]
+        outputs = problem.outputs(rows_of(inputs, slice(1)))
+        if problem.loss is None:
+            for _, labels in batches:
+                labels_within(labels, classes_of(outputs).shape[1])
+        if not problem.mean_of(outputs, targets[:1]).requires_grad:
+            raise ValueError(NO_GRADIENT)
+    return batches
 
 
-def _split(batches: list[tuple[Tensor, Tensor]], parts: int) -> list[list[tuple[Tensor, Tensor]]]:
+def _split(batches: list[tuple[Any, Tensor]], parts: int) -> list[list[tuple[Any, Tensor]]]:
     """Deal the data out to equal parts, one example after the other; what is left over at the end is in none."""
     count = sum(len(labels) for _, labels in batches)
     if count < parts:
         raise ValueError(f"{count} samples do not make {parts} parts")
     size = count // parts
-    pieces: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(parts)]
+    pieces: list[list[tuple[Any, Tensor]]] = [[] for _ in range(parts)]
     start = 0
     for inputs, labels in batches:
         end = min(len(labels), size * parts - start)
         for index, piece in enumerate(pieces):
             dealt = slice((index - start) % parts, max(0, end), parts)
             if len(labels[dealt]):
-                piece.append((inputs[dealt], labels[dealt]))
+                piece.append((rows_of(inputs, dealt), labels[dealt]))
         start += len(labels)
     return pieces
 

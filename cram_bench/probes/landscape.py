@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from cram_bench._checks import integer, items, number
 from cram_bench.compress import Compressor, applied, parse
 from cram_bench.data import Batches
-from cram_bench.probes.common import probing
-from cram_bench.train import evaluate
+from cram_bench.probes.common import Forward, Loss, Problem, held, probing
 
 
 def random_direction(model: nn.Module, seed: int) -> dict[str, Tensor]:
@@ -32,11 +31,11 @@ def random_direction(model: nn.Module, seed: int) -> dict[str, Tensor]:
     Returns:
         Parameter name → tensor of the parameter's shape; parameters that do not move are absent.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     direction = {}
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
-            draw = torch.randn(parameter.shape, generator=generator).to(parameter)
+            draw = torch.randn(parameter.shape, generator=generator, dtype=torch.float32, device="cpu").to(parameter)
             dims = list(range(1, parameter.ndim))
             length = torch.linalg.vector_norm(draw, dim=dims, keepdim=True)
             norm = torch.linalg.vector_norm(parameter.detach(), dim=dims, keepdim=True)
@@ -50,6 +49,8 @@ def loss_on_grid(
     directions: Sequence[Mapping[str, Tensor]],
     steps: Sequence[float] | np.ndarray,
     before: Callable[[], None] = lambda: None,
+    forward: Forward | None = None,
+    loss: Loss | None = None,
 ) -> pd.DataFrame:
     """Evaluate L(θ + Σ aᵢ dᵢ) for every combination of `steps` along each direction.
 
@@ -59,6 +60,7 @@ def loss_on_grid(
         directions: parameter name → tensor, each.
         steps: values of every aᵢ.
         before: called before every evaluation; what it raises ends the probe.
+        forward, loss: how outputs are read, and what is measured in place of the cross-entropy: `cram_bench.probes.common`.
 
     Returns:
         A row per point: one column per direction, ``a``, ``b`` …, then loss (nats) and accuracy (fraction).
@@ -69,6 +71,7 @@ def loss_on_grid(
     rows = []
     steps = [number("a step", step) for step in items("steps", steps, "numbers")]
     with probing(model):
+        problem = Problem(model, data, forward, loss)
         parameters = dict(model.named_parameters())
         for direction in directions:
             if unknown := sorted(direction.keys() - parameters.keys()):
@@ -86,7 +89,7 @@ def loss_on_grid(
                     for step, direction in zip(point, directions, strict=True):
                         if name in direction:
                             parameter.add_(direction[name], alpha=step)
-            result = evaluate(model, data)
+            result = problem.evaluate()
             rows.append((*point, result["loss"], result["accuracy"]))
     axes = [chr(ord("a") + index) for index in range(len(directions))]
     return pd.DataFrame(rows, columns=[*axes, "loss", "accuracy"])
@@ -99,6 +102,8 @@ def loss_along_compression(
     points: int = 11,
     end: float = 1.0,
     before: Callable[[], None] = lambda: None,
+    forward: Forward | None = None,
+    loss: Loss | None = None,
 ) -> pd.DataFrame:
     """Evaluate the loss on the straight line from the dense to the compressed weights, θ + t (C(θ) − θ).
 
@@ -109,6 +114,7 @@ def loss_along_compression(
         points: how many values of t, from 0 to `end`.
         end: 1 ends at C(θ); a little more looks beyond.
         before: called before every evaluation; what it raises ends the probe.
+        forward, loss: how outputs are read, and what is measured in place of the cross-entropy: `cram_bench.probes.common`.
 
     Returns:
         Columns t, loss (nats), accuracy (fraction). BatchNorm statistics are those of the dense model.
@@ -120,15 +126,23 @@ def loss_along_compression(
     with applied(model, compressor):
         change = {name: p.detach() - dense[name] for name, p in model.named_parameters()}
     change = {name: tensor for name, tensor in change.items() if bool(tensor.any())}
-    return loss_on_grid(model, data, [change], np.linspace(0, end, points), before).rename(columns={"a": "t"})
+    return loss_on_grid(model, data, [change], np.linspace(0, end, points), before, forward, loss).rename(
+        columns={"a": "t"}
+    )
 
 
 def loss_along_compressions(
-    model: nn.Module, data: Batches, compressors: Sequence[Compressor | str], points: int = 11
+    model: nn.Module,
+    data: Batches,
+    compressors: Sequence[Compressor | str],
+    points: int = 11,
+    forward: Forward | None = None,
+    loss: Loss | None = None,
 ) -> pd.DataFrame:
     """Stack `loss_along_compression` for several compressors, with the specification in column compressor."""
+    data = held(data)
     tables = [
-        loss_along_compression(model, data, c, points).assign(compressor=str(c))
+        loss_along_compression(model, data, c, points, forward=forward, loss=loss).assign(compressor=str(c))
         for c in items("compressors", compressors, "compressors such as 'global@0.9'")
     ]
     return pd.concat(tables, ignore_index=True)
@@ -142,6 +156,8 @@ def loss_in_ball(
     directions: int = 3,
     seed: int = 0,
     compressor: Compressor | str | None = None,
+    forward: Forward | None = None,
+    loss: Loss | None = None,
 ) -> pd.DataFrame:
     """Evaluate the loss along several random filter-normalised directions, a slice each.
 
@@ -153,16 +169,19 @@ def loss_in_ball(
         directions: how many; they are the sample that the spread in figures comes from.
         seed: direction i is drawn from seed + i.
         compressor: look around C(θ) instead of θ; the directions are normalised by its filters.
+        forward, loss: how outputs are read, and what is measured in place of the cross-entropy: `cram_bench.probes.common`.
 
     Returns:
         Columns direction, a (signed distance in filter norms), loss (nats), accuracy (fraction).
     """
     steps = np.linspace(-number("radius", radius, 0), radius, integer("points", points, 1))
     integer("directions", directions, 1)
-    slices = []
+    slices, data = [], held(data)
     with _at(model, compressor):
         for index in range(directions):
-            table = loss_on_grid(model, data, [random_direction(model, seed + index)], steps)
+            table = loss_on_grid(
+                model, data, [random_direction(model, seed + index)], steps, forward=forward, loss=loss
+            )
             slices.append(table.assign(direction=index))
     return pd.concat(slices, ignore_index=True)[["direction", "a", "loss", "accuracy"]]
 
@@ -174,6 +193,8 @@ def loss_in_plane(
     points: int = 9,
     seed: int = 0,
     compressor: Compressor | str | None = None,
+    forward: Forward | None = None,
+    loss: Loss | None = None,
 ) -> pd.DataFrame:
     """Evaluate the loss on a square grid spanned by two random filter-normalised directions.
 
@@ -184,6 +205,7 @@ def loss_in_plane(
         points: per axis.
         seed: of the first direction; the second is drawn from seed + 1.
         compressor: look around C(θ) instead of θ.
+        forward, loss: how outputs are read, and what is measured in place of the cross-entropy: `cram_bench.probes.common`.
 
     Returns:
         Columns a, b (signed distances in filter norms), loss (nats), accuracy (fraction); points² rows.
@@ -191,7 +213,7 @@ def loss_in_plane(
     steps = np.linspace(-number("radius", radius, 0), radius, integer("points", points, 1))
     with _at(model, compressor):
         pair = [random_direction(model, seed), random_direction(model, seed + 1)]
-        return loss_on_grid(model, data, pair, steps)
+        return loss_on_grid(model, data, pair, steps, forward=forward, loss=loss)
 
 
 def _at(model: nn.Module, compressor: Compressor | str | None) -> AbstractContextManager[object]:

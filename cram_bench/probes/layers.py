@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from cram_bench._checks import integer, items, number
 from cram_bench._onward import evaluate_changes
 from cram_bench._preserve import preserved
-from cram_bench.compress import Compressor, Magnitude, applied, parse, prunable, tune_batchnorm
-from cram_bench.data import Batches, batches_of
-from cram_bench.probes.common import probing, tuning_data
+from cram_bench.compress import Compressor, Magnitude, applied, parse, prunable
+from cram_bench.data import Batches
+from cram_bench.probes.common import Forward, Loss, Problem, probing, tuning_data
 from cram_bench.probes.sparsity import LEVELS
-from cram_bench.train import evaluate
 
 
 def layer_sensitivity(
@@ -25,6 +24,8 @@ def layer_sensitivity(
     sparsities: Sequence[float] = LEVELS,
     calibration: Batches | None = None,
     exclude: Iterable[str] = (),
+    forward: Forward | None = None,
+    loss: Loss | None = None,
 ) -> pd.DataFrame:
     """Prune one layer at a time by magnitude, all others dense, and evaluate.
 
@@ -34,6 +35,7 @@ def layer_sensitivity(
         sparsities: fractions of the layer's weights that are zeroed.
         calibration: data for BatchNorm tuning after the pruning; none if not given.
         exclude: shell patterns over parameter names to leave out.
+        forward, loss: how outputs are read, and what is measured in place of the cross-entropy: `cram_bench.probes.common`.
 
     Returns:
         A row per layer and sparsity: layer (parameter name), weights (how many), sparsity, accuracy (a fraction), loss
@@ -42,18 +44,20 @@ def layer_sensitivity(
     calibration = tuning_data(calibration)
     sparsities = [number("sparsity", level, 0, 1) for level in items("sparsities", sparsities, "numbers in [0, 1]")]
     with probing(model):
-        dense = evaluate(model, data)["loss"]
+        problem = Problem(model, data, forward, loss)
+        dense = problem.evaluate()["loss"]
         weights = prunable(model, exclude)
         tried = [(name, sparsity) for name in weights for sparsity in sparsities]
         if calibration is None:
-            results = evaluate_changes(model, data, [(name, partial(_pruned, sparsity)) for name, sparsity in tried])
+            changes = [(name, partial(_pruned, sparsity)) for name, sparsity in tried]
+            results = evaluate_changes(model, problem, changes, measure=problem.evaluate, quick=problem.plain)
         else:  # tuning changes the layers before the pruned one too
             results = []
             for name, sparsity in tried:
                 with preserved(model):
                     Magnitude(sparsity).apply_({name: weights[name]})
-                    tune_batchnorm(model, batches_of(calibration))
-                    results.append(evaluate(model, data))
+                    problem.tune(calibration)
+                    results.append(problem.evaluate())
     table = pd.DataFrame(tried, columns=["layer", "sparsity"])
     table.insert(1, "weights", [weights[name].numel() for name, _ in tried])
     found = pd.DataFrame(results, columns=["accuracy", "loss"])
@@ -85,6 +89,8 @@ def layer_blame(
     compressor: Compressor | str,
     exclude: Iterable[str] = (),
     before: Callable[[], None] = lambda: None,
+    forward: Forward | None = None,
+    loss: Loss | None = None,
 ) -> pd.DataFrame:
     """Ask which layer breaks a compressed model: give every layer its part of the compression alone, and evaluate.
 
@@ -96,6 +102,7 @@ def layer_blame(
         compressor: an operator or its specification.
         exclude: shell patterns over parameter names that stay dense.
         before: called before every evaluation; what it raises ends the probe.
+        forward, loss: how outputs are read, and what is measured in place of the cross-entropy: `cram_bench.probes.common`.
 
     Returns:
         `layer_profile`, and rise: of the loss over the dense model's when this layer alone is compressed, nats.
@@ -103,11 +110,13 @@ def layer_blame(
     compressor = parse(compressor)
     weights = prunable(model, exclude)
     with probing(model):
-        dense = evaluate(model, data)["loss"]
+        problem = Problem(model, data, forward, loss)
+        dense = problem.evaluate()["loss"]
         with applied(model, compressor, exclude):
             compressed = {name: weight.detach().clone() for name, weight in weights.items()}
         changes = [(name, lambda _, values=values: values) for name, values in compressed.items()]
-        rises = [result["loss"] - dense for result in evaluate_changes(model, data, changes, before)]
+        results = evaluate_changes(model, problem, changes, before, problem.evaluate, problem.plain)
+        rises = [result["loss"] - dense for result in results]
     return layer_profile(model, compressor, exclude).assign(rise=rises)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 
 import numpy as np
 import pandas as pd
@@ -11,14 +12,18 @@ from torch import Tensor, nn
 
 from cram_bench._checks import integer, items, number
 from cram_bench._preserve import preserved
-from cram_bench.compress import tune_batchnorm
-from cram_bench.data import Batches, batches_of
-from cram_bench.probes.common import probing, tuning_data
-from cram_bench.train import evaluate
+from cram_bench.data import Batches
+from cram_bench.probes.common import Forward, Loss, Problem, probing, tuning_data
 
 
 def loss_along_path(
-    start: nn.Module, end: nn.Module, data: Batches, points: int = 11, calibration: Batches | None = None
+    start: nn.Module,
+    end: nn.Module,
+    data: Batches,
+    points: int = 11,
+    calibration: Batches | None = None,
+    forward: Forward | None = None,
+    loss: Loss | None = None,
 ) -> pd.DataFrame:
     """Evaluate the loss on the straight line between two models, (1 − t) θ₀ + t θ₁.
 
@@ -32,6 +37,7 @@ def loss_along_path(
         data: a fixed sample.
         points: values of t from 0 to 1, both included.
         calibration: data for BatchNorm tuning at every point; none if not given.
+        forward, loss: how outputs are read, and what is measured in place of the cross-entropy: `cram_bench.probes.common`.
 
     Returns:
         Columns t, loss (nats), accuracy (a fraction).
@@ -40,9 +46,9 @@ def loss_along_path(
         ValueError: the models differ in names or shapes.
     """
     integer("points", points, 1)
-    return loss_at(start, [start, end], data, [(1 - t, t) for t in np.linspace(0, 1, points)], calibration).rename(
-        columns={"w1": "t"}
-    )[["t", "loss", "accuracy"]]
+    shares = [(1 - t, t) for t in np.linspace(0, 1, points)]
+    table = loss_at(start, [start, end], data, shares, calibration, forward, loss)
+    return table.rename(columns={"w1": "t"})[["t", "loss", "accuracy"]]
 
 
 def loss_on_plane(
@@ -53,6 +59,8 @@ def loss_on_plane(
     points: int = 9,
     margin: float = 0.3,
     calibration: Batches | None = None,
+    forward: Forward | None = None,
+    loss: Loss | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Evaluate the loss on the plane through three models, such as the dense, the pruned and the fine-tuned one.
 
@@ -67,6 +75,7 @@ def loss_on_plane(
         points: per axis.
         margin: how far the rectangle reaches beyond the three, as a fraction of what they span along each axis.
         calibration: data for BatchNorm tuning at every point; none if not given.
+        forward, loss: how outputs are read, and what is measured in place of the cross-entropy: `cram_bench.probes.common`.
 
     Returns:
         (grid, models): columns a, b, loss (nats), accuracy (a fraction); and for the three models a and b.
@@ -94,7 +103,9 @@ def loss_on_plane(
     where = [(float(a), float(b)) for a in axes[0] for b in axes[1]]
     # a e₁ + b e₂ in terms of the three models: b fixes the share of the second, what is left of a that of the first.
     shares = [((a - b / across * along) / float(length), b / across) for a, b in where]
-    grid = loss_at(origin, [origin, first, second], data, [(1 - u - v, u, v) for u, v in shares], calibration)
+    grid = loss_at(
+        origin, [origin, first, second], data, [(1 - u - v, u, v) for u, v in shares], calibration, forward, loss
+    )
     grid = pd.DataFrame(where, columns=["a", "b"]).join(grid[["loss", "accuracy"]])
     return grid, corners
 
@@ -105,8 +116,12 @@ def loss_at(
     data: Batches,
     shares: Sequence[Sequence[float]],
     calibration: Batches | None = None,
+    forward: Forward | None = None,
+    loss: Loss | None = None,
 ) -> pd.DataFrame:
-    """Evaluate affine combinations of models, Σ wᵢ θᵢ, buffers included.
+    """Evaluate affine combinations of models, Σ wᵢ θᵢ, floating-point buffers included; others are those of `model`.
+
+    `forward` and `loss` are as `cram_bench.probes.common` says.
 
     Returns:
         Columns w0, w1 …, loss (nats), accuracy (a fraction).
@@ -119,17 +134,18 @@ def loss_at(
     calibration = tuning_data(calibration)
     rows = []
     with probing(model):
+        problem = Problem(model, data, forward, loss)
         targets = dict(model.named_parameters()) | dict(model.named_buffers())
         for share in shares:
             with preserved(model):
                 with torch.no_grad():
                     for name in states[0]:
-                        value = sum((w * state[name] for w, state in zip(share, states, strict=True)), torch.zeros(()))
+                        value = reduce(torch.add, (w * state[name] for w, state in zip(share, states, strict=True)))
                         # Beyond the corners a variance would come out negative.
                         targets[name].copy_(value.clamp(min=0) if name.endswith("running_var") else value)
                 if calibration is not None:
-                    tune_batchnorm(model, batches_of(calibration))
-                result = evaluate(model, data)
+                    problem.tune(calibration)
+                result = problem.evaluate()
             rows.append((*map(float, share), result["loss"], result["accuracy"]))
     return pd.DataFrame(rows, columns=[*(f"w{index}" for index in range(len(corners))), "loss", "accuracy"])
 

@@ -9,10 +9,9 @@ from torch import nn
 
 from cram_bench._checks import items
 from cram_bench._preserve import preserved
-from cram_bench.compress import Compressor, Magnitude, Masks, apply_, parse, tune_batchnorm
-from cram_bench.data import AT_ONCE, Batches, batches_of
-from cram_bench.probes.common import probing, tuning_data
-from cram_bench.train import evaluate
+from cram_bench.compress import Compressor, Magnitude, Masks, apply_, parse
+from cram_bench.data import AT_ONCE, Batches
+from cram_bench.probes.common import Forward, Loss, Problem, probing, tuning_data
 
 LEVELS = (0.5, 0.7, 0.8, 0.9, 0.95)
 
@@ -24,6 +23,8 @@ def sparsity_curve(
     calibration: Batches | None = None,
     exclude: Iterable[str] = (),
     batch_size: int = AT_ONCE,
+    forward: Forward | None = None,
+    loss: Loss | None = None,
 ) -> pd.DataFrame:
     """Prune in one shot with each compressor and evaluate, before and after BatchNorm tuning.
 
@@ -37,6 +38,7 @@ def sparsity_curve(
             `Dataset.calibration` takes 2,000 images, augmented; batches are used as they are; None leaves tuning out.
         exclude: shell patterns over parameter names that stay dense.
         batch_size: of evaluation, where `data` is a `Dataset`.
+        forward, loss: how outputs are read, and what is measured in place of the cross-entropy: `cram_bench.probes.common`.
 
     Returns:
         A row per compressor and calibration, with columns
@@ -56,13 +58,14 @@ def sparsity_curve(
     calibration = tuning_data(calibration)
     rows = []
     with probing(model):
+        problem = Problem(model, data, forward, loss, batch_size)
         for compressor in (Magnitude(0.0), *(c for c in chosen if c != Magnitude(0.0))):
             with preserved(model):
                 masks = apply_(model, compressor, exclude)
                 for calibrated in (False, True) if calibration is not None else (False,):
                     if calibrated and calibration is not None:
-                        tune_batchnorm(model, batches_of(calibration))
-                    result = evaluate(model, data, batch_size)
+                        problem.tune(calibration)
+                    result = problem.evaluate()
                     where = (compressor.pattern, reported(compressor, masks), calibrated)
                     rows.append((*where, result["accuracy"], result["loss"], masks.dense_weights))
     return pd.DataFrame(rows, columns=["pattern", "sparsity", "calibrated", "accuracy", "loss", "dense_weights"])
