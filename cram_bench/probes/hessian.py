@@ -123,11 +123,10 @@ def spectral_density(
 
     Returns:
         Columns eigenvalue, the middles of equal intervals; density, the mean over an interval, so that their sum times the
-        step is 1; error, the standard error of the density over the parts, each with starting vectors of its own; and
-        below_zero, the share of the eigenvalues that are negative, by the quadrature before it is smoothed, in every row the
-        same. A part has fewer samples than all the data, and so a wider spectrum; what of it lies beyond that of all the
+        step is 1; and error, the standard error of the density over the parts, each with starting vectors of its own. A part has fewer samples than all the data, and so a wider spectrum; what of it lies beyond that of all the
         data is not shown. The range goes a twentieth beyond the outermost Ritz values of all the data, or five standard
-        deviations of the kernel, σ = (λ_max − λ_min)/(m − 1)/√(8 ln 3) for m Lanczos vectors, if that is more.
+        deviations of the kernel, σ = (λ_max − λ_min)/(m − 1)/√(8 ln 3) for m Lanczos vectors, if that is more. Eigenvalues
+        within σ of zero, which most are, lie on both sides of it: for their signs take more Lanczos vectors.
 
     Raises:
         ValueError: as `curvature`; or there is one parameter to train, or no curvature at all.
@@ -170,9 +169,7 @@ def spectral_density(
     edges = torch.linspace(low - room, high + room, points + 1, dtype=torch.float64, device="cpu")
     density, *of_parts = (torch.stack([_smoothed(*each, width, edges) for each in run]).mean(0) for run in found)
     error = torch.stack(of_parts).std(0) / parts**0.5
-    below = float(torch.stack([weights[nodes < 0].sum() for nodes, weights in found[0]]).mean())
-    table = pd.DataFrame({"eigenvalue": (edges[1:] + edges[:-1]) / 2, "density": density, "error": error})
-    return table.assign(below_zero=below)
+    return pd.DataFrame({"eigenvalue": (edges[1:] + edges[:-1]) / 2, "density": density, "error": error})
 
 
 def _smoothed(nodes: Tensor, weights: Tensor, width: float, edges: Tensor) -> Tensor:
