@@ -123,8 +123,8 @@ def spectral_density(
 
     Returns:
         Columns eigenvalue, the middles of equal intervals; density, the mean over an interval, so that their sum times the
-        step is 1; and error, the standard error of the density over the parts, each with starting vectors of its own. A part has fewer samples than all the data, and so a wider spectrum; what of it lies beyond that of all the
-        data is not shown. The range goes a twentieth beyond the outermost Ritz values of all the data, or five standard
+        step is 1; and error, the standard error of the density over the parts, each with starting vectors of its own. A
+        part has fewer samples than all the data, and so a wider spectrum; what of it lies beyond is not shown. The range goes a twentieth beyond the outermost Ritz values of all the data, or five standard
         deviations of the kernel, σ = (λ_max − λ_min)/(m − 1)/√(8 ln 3) for m Lanczos vectors, if that is more. Eigenvalues
         within σ of zero, which most are, lie on both sides of it: for their signs take more Lanczos vectors.
 
