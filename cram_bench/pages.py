@@ -74,10 +74,10 @@ def index(
     parts.append("<h2>What made it</h2><dl>" + "".join(f"<dt>{k}</dt><dd>{v}</dd>" for k, v in facts.items()) + "</dl>")
     made = [s for s in questions if all((folder / f"{s}.{suffix}").exists() for suffix in ("html", "ipynb"))]
     links = "".join(
-        f'<li><a href="{s}.html">{s.replace("_", " ")}</a> (<a href="{s}.ipynb">notebook</a>)</li>' for s in made
+        f'<li><a href="{quote(s)}.html">{_words(s)}</a> (<a href="{quote(s)}.ipynb">notebook</a>)</li>' for s in made
     )
     parts.append(f"<h2>Notebooks</h2><ul>{links}</ul>")
-    csv = "".join(f'<li><a href="tables/{s}.csv">{s.replace("_", " ")}</a></li>' for s in tables)
+    csv = "".join(f'<li><a href="tables/{quote(s)}.csv">{_words(s)}</a></li>' for s in tables)
     parts.append(f"<h2>Tables (CSV)</h2><ul>{csv}</ul>")
     parts.append("<h2>Figures</h2>" + "".join(figure(folder, stem) for stem in figures if stem != lead))
     write(folder / "index.html", page(folder.name, "\n".join(parts)))
@@ -109,7 +109,7 @@ def slider(curves: pd.DataFrame) -> str:
     }
     seeds = int(curves["seed"].nunique())
     told = {"values": values, "methods": methods, "patterns": patterns, "seeds": seeds}
-    data = json.dumps(told).replace("</", "<\\/")
+    data = json.dumps(told).replace("<", "\\u003c")  # in a script neither </script> nor <!-- may stand
     return _SLIDER.replace("__DATA__", data)
 
 
@@ -130,7 +130,7 @@ def shelf(reports: Path) -> None:
         parts = [f'<h2><a href="{link}">{text(folder.name)}</a></h2><p>{text(about["title"])}</p>']
         if (folder / "figures" / f"{lead}.svg").exists():
             parts.append(
-                f'<a href="{link}"><img src="{quote(folder.name)}/figures/{lead}.svg" alt="{text(about["title"])}"></a>'
+                f'<a href="{link}"><img src="{quote(folder.name)}/figures/{quote(lead)}.svg" alt="{text(about["title"])}"></a>'
             )
         for name in ("accuracy_summary", f"{lead}_summary"):
             table = folder / "tables" / f"{name}.csv"
@@ -150,15 +150,19 @@ def figure(folder: Path, stem: str) -> str:
 
     The picture itself is in the page, so that the page alone can be sent to somebody; what it shows is in its title.
     """
-    name = stem.replace("_", " ")
+    name = _words(stem)
     picture = (folder / "figures" / f"{stem}.svg").read_text()
     title = re.search(r"<dc:title>(.*?)</dc:title>", picture, re.DOTALL)
     source = base64.b64encode(picture.encode()).decode()
-    links = f'<a href="figures/{stem}.svg">SVG</a>, <a href="figures/{stem}.png">PNG</a>'
+    links = f'<a href="figures/{quote(stem)}.svg">SVG</a>, <a href="figures/{quote(stem)}.png">PNG</a>'
     return (
         f'<figure><img src="data:image/svg+xml;base64,{source}" alt="{text(html.unescape(title[1].strip())) if title else name}">'
         f"<figcaption>{name} ({links})</figcaption></figure>"
     )
+
+
+def _words(stem: str) -> str:
+    return text(stem.replace("_", " "))
 
 
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")
@@ -176,6 +180,7 @@ _SLIDER = """<div class="slider"><p><b>Move the slider</b> over the measured spa
   const data = __DATA__, $ = id => document.getElementById(id);
   $("seeds").textContent = data.seeds + (data.seeds > 1 ? " seeds" : " seed");
   for (const name of data.patterns) $("pattern").add(new Option(name));
+  const told = s => s.replace(/[&<>"']/g, c => "&#" + c.charCodeAt(0) + ";");
   const percent = s => s === "0" ? "dense" : +(100 * s).toFixed(2) + " %";
   function chosen() {
     const tuned = $("tuned").checked, all = data.values;
@@ -197,7 +202,7 @@ _SLIDER = """<div class="slider"><p><b>Move the slider</b> over the measured spa
     svg += `<line x1="${x(at)}" x2="${x(at)}" y1="16" y2="226" stroke="#888"/>`;
     for (const [method, [label, colour, dashes]] of Object.entries(data.methods)) {
       const curve = curves[method];
-      if (!curve) { rows += `<tr><td>${label}</td><td>failed</td><td></td></tr>`; continue; }
+      if (!curve) { rows += `<tr><td>${told(label)}</td><td>failed</td><td></td></tr>`; continue; }
       const points = levels.map((l, i) => curve[l] ? `${x(i)},${y(curve[l][0])}` : "").join(" ");
       svg += `<polyline fill="none" stroke="${colour}" stroke-width="2" stroke-dasharray="${dashes}" points="${points}"/>`;
       if (!curve[level]) continue;
@@ -205,7 +210,7 @@ _SLIDER = """<div class="slider"><p><b>Move the slider</b> over the measured spa
       svg += `<circle cx="${x(at)}" cy="${y(mean)}" r="5" fill="${colour}" stroke="#fff"/>`;
       const sample = `<svg width="34" height="8" aria-hidden="true"><line x1="0" x2="34" y1="4" y2="4" stroke="${colour}" ` +
         `stroke-width="3" stroke-dasharray="${dashes}"/></svg>`;
-      rows += `<tr><td>${sample} ${label}</td><td data-method="${method}">` +
+      rows += `<tr><td>${sample} ${told(label)}</td><td data-method="${told(method)}">` +
         `${(100 * mean).toFixed(1)}</td><td>${std === null ? "" : (100 * std).toFixed(1)}</td></tr>`;
     }
     $("chart").innerHTML = svg;

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, ClassVar
 
 import matplotlib as mpl
+import matplotlib.figure
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, SymmetricalLogLocator
 
+from cram_bench._checks import unknown
 from cram_bench.experiment import METHODS
 from cram_bench.probes.over_runs import seeds_left
 
@@ -54,17 +56,82 @@ STYLE: dict[str, Any] = {
     "lines.linewidth": 1.8,
     "lines.markersize": 5,
     "legend.frameon": False,
+    "text.parse_math": False,  # a class may be called $x^2$
     "svg.hashsalt": "cram_bench",  # the same table gives the same SVG
 }
 
-_STYLING = threading.RLock()  # matplotlib's settings are global, and the explorer draws in a thread of its own
+_HOUSE: ContextVar[dict[str, Any] | None] = ContextVar("settings inside a block of style", default=None)
+
+
+class _Settings(mpl.RcParams):
+    """matplotlib's settings while a block of `style` is open: inside it the house's, in every other thread the user's.
+
+    Artists read settings when they are made and when they are drawn, hundreds of them. To change them for everybody and back
+    again, as ``rc_context`` does, shows in what other threads draw and ask meanwhile.
+    """
+
+    lock: ClassVar[threading.Lock] = threading.Lock()
+    blocks: ClassVar[int] = 0  # that are open, in all threads
+
+    def _house(self) -> dict[str, Any]:
+        return (_HOUSE.get() or {}) if self is mpl.rcParams else {}  # a copy is a plain one
+
+    def _get(self, key: Any) -> Any:
+        house = self._house()
+        return house[key] if key in house else super()._get(key)
+
+    def _set(self, key: Any, value: Any) -> None:
+        house = self._house()
+        if key in house:
+            house[key] = value
+        else:
+            super()._set(key, value)
+
+    def _update_raw(self, other_params: Any) -> None:  # how an rc_context inside the block puts back what it found
+        for key, value in dict.items(other_params):
+            self._set(key, value)
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Use the house style for a block; matplotlib's own settings come back after it. One thread at a time."""
-    with _STYLING, mpl.rc_context(STYLE):  # type: ignore[arg-type]
+    """Use the house style for a block: `STYLE` over matplotlib's defaults, whatever a matplotlibrc says.
+
+    It holds in this thread alone; others go on with their own settings. What the block sets itself ends with it.
+    """
+    settings: dict[Any, Any] = dict(dict.items(mpl.rcParamsDefault)) | dict(dict.items(mpl.RcParams(STYLE)))
+    for name in ("backend", "backend_fallback", "interactive"):  # no matter of style
+        settings.pop(name, None)
+    with _Settings.lock:
+        _Settings.blocks += 1
+        mpl.rcParams.__class__ = _Settings
+    token = _HOUSE.set(settings)
+    try:
         yield
+    finally:
+        _HOUSE.reset(token)
+        with _Settings.lock:
+            _Settings.blocks -= 1
+            if not _Settings.blocks:
+                mpl.rcParams.__class__ = mpl.RcParams
+
+
+class Figure(matplotlib.figure.Figure):
+    """A figure that keeps the house style when it is drawn and saved, which may be long after it was made."""
+
+    def draw(self, renderer: Any) -> None:
+        """Draw in the house style."""
+        with style():
+            super().draw(renderer)
+
+    def draw_without_rendering(self) -> None:
+        """Lay out in the house style."""
+        with style():
+            super().draw_without_rendering()
+
+    def savefig(self, *arguments: Any, **options: Any) -> None:
+        """Save in the house style; `options` go before it."""
+        with style():
+            super().savefig(*arguments, **options)
 
 
 def look(method: str) -> tuple[str, str, str]:
@@ -84,7 +151,12 @@ def looks(
         method = methods[label] if methods else label
         name, colour, marker = look(method)
         number = seen[method] = seen.get(method, -1) + 1
-        yield (label if methods else name), colour, marker, ("-", "--", ":", "-.")[number % 4], table
+        yield visible(label if methods else name), colour, marker, ("-", "--", ":", "-.")[number % 4], table
+
+
+def visible(label: str) -> str:
+    """Return a label that matplotlib shows: it takes a leading underscore for a wish to hide."""
+    return f"\u200b{label}" if label.startswith("_") else label
 
 
 def in_order(table: pd.DataFrame) -> list[str]:
@@ -94,11 +166,55 @@ def in_order(table: pd.DataFrame) -> list[str]:
     return known + [method for method in present if method not in known]
 
 
-def at_even_steps(axis: Axes, table: pd.DataFrame) -> pd.DataFrame:
-    """Give every sparsity a place at equal steps: the interesting ones crowd near 1 on a linear axis."""
-    levels = sorted(table["sparsity"].dropna().unique())
-    axis.set_xticks(range(len(levels)), ["dense" if s == 0 else f"{100 * s:g}" for s in levels])
-    return table.assign(step=table["sparsity"].map({level: index for index, level in enumerate(levels)}))
+def has_own_sparsity(pattern: Any) -> bool:
+    """Say whether a pattern decides its sparsity itself, as n:m and integer weights do: it is no point of a curve."""
+    return ":" in str(pattern) or str(pattern).startswith("int")
+
+
+def at_even_steps(table: pd.DataFrame, pattern: str | None = None) -> tuple[pd.DataFrame, list[str], str, list[str]]:
+    """Give every sparsity of a pattern a place at equal steps, and after them every n:m pattern a place of its own.
+
+    The interesting sparsities crowd near 1 on a linear axis.
+
+    Args:
+        table: columns sparsity and, perhaps, pattern.
+        pattern: the one on the curve; by default ``global`` where there is one pruned so, else the first.
+
+    Returns:
+        The table with columns step (NaN for rows that failed) and apart; the labels of the steps; the pattern on the curve;
+        and what is not drawn, in words.
+    """
+    patterns = table["pattern"] if "pattern" in table else pd.Series("global", index=table.index)
+    measured = table["sparsity"].notna() & patterns.notna()
+    own = measured & patterns.map(has_own_sparsity)
+    pruned = patterns[measured & ~own & (table["sparsity"] > 0)].unique()
+    known = list(patterns[measured].unique())
+    if pattern is not None and known and pattern not in known:
+        raise ValueError(unknown("pattern", pattern, known))
+    drawn = pattern or ("global" if "global" in pruned or not len(pruned) else str(pruned[0]))
+    curve = measured & ~own & ((patterns == drawn) | (table["sparsity"] == 0))
+    levels = sorted(table.loc[curve, "sparsity"].unique())
+    places = {level: place for place, level in enumerate(levels)}
+    alone = {name: place for place, name in enumerate(patterns[own].unique(), len(levels))}
+    step = table["sparsity"].where(curve).map(places).astype(float)
+    step = step.where(~own, patterns.where(own).map(alone).astype(float))
+    left = patterns[measured & ~own & ~curve].value_counts(sort=False)
+    notes = [f"not drawn: {name} ({count} row{'s' if count > 1 else ''})" for name, count in left.items()]
+    labels = ["dense" if level == 0 else f"{100 * level:g}" for level in levels] + [str(name) for name in alone]
+    return table.assign(step=step, apart=own), labels, drawn, notes
+
+
+def step_axis(axis: Axes, table: pd.DataFrame, labels: list[str]) -> None:
+    """Write the labels of `at_even_steps`, and part the patterns of their own from the curve."""
+    axis.set_xticks(range(len(labels)), labels)
+    axis.set_xlim(-0.3, len(labels) - 0.7)
+    if (alone := table.loc[table["apart"], "step"]).notna().any() and alone.min() > 0:
+        axis.axvline(alone.min() - 0.5, color="#bbbbbb", linewidth=0.8)
+
+
+def per_cent(axis: Any) -> None:
+    """Write fractions at an axis's ticks as per cent."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: plain(float(f"{100 * value:.6g}"))))
 
 
 def log_axis(axis: Axes, linear: float = 0.0) -> None:
@@ -134,32 +250,89 @@ def radius_axis(axis: Axes, radii: pd.Series) -> None:
 
 
 def plain(value: float, _: int | None = None) -> str:
-    """Write a number as people do, not as a power of ten."""
-    return f"{value:g}".replace("-", "−")
+    """Write a number as people do.
+
+    >>> plain(-0.25), plain(1e-7), plain(2.5e-9)
+    ('−0.25', '10⁻⁷', '2.5·10⁻⁹')
+    """
+    text = f"{value:g}"
+    if "e" in text:
+        factor, power = text.split("e")
+        raised = _power(int(power))
+        text = raised if factor == "1" else f"-{raised}" if factor == "-1" else f"{factor}·{raised}"
+    return text.replace("-", "−")
+
+
+def _power(exponent: int) -> str:
+    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """Write a difference with its sign; what rounds to nothing has none.
+
+    >>> signed(0.26), signed(-1.55), signed(-0.04)
+    ('+0.3', '−1.6', '0.0')
+    """
+    value = round(value, digits)
+    return (f"{value:+.{digits}f}" if value else f"{0:.{digits}f}").replace("-", "−")
 
 
 def mean_lines(axis: Axes, table: pd.DataFrame, x: str, y: str, band: str = "range") -> None:
-    """Draw a line per method: the mean, and a band of ± one standard deviation (std) or from lowest to highest (range)."""
-    for method in in_order(table):
-        _mean_line(axis, table[table["method"] == method], x, y, method, band)
+    """Draw a line per method: the mean, and a band of ± one standard deviation (std) or from lowest to highest (range).
+
+    Rows that are ``apart`` (`at_even_steps`) are points with a bar, side by side.
+    """
+    methods = in_order(table)
+    for number, method in enumerate(methods):
+        part = table[table["method"] == method].dropna(subset=[x, y])
+        apart = part["apart"].astype(bool) if "apart" in part else pd.Series(False, index=part.index)
+        label, colour, marker = look(method)
+        how: dict[str, Any] = {"color": colour, "marker": marker, "markeredgecolor": "white", "markeredgewidth": 0.6}
+        mean, low, high, several = _over_seeds(part[~apart], x, y, band)
+        if len(mean) or not apart.any():
+            axis.plot(mean.index, mean.to_numpy(), label=visible(label), **how)
+        if several:
+            axis.fill_between(mean.index, low.to_numpy(), high.to_numpy(), color=colour, alpha=0.22, linewidth=0)
+        if apart.any():
+            named = "_apart" if len(mean) else visible(label)
+            mean, low, high, several = _over_seeds(part[apart], x, y, band)
+            places = mean.index + 0.5 * ((number + 0.5) / len(methods) - 0.5)
+            if several:
+                axis.vlines(places, low, high, color=colour, linewidth=1.2, alpha=0.6)
+            axis.plot(places, mean.to_numpy(), linestyle="", label=named, **how)
 
 
-def _mean_line(axis: Axes, table: pd.DataFrame, x: str, y: str, method: str, band: str) -> None:
-    label, colour, marker = look(method)
-    grouped = table.dropna(subset=[x, y]).groupby(x)[y]
-    mean, deviation, count = grouped.mean(), grouped.std(ddof=1), grouped.count()
-    axis.plot(
-        mean.index,
-        mean.to_numpy(),
-        color=colour,
-        marker=marker,
-        label=label,
-        markeredgecolor="white",
-        markeredgewidth=0.6,
-    )
-    if (count > 1).any():
-        low, high = (mean - deviation, mean + deviation) if band == "std" else (grouped.min(), grouped.max())
-        axis.fill_between(mean.index, low.to_numpy(), high.to_numpy(), color=colour, alpha=0.22, linewidth=0)
+def _over_seeds(table: pd.DataFrame, x: str, y: str, band: str) -> tuple[pd.Series, pd.Series, pd.Series, bool]:
+    """Return mean, low and high end of the band over rows of the same x, and whether there is a band at all."""
+    grouped = table.groupby(x)[y]
+    mean, deviation = grouped.mean(), grouped.std(ddof=1)
+    low, high = (mean - deviation, mean + deviation) if band == "std" else (grouped.min(), grouped.max())
+    return mean, low, high, bool((grouped.count() > 1).any())
+
+
+def strip(axis: Axes, table: pd.DataFrame, value: str) -> None:
+    """Draw a point a seed and a bar at their mean, a place a method. Rows that repeat a seed's value count once."""
+    methods = in_order(table)
+    for place, method in enumerate(methods):
+        values = table[table["method"] == method].dropna(subset=[value]).drop_duplicates(["seed", value])[value]
+        _, colour, marker = look(method)
+        axis.plot([place] * len(values), values, linestyle="", color=colour, marker=marker, alpha=0.75,
+                  markeredgecolor="white", markeredgewidth=0.5)  # fmt: skip
+        if len(values) > 1:
+            axis.hlines(values.mean(), place - 0.35, place + 0.35, color=colour)
+    axis.set_xticks(range(len(methods)), [look(method)[0] for method in methods], rotation=90, fontsize=8)
+    axis.set_xlim(-0.6, len(methods) - 0.4)
+    axis.grid(False, axis="x")
+    axis.set_xlabel("method")
+
+
+def losses(axis: Axes, table: pd.DataFrame) -> None:
+    """Draw the loss itself, which stands beside every number of flatness: a network that fits nothing is flat."""
+    strip(axis, table, "loss")
+    if (table["loss"].dropna() > 0).any():
+        axis.set_ylim(bottom=0)
+    axis.set_ylabel("L(θ), nats")
+    axis.set_title("Loss")
 
 
 def _label_lines(axis: Axes) -> None:
@@ -195,28 +368,61 @@ def of_runs(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(method="model", seed=0)
 
 
-def legend(figure: Figure, axis: Axes, table: pd.DataFrame, value: str, band: str) -> None:
-    """Label the lines where they end, and say below what the band is, and which seeds have no `value`: they failed."""
+def legend(figure: Figure, axis: Axes, table: pd.DataFrame, value: str, band: str, notes: Sequence[str] = ()) -> None:
+    """Label the lines where they end, and say below what the band is, and what is not drawn: seeds that have no `value`."""
     figure.draw_without_rendering()  # the layout decides where the ends are
     _label_lines(axis)
     handles: list[Any] = []
     for method, (left, every) in seeds_left(table, value).items():
+        label, colour, _ = look(method)
         if left < every:
-            label, colour, _ = look(method)
             count = f": {every - left} of {every} seeds failed" if left else ": failed"
-            handles.append(Line2D([], [], color=colour, label=label + count))
-    seeds = table["seed"].nunique()
-    directions = table["direction"].nunique() if "direction" in table else 1
-    if seeds > 1 or directions > 1:
-        count = f"{seeds} seed{'s' if seeds > 1 else ''}" + (f" × {directions} directions" if directions > 1 else "")
+            handles.append(Line2D([], [], color=colour, label=visible(label + count)))
+        own = table[table["method"] == method]
+        if lost := int(own.loc[own["seed"].isin(own.dropna(subset=[value])["seed"]), value].isna().sum()):
+            missing = f": {lost} value{'s' if lost > 1 else ''} missing"
+            handles.append(Line2D([], [], color=colour, label=visible(label + missing)))
+    measured = table.dropna(subset=[value])
+    seeds = sorted(measured.groupby("method")["seed"].nunique())
+    directions = measured["direction"].nunique() if "direction" in measured else 1
+    if len(measured) and (seeds[-1] > 1 or directions > 1):
+        count = f"{seeds[0]} to {seeds[-1]} seeds" if seeds[0] < seeds[-1] else _counted(seeds[-1], "seed")
+        count += f" × {directions} directions" if directions > 1 else ""
         handles.append(Line2D([], [], color="#888888", alpha=0.35, linewidth=7, label=f"{band}, {count}"))
+    below(figure, handles, notes)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def below(figure: Figure, handles: list[Any], notes: Sequence[str] = ()) -> None:
+    """Write a legend under the axes, in as many columns as the figure is wide enough for."""
+    handles = [*handles, *(Line2D([], [], linestyle="", label=visible(note)) for note in notes)]
     if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+        widest = max(len(str(handle.get_label())) for handle in handles)
+        columns = int(figure.get_figwidth() / (0.075 * widest + 0.6))  # inches: letters of this size, and the sample
+        figure.legend(handles=handles, loc="outside lower center", ncols=max(1, min(len(handles), columns)))
+
+
+def one_each(table: pd.DataFrame, index: str, columns: str, values: str) -> pd.DataFrame:
+    """Lay out a table as a grid in the order of its rows. A mean over what has the same place would be drawn in silence.
+
+    Raises:
+        ValueError: two rows have the same place.
+    """
+    if table.duplicated([index, columns]).any():
+        several = [name for name in ("method", "seed", "direction") if name in table and table[name].nunique() > 1]
+        several_of = f": it holds several {several[0]}s, and one can be drawn" if several else ""
+        raise ValueError(f"the table must have one {values} for each {index} and {columns}{several_of}")
+    rows, places = table[index].drop_duplicates(), table[columns].drop_duplicates()
+    return table.set_index([index, columns])[values].unstack().reindex(index=rows, columns=places)  # noqa: PD010
 
 
 def contours(axis: Axes, losses: pd.DataFrame, levels: np.ndarray) -> Any:
     """Fill and draw the contours of a grid of losses; the levels are logarithms to base 10."""
-    where = (losses.columns, losses.index, np.log10(losses.to_numpy()), levels)
+    heights = np.log10(losses.clip(lower=1e-12).to_numpy(dtype=float))
+    where = (losses.columns, losses.index, np.ma.masked_invalid(heights), levels)
     axis.contour(*where, colors="white", linewidths=0.4, linestyles="solid", zorder=1.5)
     return axis.contourf(*where, cmap="cividis", extend="both")
 

@@ -2,46 +2,65 @@
 
 from __future__ import annotations
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.colors import SymLogNorm
-from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator, PercentFormatter
+from matplotlib.ticker import NullLocator
 
 from cram_bench._checks import columns
-from cram_bench.plots._style import at_even_steps, legend, mean_lines, of_runs, style
+from cram_bench.plots._style import (
+    Figure,
+    at_even_steps,
+    legend,
+    mean_lines,
+    of_runs,
+    per_cent,
+    signed,
+    step_axis,
+    style,
+)
 
 
-def accuracy_vs_sparsity(table: pd.DataFrame, pattern: str = "global", chance: float | None = None) -> Figure:
+def accuracy_vs_sparsity(table: pd.DataFrame, pattern: str | None = None, chance: float | None = None) -> Figure:
     """Draw accuracy against sparsity, before and after BatchNorm tuning side by side.
+
+    Patterns that decide their sparsity themselves (``2:4``, ``int8``) are points with a place each, after the curve. Rows of
+    other patterns are not drawn, and named below.
 
     Args:
         table: columns method, seed, pattern, sparsity, calibrated, accuracy; without method and seed, it is that of one model.
-        pattern: which sparsity pattern to draw; the dense model belongs to all.
-        chance: accuracy of guessing, a fraction, such as `Dataset.majority` of the test images, drawn as a dotted line.
+        pattern: which sparsity pattern the curve is of, by default ``global`` where it is there, else the first; the dense
+            model belongs to all.
+        chance: accuracy of guessing, a fraction, drawn as a dotted line.
+
+    Raises:
+        ValueError: the table has no such pattern.
     """
     table = of_runs(table)
     columns(table, "method", "seed", "pattern", "sparsity", "calibrated", "accuracy")
-    shown = table[(table["pattern"] == pattern) | (table["sparsity"] == 0)]
+    shown, labels, drawn, notes = at_even_steps(table, pattern)
     panels = [flag for flag in (False, True) if (shown["calibrated"] == flag).any()]
     titles = {False: "Pruned in one shot", True: "Pruned in one shot, then BatchNorm tuned"}
     with style():
         figure = Figure(figsize=(4.6 * max(1, len(panels)), 3.9))
         axes = figure.subplots(1, max(1, len(panels)), sharey=True, squeeze=False)[0]
         for axis, flag in zip(axes, panels, strict=False):
-            part = shown[shown["calibrated"] == flag]
-            mean_lines(axis, at_even_steps(axis, part), "step", "accuracy", band="std")
+            mean_lines(axis, shown[shown["calibrated"] == flag], "step", "accuracy", band="std")
+            step_axis(axis, shown, labels)
             if chance is not None:
                 axis.axhline(chance, color="#888888", linestyle=":", linewidth=1.2)
                 axis.annotate("guessing", (0, chance), (0, 3), textcoords="offset points", color="#666666", fontsize=8)
-            axis.set_xlabel(f"sparsity, % of prunable weights ({pattern})")
+            axis.set_xlabel(_sparsity(drawn, shown))
             axis.set_title(titles[flag])
-            axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
+            per_cent(axis.yaxis)
         axes[0].set_ylabel("test accuracy, %")
         axes[0].set_ylim(0, 1.02)
-        legend(figure, axes[-1], table, "accuracy", "mean ± std")
+        legend(figure, axes[-1], table, "accuracy", "mean ± std", notes)
     return figure
+
+
+def _sparsity(pattern: str, shown: pd.DataFrame) -> str:
+    return f"sparsity, % of prunable weights ({pattern})" + (", or pattern" if shown["apart"].any() else "")
 
 
 def equal_cost(at_epochs: pd.DataFrame, at_cost: pd.DataFrame) -> Figure:
@@ -50,21 +69,32 @@ def equal_cost(at_epochs: pd.DataFrame, at_cost: pd.DataFrame) -> Figure:
     Args:
         at_epochs: columns method, seed, epochs, gradients (evaluations an image), pattern, sparsity, calibrated, accuracy.
         at_cost: the same columns, of the trainings at equal cost.
+
+    Raises:
+        ValueError: nothing in a table was tuned.
     """
     with style():
         figure = Figure(figsize=(9.2, 3.9))
         axes = figure.subplots(1, 2, sharey=True)
         sides = {"epochs": (at_epochs, "Equal epochs: {}"), "gradients": (at_cost, "Equal cost: {} gradients an image")}
+        notes: list[str] = []
         for axis, (equal, (part, title)) in zip(axes, sides.items(), strict=True):
             columns(part, "method", "seed", "epochs", "gradients", "pattern", "sparsity", "calibrated", "accuracy")
-            shown = part[part["calibrated"].eq(True) & (part["pattern"] == "global")]
-            mean_lines(axis, at_even_steps(axis, shown), "step", "accuracy", band="std")
+            tuned = part["calibrated"].eq(True) | part["accuracy"].isna()
+            if part["accuracy"].notna().any() and not part.loc[tuned, "accuracy"].notna().any():
+                raise ValueError(
+                    "the table must hold accuracies after BatchNorm tuning: give sparsity_curve a calibration"
+                )
+            shown, labels, drawn, left = at_even_steps(part[tuned])
+            notes += [note for note in left if note not in notes]
+            mean_lines(axis, shown, "step", "accuracy", band="std")
+            step_axis(axis, shown, labels)
             low, high = part[equal].min(), part[equal].max()
             axis.set_title(title.format(f"{low:g}" if low == high else f"{low:g} to {high:g}"))
-            axis.set_xlabel("sparsity, % of prunable weights (global)")
-            axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
-        axes[0].set_ylabel("test accuracy, %")
-        legend(figure, axes[-1], pd.concat([at_epochs, at_cost]), "accuracy", "mean ± std")
+            axis.set_xlabel(_sparsity(drawn, shown))
+            per_cent(axis.yaxis)
+        axes[0].set_ylabel("test accuracy after BatchNorm tuning, %")
+        legend(figure, axes[-1], pd.concat([at_epochs, at_cost]), "accuracy", "mean ± std", notes)
     return figure
 
 
@@ -78,25 +108,27 @@ def ablations(table: pd.DataFrame) -> Figure:
     columns(table)
     shares = 100 * table.to_numpy(dtype=float)
     points = shares - shares[0]
-    limit = max(1.0, float(np.nanmax(np.abs(points))))
-    with style(), mpl.rc_context({"axes.grid": False}):
+    limit = float(np.abs(points[np.isfinite(points)]).max(initial=1.0))
+    with style():
         figure = Figure(figsize=(1.0 * table.shape[1] + 3.4, 0.36 * len(table) + 1.2))
         axis = figure.subplots()
+        axis.grid(False)
         scale = SymLogNorm(1.0, vmin=-limit, vmax=limit)
         image = axis.imshow(points, cmap="PuOr", norm=scale, aspect="auto")
         for row in range(len(table)):
             for column in range(table.shape[1]):
-                failed = np.isnan(points[row, column])
-                text = f"{points[row, column]:+.1f}".replace("-", "−") if row else f"{shares[0, column]:.1f}"
-                dark = not failed and abs(float(scale(points[row, column])) - 0.5) > 0.35
-                text = "failed" if failed else text
+                text = signed(points[row, column]) if row else f"{shares[0, column]:.1f}"
+                dark = abs(float(scale(np.nan_to_num(points[row, column]))) - 0.5) > 0.35
+                if np.isnan(points[row, column]):
+                    dark, text = False, "failed" if np.isnan(shares[row, column]) else "no first row"
                 axis.text(column, row, text, ha="center", va="center", fontsize=8.5, color="white" if dark else "black")
         axis.set_xticks(range(table.shape[1]), list(table.columns))
         axis.set_yticks(range(len(table)), list(table.index))
         axis.tick_params(length=0)
         axis.set_xlabel("sparsity, % of prunable weights (global)")
         axis.set_title("Accuracy in %, and differences to it in points", loc="left")
-        ticks = {tick: f"{tick:+.3g}".replace("-", "−") if tick else "0" for tick in (-limit, -1.0, 0.0, 1.0, limit)}
+        near = (-1.0, 0.0, 1.0) if limit > 2 else (0.0,)
+        ticks = {tick: signed(tick, 0 if tick == round(tick) else 1) for tick in (-limit, *near, limit)}
         bar = figure.colorbar(image, ax=axis, label="points of accuracy")
         bar.set_ticks(list(ticks), labels=list(ticks.values()))
     return figure
@@ -112,17 +144,19 @@ def transfer(table: pd.DataFrame, target: str, chance: float | None = None) -> F
     """
     table = of_runs(table)
     columns(table, "method", "seed", "sparsity", "accuracy")
+    shown, labels, _, notes = at_even_steps(table)
     with style():
         figure = Figure(figsize=(5.6, 3.9))
         axis = figure.subplots()
-        mean_lines(axis, at_even_steps(axis, table), "step", "accuracy", band="std")
+        mean_lines(axis, shown, "step", "accuracy", band="std")
+        step_axis(axis, shown, labels)
         if chance is not None:
             axis.axhline(chance, color="#888888", linestyle=":", linewidth=1.2)
         axis.set_xlabel("sparsity held while fine-tuning, %")
         axis.set_ylabel(f"test accuracy on {target}, %")
         axis.set_title("Fine-tuned sparse, by the method that made the source")
-        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
-        legend(figure, axis, table, "accuracy", "mean ± std")
+        per_cent(axis.yaxis)
+        legend(figure, axis, table, "accuracy", "mean ± std", notes)
     return figure
 
 
@@ -131,9 +165,14 @@ def calibration_curve(table: pd.DataFrame) -> Figure:
 
     Args:
         table: columns size, draw, accuracy, of `cram_bench.probes.calibration_curve`; size 0 is without tuning.
+
+    Raises:
+        ValueError: the table has no accuracy after tuning.
     """
     columns(table, "size", "draw", "accuracy")
-    tuned = table[table["size"] > 0].groupby("size")["accuracy"]
+    tuned = table[table["size"] > 0].dropna(subset=["accuracy"]).groupby("size")["accuracy"]
+    if not len(tuned):
+        raise ValueError("the table must have accuracies after tuning, of sizes above 0, and has none")
     mean, std = tuned.mean(), tuned.std(ddof=1).fillna(0)
     with style():
         figure = Figure(figsize=(5.6, 3.6))
@@ -150,8 +189,9 @@ def calibration_curve(table: pd.DataFrame) -> Figure:
         axis.set_xscale("log")
         axis.set_xticks(list(mean.index), [f"{size:,}" for size in mean.index])
         axis.xaxis.set_minor_locator(NullLocator())
-        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
+        per_cent(axis.yaxis)
         axis.set_xlabel("images that BatchNorm is tuned on (log scale)")
         axis.set_ylabel("accuracy, %")
-        axis.set_title(f"How much tuning needs (mean ± std, {table['draw'].nunique()} draws)")
+        draws = table.loc[table["size"] > 0, "draw"].nunique()
+        axis.set_title("How much tuning needs" + (f" (mean ± std, {draws} draws)" if draws > 1 else " (one draw)"))
     return figure

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib as mpl
 import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from cram_bench._checks import integer
-from cram_bench.plots._style import looks, style
+from cram_bench.plots._style import Figure, looks, per_cent, style
 
 
 def explorer_curve(
@@ -43,8 +40,8 @@ def explorer_curve(
         axis.axhline(chance, color="#888888", linestyle=":", linewidth=1.2)
         axis.set_xlim(-0.02, 1.02)
         axis.set_ylim(0, 1.02)
-        axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
-        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=""))
+        per_cent(axis.xaxis)
+        per_cent(axis.yaxis)
         axis.set_xlabel("sparsity, % of prunable weights that are zero")
         axis.set_ylabel("accuracy on the sample, %")
         axis.set_title("Accuracy against sparsity")
@@ -66,13 +63,14 @@ def examples(images: Any, captions: Sequence[str], title: str, columns: int = 6)
     if len(images) != len(captions):
         raise ValueError(f"there must be a caption an image, {len(images)}, not {len(captions)}")
     rows = max(1, -(-len(captions) // columns))
-    with style(), mpl.rc_context({"axes.grid": False}):
+    images = images.permute(0, 2, 3, 1).cpu().numpy() if len(captions) else []
+    with style():
         figure = Figure(figsize=(1.25 * columns, 1.5 * rows + 0.5))
         figure.suptitle(title, fontsize=10, fontweight="bold", x=0.02, ha="left")
         for axis, index in zip(figure.subplots(rows, columns, squeeze=False).flat, range(rows * columns), strict=True):
             axis.set_axis_off()
             if index < len(captions):
-                image = images[index].permute(1, 2, 0).cpu().numpy()
+                image = images[index]
                 axis.imshow(image if image.shape[2] == 3 else image[:, :, 0], cmap="gray_r", interpolation="nearest")
                 axis.set_title(captions[index], fontsize=7, loc="center", fontweight="normal")
     return figure

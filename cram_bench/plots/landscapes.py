@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from cram_bench._checks import columns, items
 from cram_bench.compress import parse
 from cram_bench.plots._style import (
+    Figure,
     contours,
     in_order,
     legend,
@@ -21,6 +20,7 @@ from cram_bench.plots._style import (
     loss_bar,
     mean_lines,
     of_runs,
+    one_each,
     outlined,
     style,
 )
@@ -74,19 +74,22 @@ def loss_planes(table: pd.DataFrame) -> Figure:
 
     Args:
         table: columns method, a, b, loss; one seed.
+
+    Raises:
+        ValueError: the table holds several planes of a method, such as those of several seeds.
     """
     table = of_runs(table)
     columns(table, "method", "a", "b", "loss")
     methods = in_order(table.dropna(subset=["loss"]))
-    low, high = np.log10(table["loss"].min()), np.log10(table["loss"].max())
-    levels = np.linspace(low, max(high, low + 0.1), 13)
-    with style(), mpl.rc_context({"axes.grid": False}):
+    grids = {method: _plane(table[table["method"] == method].dropna(subset=["loss"])) for method in methods}
+    levels = _levels(table["loss"])
+    with style():
         figure = Figure(figsize=(3.1 * len(methods) + 1.0, 3.5))
         axes = figure.subplots(1, len(methods), sharex=True, sharey=True, squeeze=False)[0]
         filled = None
         for axis, method in zip(axes, methods, strict=True):
-            grid = table[table["method"] == method].pivot_table(index="b", columns="a", values="loss")
-            filled = contours(axis, grid, levels)
+            axis.grid(False)
+            filled = contours(axis, grids[method], levels)
             axis.plot(0, 0, "w+", markersize=9, markeredgewidth=1.8, path_effects=outlined(3.2))
             axis.set_aspect("equal")
             axis.set_title(look(method)[0])
@@ -97,6 +100,19 @@ def loss_planes(table: pd.DataFrame) -> Figure:
         if filled is not None:
             loss_bar(figure.colorbar(filled, ax=list(axes), shrink=0.85), levels, "loss")
     return figure
+
+
+def _plane(table: pd.DataFrame) -> pd.DataFrame:
+    """Lay losses out with b downwards and a to the right, both rising."""
+    return one_each(table, "b", "a", "loss").sort_index().sort_index(axis=1)
+
+
+def _levels(losses: pd.Series) -> np.ndarray:
+    """Return 13 levels from the lowest to the highest loss, as logarithms to base 10."""
+    finite = np.log10(losses[np.isfinite(losses)].clip(lower=1e-12))
+    if not len(finite):
+        raise ValueError("the table must hold losses, and none is finite")
+    return np.linspace(finite.min(), max(finite.max(), finite.min() + 0.1), 13)
 
 
 def loss_along_path(table: pd.DataFrame, ends: tuple[str, str] = ("first model", "second model")) -> Figure:
@@ -153,14 +169,19 @@ def loss_on_plane(
         grid: columns a, b (Euclidean distance between weights), loss.
         corners: columns a, b of the three models, in the order of the path.
         names: of the three models.
+
+    Raises:
+        ValueError: the grid holds several losses of a point, or there is not a name for each corner.
     """
     columns(grid, "a", "b", "loss")
-    losses = grid.pivot_table(index="b", columns="a", values="loss")
-    low, high = (float(np.log10(bound)) for bound in (losses.to_numpy().min(), losses.to_numpy().max()))
-    levels = np.linspace(low, max(high, low + 0.1), 13)
-    with style(), mpl.rc_context({"axes.grid": False}):
+    columns(corners, "a", "b")
+    if len(names) != len(corners):
+        raise ValueError(f"there must be a name a corner, {len(corners)}, not {len(names)}")
+    losses, levels = _plane(grid), _levels(grid["loss"])
+    with style():
         figure = Figure(figsize=(5.4, 4.4))
         axis = figure.subplots()
+        axis.grid(False)
         filled = contours(axis, losses, levels)
         axis.plot(
             corners["a"], corners["b"], color="white", marker="o", linewidth=1.6, markeredgecolor="black",
