@@ -1,0 +1,125 @@
+"""The pages of a report: what is escaped in them, and whether their numbers are those of the tables."""
+
+import ast
+import html
+import json
+import re
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+
+from cram_bench import pages, report
+from cram_bench._page import page
+
+EVIL = """<b>&"x'</script><!-- <script>alert(1)"""
+
+
+class _Read(HTMLParser):
+    """The tags, attributes and cells that a browser would find."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags, self.values, self.cells = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.values += [value for _, value in attrs]
+        if tag in ("td", "th"):
+            self.cells.append("")
+
+    def handle_data(self, data):
+        if self.cells and self.tags[-1] in ("td", "th"):
+            self.cells[-1] += data
+
+
+def curves(method="sgd", pattern="global") -> pd.DataFrame:
+    rows = [(method, seed, pattern, level, flag) for seed in (0, 1) for level in (0.0, 0.9) for flag in (False, True)]
+    table = pd.DataFrame(rows, columns=["method", "seed", "pattern", "sparsity", "calibrated"])
+    return table.assign(accuracy=[0.91, 0.93, 0.11, 0.52, 0.95, 0.9, 0.14, 0.63])
+
+
+def told(slider: str) -> dict:
+    return json.loads(re.search(r"const data = (\{.*?\}), \$ =", slider)[1])
+
+
+def test_the_slider_carries_means_and_deviations_of_its_table():
+    data = told(pages.slider(curves()))
+    assert data["values"]["global|False"]["sgd"]["0.9"] == pytest.approx([0.125, 0.0212132], abs=1e-6)
+    assert data["values"]["global|True"]["sgd"]["0.9"] == pytest.approx([0.575, 0.0777817], abs=1e-6)
+    assert data["values"]["global|False"]["sgd"]["0"] == pytest.approx([0.93, 0.0282843], abs=1e-6)
+    assert data["seeds"] == 2
+
+
+def test_no_name_ends_the_script_of_the_slider_or_becomes_markup():
+    slider = pages.slider(curves(EVIL, EVIL))
+    found = _Read(slider)
+    assert found.tags.count("script") == slider.count("</script>") == 1
+    assert "<!--" not in slider
+    assert told(slider)["methods"][EVIL][0] == EVIL
+    assert told(slider)["patterns"] == [EVIL]
+    source = slider[slider.index("<script>") :]
+    assert "told(label)" in source
+    assert not re.search(r"\$\{(label|method|name)\}", source)  # every name passes through the escape
+
+
+def test_titles_names_and_alternative_texts_are_escaped(tmp_path):
+    name = EVIL.replace("/", "")
+    (tmp_path / "figures").mkdir()
+    picture = f"<svg><metadata><dc:title>{html.escape(EVIL)}</dc:title></metadata></svg>"
+    (tmp_path / "figures" / f"{name}.svg").write_text(picture)
+    found = _Read(pages.figure(tmp_path, name))
+    assert found.tags == ["figure", "img", "figcaption", "a", "a"]
+    assert EVIL in found.values
+    assert _Read(page(EVIL, "")).tags.count("script") == 0
+    folder = tmp_path / name.replace("<", "").replace(">", "")
+    (folder / "tables").mkdir(parents=True)
+    facts = {"Experiment": html.escape(EVIL)}
+    (folder / "report.json").write_text(json.dumps({"title": EVIL, "facts": facts}))
+    table = pd.DataFrame({"accuracy, %": [EVIL], "90 %": ["12.3 ± 0.4"]})
+    table.to_csv(folder / "tables" / "accuracy_summary.csv", index=False)
+    pages.shelf(tmp_path)
+    found = _Read((tmp_path / "index.html").read_text())
+    assert not {"script", "b"} & set(found.tags)
+    assert [cell.strip() for cell in found.cells] == ["accuracy, %", "90 %", EVIL, "12.3 ± 0.4"]
+
+
+ELSEWHERE = {"equal_cost": "accuracy_by_cost", "language": "language_curves"}
+"""Figures whose table has another name."""
+
+
+def test_a_figure_is_drawn_from_the_table_of_its_name():
+    checked = 0
+    for path in sorted(report.notebooks_folder().glob("*.ipynb")):
+        cells = json.loads(path.read_text())["cells"]
+        source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+        tree = ast.parse(source)
+        comes_from: dict[str, set[str]] = {}
+        tables: dict[str, set[str]] = {}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Assign):
+                for target in (t for each in node.targets for t in ast.walk(each) if isinstance(t, ast.Name)):
+                    comes_from.setdefault(target.id, set()).update(_names(node.value))
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+        for call in calls:
+            if call.func.attr == "table" and isinstance(call.args[1], ast.Constant):
+                tables[call.args[1].value] = _names(call.args[0])
+        for call in calls:
+            if call.func.attr == "figure" and len(call.args) > 1:
+                name = call.args[1].value
+                table = tables[ELSEWHERE.get(name, name)]
+                assert table & _all(_names(call.args[0]), comes_from), f"{path.name}: {name} is not of its table"
+                checked += 1
+    assert checked >= 20
+
+
+def _names(node) -> set[str]:
+    return {each.id for each in ast.walk(node) if isinstance(each, ast.Name)} - {"cb", "out", "pd"}
+
+
+def _all(names: set[str], comes_from: dict[str, set[str]], depth: int = 2) -> set[str]:
+    """Add what the names were made of, two steps back: the figure, and what was reduced for it."""
+    for _ in range(depth):
+        names = names | {source for name in names for source in comes_from.get(name, ())}
+    return names
