@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 
 def shown(value: Any, most: int = 120) -> str:
@@ -121,6 +122,12 @@ def pairs(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
             remedy = "" if labels.ndim else "; give a data set of single examples in a torch DataLoader"
             raise ValueError(f"labels must be integers of shape ({count},), one an input, and are {kind}{remedy}")
         yield inputs, labels.long()  # cross-entropy takes no other
+
+
+def initialised(model: nn.Module) -> None:
+    """Refuse a lazy model that has not run yet."""
+    if lazy := [name for name, p in (*model.named_parameters(), *model.named_buffers()) if is_lazy(p)]:
+        raise ValueError(f"{lazy[0]!r} is not initialised yet: call the model on one batch before this")
 
 
 def labels_within(labels: Tensor, classes: int) -> None:

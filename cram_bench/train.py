@@ -21,8 +21,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from cram_bench._checks import instance, integer, labels_within, number, pairs, shown
+from cram_bench._checks import initialised, instance, integer, labels_within, number, pairs, shown
 from cram_bench._fold import folded
+from cram_bench._outputs import classes_of, fitting, logits_of, tensors_of
 from cram_bench._preserve import modes_kept, preserved
 from cram_bench.compress.rank import NaNError
 from cram_bench.data import AT_ONCE, Batches, Dataset, batches_of
@@ -127,7 +128,8 @@ def fit(
     """Train `model` in place and return one row per epoch.
 
     Args:
-        model: on the device of the data; of several processes, what `Group.parallel` returned.
+        model: on the device of the data; of several processes, what `Group.parallel` returned. It may return logits in
+            the ways that `cram_bench.probes` reads them, and have weights of any floating-point type.
         optimizer: any torch optimizer; those of `cram_bench.optim` too.
         train: training data; order and augmentation of epoch e follow from (seed, e) alone, so that a resumed
             training repeats an uninterrupted one. A last smaller batch is left out.
@@ -209,6 +211,11 @@ def _check(
     """Refuse what `fit` cannot train with, before anything is touched."""
     instance("model", model, nn.Module, "a torch model")
     instance("optimizer", optimizer, Optimizer, "a torch optimizer")
+    initialised(model)
+    if isinstance(optimizer, torch.optim.LBFGS) and any(p.ndim >= 4 for p in model.parameters()):
+        raise TypeError(
+            "LBFGS does not take the channels-last kernels that are trained here: take torch.optim.SGD or AdamW"
+        )
     instance("train", train, Dataset, "a Dataset, such as cram_bench.data.load returns")
     if isinstance(test, Iterator):
         batches_of(test)  # says why not
@@ -234,7 +241,7 @@ def _epoch(
 ) -> tuple[float, float]:
     """Take a step per batch; return the mean loss and the accuracy at the weights before each step, of all processes."""
     state.model.train()
-    loss_sum = correct = torch.zeros(())
+    loss_sum = correct = torch.zeros((), device="cpu", dtype=torch.float32)
     seen = 0
     for step, (inputs, labels) in enumerate(batches):
         parts = list(zip(inputs.chunk(2), labels.chunk(2), strict=True)) if halves else [(inputs, labels)]
@@ -291,7 +298,7 @@ def evaluate(
     """Return the mean cross-entropy in nats and the accuracy in [0, 1], in float32, in eval mode; modes are restored.
 
     Args:
-        model: any classifier.
+        model: any classifier, of any floating-point type, that returns logits in the ways that `cram_bench.probes` reads.
         data: a `Dataset`, or anything that yields (inputs, labels).
         batch_size: where `data` is a `Dataset`.
         group: processes that share a `Dataset` out; every one of them gets the result for all of it.
@@ -306,9 +313,12 @@ def evaluate(
     with modes_kept(model):
         model.eval()
         run = model
+        fit_in = fitting(model)
         for index, (inputs, labels) in enumerate(batches_of(data, batch_size, group.share)):
+            inputs = fit_in(inputs)
+            labels = labels.to(next((x.device for x in tensors_of(inputs)), labels.device))
             run = run if index else folded(model, inputs)
-            score.add(run(inputs), labels)
+            score.add(classes_of(logits_of(run(inputs))), labels)
     return score.result(group)
 
 
@@ -337,11 +347,13 @@ class Score:
 def _objective(model: nn.Module, train: Dataset, batch_size: int, precision: str, compile: bool) -> Objective:
     """Build the cross-entropy of the model in the asked precision, compiled if asked and possible."""
     kind = train.labels.device.type
+    fit_in = fitting(model)
 
     def objective(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        inputs = fit_in(inputs)  # of a model in float64, say
         with torch.autocast(kind, torch.bfloat16, enabled=precision == "bfloat16"):
-            logits = model(inputs)
-        logits = logits.float()
+            logits = classes_of(logits_of(model(inputs)))
+        logits = logits if logits.dtype is torch.float64 else logits.float()
         if logits.shape[1] < train.num_classes:  # a shape: nothing waits for it
             raise ValueError(f"the model must have an output a class, {train.num_classes}, and has {logits.shape[1]}")
         return F.cross_entropy(logits, labels), logits

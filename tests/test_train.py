@@ -1,6 +1,7 @@
 import copy
 import io
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -505,3 +506,63 @@ def test_a_resumed_fit_forgets_nothing(method, when, digits):
     assert len(rest.seen) == 4 * (3 - when)
     for one, other in zip(rows, again, strict=True):
         assert {k: v for k, v in one.items() if k != "seconds"} == {k: v for k, v in other.items() if k != "seconds"}
+
+
+class Wrapped(torch.nn.Module):
+    def __init__(self, wrap):
+        super().__init__()
+        self.network, self.wrap = network(), wrap
+
+    def forward(self, x):
+        return self.wrap(self.network(x))
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda y: (y, 1), lambda y: {"logits": y}, lambda y: SimpleNamespace(logits=y), lambda y: {"out": y}]
+)
+def test_outputs_are_read_as_probes_read_them(wrap, digits):
+    """The same training, and the same evaluation, as of the network inside."""
+    plain, wrapped = network(), Wrapped(wrap)
+    rows = [fit(m, sgd(m), *digits, epochs=1, batch_size=64) for m in (plain, wrapped)]
+    assert all(torch.equal(p, q) for p, q in zip(plain.parameters(), wrapped.parameters(), strict=True))
+    assert [row["test_loss"] for row in rows[0]] == pytest.approx([row["test_loss"] for row in rows[1]], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "error", "message"),
+    [
+        (lambda y: {"scores": y}, TypeError, "no logits are found"),
+        (lambda y: y[:, 0], ValueError, r"logits of shape \(n, classes\), and have shape \(64,\)"),
+    ],
+)
+def test_outputs_without_logits_are_one_line(wrap, error, message, digits):
+    model = Wrapped(wrap)
+    with pytest.raises(error, match=message):
+        fit(model, sgd(model), digits[0], epochs=1, batch_size=64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_weights_of_any_type_are_trained(dtype, digits):
+    """Under ``set_default_dtype(float64)`` a network is built in float64; the data stay float32."""
+    single, other = network(), network().to(dtype)
+    rows = [fit(m, sgd(m), *digits, epochs=1, batch_size=64)[0] for m in (single, other)]
+    assert all(p.dtype is dtype for p in other.parameters())
+    close = 1e-4 if dtype is torch.float64 else 0.1
+    assert rows[0]["train_loss"] == pytest.approx(rows[1]["train_loss"], rel=close)
+    assert rows[0]["test_loss"] == pytest.approx(rows[1]["test_loss"], rel=close)
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = network()
+        row = fit(model, sgd(model), *digits, epochs=1, batch_size=64)[0]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert math.isfinite(row["test_loss"])
+
+
+def test_lbfgs_and_lazy_models_are_one_line(digits):
+    model = network()
+    with pytest.raises(TypeError, match="LBFGS does not take the channels-last kernels"):
+        fit(model, torch.optim.LBFGS(model.parameters()), digits[0], epochs=1, batch_size=64)
+    lazy = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(10))
+    with pytest.raises(ValueError, match="'1.weight' is not initialised yet"):
+        fit(lazy, sgd(lazy), digits[0], epochs=1, batch_size=64)

@@ -13,10 +13,9 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from cram_bench._checks import instance, number
+from cram_bench._checks import initialised, instance, number
 from cram_bench._preserve import clones, copy_into
 
 Closure = Callable[[], Any]
@@ -66,8 +65,7 @@ class Wrapper(Optimizer, abc.ABC):
         instance("model", model, nn.Module, "a torch model")
         instance("base", base, Optimizer, "a torch optimizer")
         self._check_base(base)
-        if lazy := [name for name, p in (*model.named_parameters(), *model.named_buffers()) if is_lazy(p)]:
-            raise ValueError(f"{lazy[0]!r} is not initialised yet: call the model on one batch before this")
+        initialised(model)
         parallel = model if isinstance(model, DistributedDataParallel) else None
         # Not Optimizer.__init__, which would build groups and state anew; __setstate__ only prepares the hooks.
         super().__setstate__(

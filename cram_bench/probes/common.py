@@ -20,6 +20,7 @@ from torch.nn.parameter import is_lazy
 
 from cram_bench._checks import instance, labels_within, shown
 from cram_bench._fold import folded
+from cram_bench._outputs import classes_of, fitting, logits_of, normal, tensors_of
 from cram_bench._preserve import modes_kept, preserved
 from cram_bench.compress import tune_batchnorm
 from cram_bench.data import AT_ONCE, Batches, Dataset, batches_of
@@ -154,11 +155,11 @@ class Problem:
         return self.forward is None and self.loss is None
 
     def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
-        fit = _fitting(self.model)
+        fit = fitting(self.model)
         for inputs, targets in self._read():
             inputs = fit(inputs)
             device = next((x.device for x in tensors_of(inputs)), targets.device)
-            yield inputs, _normal(targets).to(device)
+            yield inputs, normal(targets).to(device)
 
     def _read(self) -> Iterable[tuple[Any, Tensor]]:
         if self.loss is None or isinstance(self.data, Dataset):
@@ -241,7 +242,7 @@ class Problem:
 
     def tune(self, calibration: Iterable[Any]) -> None:
         """Tune the model's BatchNorms on what `tuning_data` returned."""
-        fit = _fitting(self.model)
+        fit = fitting(self.model)
         batches = ((fit(b[0]), *b[1:]) if isinstance(b, (tuple, list)) and b else fit(b) for b in calibration)
         tune_batchnorm(self.model, batches, self.forward)
 
@@ -255,39 +256,6 @@ def loss_and_gradient(
         ValueError: as `Problem.gradient`.
     """
     return Problem(model, data, forward, loss, batch_size).gradient()
-
-
-def logits_of(output: Any) -> Tensor:
-    """Read the logits off what a model returned, as this module's docstring says.
-
-    Raises:
-        TypeError: there are none where they are looked for.
-    """
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(getattr(output, "logits", None), Tensor):
-        return output.logits
-    if isinstance(output, Mapping):
-        for name in ("logits", "out"):
-            if isinstance(output.get(name), Tensor):
-                return output[name]
-    if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
-        return output[0]
-    keys = f" of {', '.join(map(str, list(output)[:5]))}" if isinstance(output, Mapping) else ""
-    raise TypeError(
-        f"the model returns {type(output).__name__}{keys}, in which no logits are found: give forward=, "
-        "a function (model, inputs) → logits"
-    )
-
-
-def classes_of(logits: Any) -> Tensor:
-    """Return `logits`, which must have the shape (n, classes)."""
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or not logits.is_floating_point():
-        what = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"type {type(logits).__name__}"
-        raise ValueError(
-            f"outputs must be logits of shape (n, classes), and have {what}: give forward= or loss= for another task"
-        )
-    return logits
 
 
 def _correct(outputs: Any, targets: Tensor) -> float:
@@ -308,39 +276,6 @@ def _targeted(batches: Iterable[Any]) -> Iterator[tuple[Any, Tensor]]:
                 f"a batch must be (inputs, targets), the targets a tensor with an entry an example, not {shown(batch)}"
             )
         yield batch[0], batch[1]
-
-
-def _normal(tensor: Tensor) -> Tensor:
-    """Return a tensor that autograd may keep; one made in ``inference_mode`` must be copied for that."""
-    return tensor.clone() if tensor.is_inference() else tensor
-
-
-def _fitting(model: nn.Module) -> Callable[[Any], Any]:
-    """Return a function that puts inputs on the model's device and floating-point ones into its type."""
-    like = next((p for p in model.parameters() if p.is_floating_point()), None)
-
-    def fit(x: Any) -> Any:
-        if isinstance(x, Tensor):
-            x = _normal(x)
-            if like is None:
-                return x
-            return x.to(like.device, like.dtype if x.is_floating_point() else x.dtype)
-        fitted = {key: fit(value) for key, value in x.items()} if isinstance(x, Mapping) else x
-        if isinstance(x, (tuple, list)) and type(x) in (tuple, list):
-            fitted = type(x)(fit(value) for value in x)
-        same = all(a is b for a, b in zip(tensors_of(x), tensors_of(fitted), strict=True))
-        return x if same else fitted
-
-    return fit
-
-
-def tensors_of(x: Any) -> Iterator[Tensor]:
-    """Yield the tensors in a batch of inputs: itself, or those in a mapping or tuple."""
-    if isinstance(x, Tensor):
-        yield x
-    elif isinstance(x, (Mapping, tuple, list)):
-        for value in x.values() if isinstance(x, Mapping) else x:
-            yield from tensors_of(value)
 
 
 def _bytes(batch: Any) -> int:

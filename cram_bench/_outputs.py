@@ -1,0 +1,74 @@
+"""What goes into a model, and how logits are read off what comes out. Stands beside all rooms and uses none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def logits_of(output: Any) -> Tensor:
+    """Read the logits off what a model returned, as `cram_bench.probes.common` says.
+
+    Raises:
+        TypeError: there are none where they are looked for.
+    """
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(getattr(output, "logits", None), Tensor):
+        return output.logits
+    if isinstance(output, Mapping):
+        for name in ("logits", "out"):
+            if isinstance(output.get(name), Tensor):
+                return output[name]
+    if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
+        return output[0]
+    keys = f" of {', '.join(map(str, list(output)[:5]))}" if isinstance(output, Mapping) else ""
+    raise TypeError(
+        f"the model returns {type(output).__name__}{keys}, in which no logits are found: give forward=, "
+        "a function (model, inputs) → logits"
+    )
+
+
+def classes_of(logits: Any) -> Tensor:
+    """Return `logits`, which must have the shape (n, classes)."""
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or not logits.is_floating_point():
+        what = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"type {type(logits).__name__}"
+        raise ValueError(
+            f"outputs must be logits of shape (n, classes), and have {what}: give forward= or loss= for another task"
+        )
+    return logits
+
+
+def normal(tensor: Tensor) -> Tensor:
+    """Return a tensor that autograd may keep; one made in ``inference_mode`` must be copied for that."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def fitting(model: nn.Module) -> Callable[[Any], Any]:
+    """Return a function that puts inputs on the model's device and floating-point ones into its type."""
+    like = next((p for p in model.parameters() if p.is_floating_point()), None)
+
+    def fit(x: Any) -> Any:
+        if isinstance(x, Tensor):
+            x = normal(x)
+            if like is None:
+                return x
+            return x.to(like.device, like.dtype if x.is_floating_point() else x.dtype)
+        fitted = {key: fit(value) for key, value in x.items()} if isinstance(x, Mapping) else x
+        if isinstance(x, (tuple, list)) and type(x) in (tuple, list):
+            fitted = type(x)(fit(value) for value in x)
+        same = all(a is b for a, b in zip(tensors_of(x), tensors_of(fitted), strict=True))
+        return x if same else fitted
+
+    return fit
+
+
+def tensors_of(x: Any) -> Iterator[Tensor]:
+    """Yield the tensors in a batch of inputs: itself, or those in a mapping or tuple."""
+    if isinstance(x, Tensor):
+        yield x
+    elif isinstance(x, (Mapping, tuple, list)):
+        for value in x.values() if isinstance(x, Mapping) else x:
+            yield from tensors_of(value)
