@@ -50,6 +50,8 @@ def test_somebody_elses_weights_are_probed(capsys, tmp_path):
     status, out, _ = run(capsys, "probe", file, "--arch", "convnet", "--data", "digits", "--sample", "50")
     assert status == 0
     assert "sparsity_curve" in out
+    weights = sum(p.numel() for p in model.parameters() if p.ndim > 1)
+    assert f"prunable: {weights:,} weights in 4 tensors; dense: no other matrix" in out
     for arguments, message in (
         (["probe", file], "needs --arch"),
         (["probe", file, "--arch", "resnet20", "--data", "digits"], "does not fit resnet20"),

@@ -491,6 +491,31 @@ def test_lazy_layers_are_refused_until_they_have_a_shape():
     assert sizes(prunable(model)) == {"0.weight": 12, "2.weight": 15}
 
 
+@pytest.mark.parametrize(
+    ("answer", "kind", "message"),
+    [
+        ("weight", TypeError, "must return a list of parameter names, not 'weight'"),
+        (None, TypeError, "must return a list of parameter names, not None"),
+        (["weight", 3], ValueError, "names '3', which is not a parameter of it"),
+    ],
+)
+def test_what_a_model_may_answer(answer, kind, message):
+    class Answering(nn.Linear):
+        def prunable(self):
+            return answer
+
+    with pytest.raises(kind, match=f"Answering.prunable\\(\\) {message}"):
+        prunable(Answering(2, 2))
+
+
+def test_sharded_weights_are_refused(group):
+    from torch.distributed.fsdp import fully_shard
+
+    model = fully_shard(nn.Linear(4, 4), mesh=torch.distributed.init_device_mesh("cpu", (1,)))
+    with pytest.raises(ValueError, match="weight is sharded over devices: compress the model before fully_shard"):
+        prunable(model)
+
+
 def test_excluded_matrices_are_named():
     model = network()
     weights = prunable(model, exclude=["0.*", "1.*"])

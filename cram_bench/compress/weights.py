@@ -87,9 +87,9 @@ def prunable(model: nn.Module, exclude: Iterable[str] = ()) -> Weights:
         Parameter name → parameter; its attribute ``dense`` names and counts every other matrix, with the reason.
 
     Raises:
-        TypeError: `model` is no torch model, or `exclude` no list.
+        TypeError: `model` is no torch model, or `exclude` or what the model's ``prunable()`` returns is no list.
         ValueError: the model names a weight it does not have, a pattern matches nothing, nothing is left, a lazy weight
-            has no shape yet, or a weight is computed from other parameters (``torch.nn.utils.parametrizations``,
+            has no shape yet, a weight is sharded over devices, or a weight is computed from other parameters (``torch.nn.utils.parametrizations``,
             ``torch.nn.utils.prune``), so that zeroing these would not zero it; the message names the remedy.
 
     >>> weights = prunable(nn.Sequential(nn.Embedding(5, 8), nn.Conv1d(8, 8, 3), nn.BatchNorm1d(8), nn.Linear(8, 2)))
@@ -102,6 +102,8 @@ def prunable(model: nn.Module, exclude: Iterable[str] = ()) -> Weights:
     for place in places(model):
         if is_lazy(place.parameter):
             raise ValueError(f"{place.name} has no shape yet: run a batch through the model first")
+        if _is_sharded(place.parameter):
+            raise ValueError(f"{place.name} is sharded over devices: compress the model before fully_shard")
         standing.setdefault(id(place.parameter), []).append(place)
     tensors = computed(model)
     declared = _declared(standing, tensors)
@@ -162,9 +164,11 @@ def _declared(standing: _Standing, tensors: Sequence[Computed]) -> _Declared:
             known[_within(place.full, scope.full)] = known[_within(place.name, scope.name)] = key
     found = {}
     for owner, module in modules.items():
-        said = set(module.prunable())  # type: ignore[operator]
-        if missing := sorted(said - names[owner].keys()):
-            kind = type(module).__name__
+        kind, answer = type(module).__name__, module.prunable()  # type: ignore[operator]
+        if isinstance(answer, str) or not isinstance(answer, Iterable):
+            raise TypeError(f"{kind}.prunable() must return a list of parameter names, not {shown(answer)}")
+        said = set(answer)
+        if missing := sorted(map(str, said - names[owner].keys())):
             raise ValueError(f"{kind}.prunable() names {missing[0]!r}, which is not a parameter of it")
         found[owner] = {names[owner][name] for name in said}
     return found
@@ -229,6 +233,11 @@ def _multiplied(module: nn.Module) -> Sequence[str]:
     if isinstance(module, nn.RNNBase):
         return [name for name in module._flat_weights_names if name.startswith("weight")]
     return ("weight_ih", "weight_hh") if isinstance(module, nn.RNNCellBase) else ()
+
+
+def _is_sharded(parameter: Tensor) -> bool:
+    library = sys.modules.get("torch.distributed.tensor")
+    return library is not None and isinstance(parameter, library.DTensor)
 
 
 def _is_conv1d(module: nn.Module) -> bool:
