@@ -58,7 +58,8 @@ def test_the_report_is_complete(built):
 
 def test_the_main_table_has_its_columns_and_agrees_with_the_library(built):
     table = pd.read_csv(built.folder / "tables" / "accuracy_vs_sparsity.csv")
-    assert list(table.columns) == ["method", "seed", "pattern", "sparsity", "calibrated", "accuracy", "loss"]
+    names = ["method", "seed", "pattern", "sparsity", "calibrated", "accuracy", "loss"]
+    assert list(table.columns) == [*names, "dense_weights"]
     assert set(table["sparsity"]) == {0.0, 0.5, 0.9}
     run = cb.runs.Store().find(cb.experiment.recipe("digits", "sgd", epochs=2))
     train, test = cb.data.load("digits")
