@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= passive
 
 help:
 	@echo "make report    train SGD, SAM and CrAM on the digits and write reports/digits-convnet-quick/index.html"
-	@echo "make lab       open JupyterLab on notebooks/"
+	@echo "make lab       open JupyterLab on copies of the notebooks, in lab/ (FLAGS='--no-browser' … for Jupyter)"
 	@echo "make test      lint, type check and test"
 	@echo "make cifar10   the committed CIFAR-10 reports (some hours on two cores, where nothing is trained)"
 	@echo "make sst2      the committed report on language (half an hour on two cores)"
@@ -47,7 +47,7 @@ sst2: install
 	$(MAKE) readme
 
 lab: install
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/python scripts/lab.py $(FLAGS)
 
 test: check
 	$(BIN)/python -m pytest

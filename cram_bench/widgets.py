@@ -11,7 +11,7 @@ import base64
 import html
 import io
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,7 @@ from cram_bench import plots
 from cram_bench._checks import instance, integer, number
 from cram_bench._fold import fold
 from cram_bench._preserve import preserved
-from cram_bench.compress import Compressor, Magnitude, apply_, parse, tune_batchnorm
+from cram_bench.compress import Compressor, Dense, Magnitude, apply_, listing, parse, tune_batchnorm
 from cram_bench.data import AT_ONCE, Dataset
 from cram_bench.probes import layer_blame, layer_profile, loss_along_compression
 from cram_bench.runs import Run
@@ -38,19 +38,25 @@ _HINT = "hold Ctrl or Shift to choose several runs"
 _ALT = {
     "curve": "accuracy against sparsity, a line a run",
     "slice": "loss on the way from the dense to the compressed weights",
-    "layers": "zeros of every layer, and what each layer's part of the compression costs alone",
+    "layers": "zeros of every layer, and what the compression of each alone costs",
     "flips": "examples whose predicted class the compression changes",
 }
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a compressed network does on the sample: accuracy (a fraction), loss (nats), predicted classes, their probabilities."""
+    """What a compressed network does on the sample: accuracy (a fraction), loss (nats), predicted classes, their probabilities.
+
+    And what was compressed: zeros and weights of what is prunable, and the matrices in which nothing was pruned.
+    """
 
     accuracy: float
     loss: float
     classes: Tensor
     confidence: Tensor
+    zeros: int
+    weights: int
+    dense: dict[str, Dense]
 
 
 class Subject:
@@ -78,7 +84,7 @@ class Subject:
         key = (compressor, tuned)
         if key not in self.answers:
             with preserved(self.model):
-                apply_(self.model, compressor)
+                masks = apply_(self.model, compressor)
                 if tuned:
                     tune_batchnorm(self.model, self.calibration)
                 network = self.graph.refolded() if self.graph else self.model
@@ -86,7 +92,8 @@ class Subject:
             labels = torch.cat([labels for _, labels in self.batches])
             best = logits.softmax(1).max(1)
             accuracy = float((best.indices == labels).float().mean())
-            self.answers[key] = Answer(accuracy, float(F.cross_entropy(logits, labels)), best.indices, best.values)
+            loss, compressed = float(F.cross_entropy(logits, labels)), (masks.zeros, masks.count, masks.dense)
+            self.answers[key] = Answer(accuracy, loss, best.indices, best.values, *compressed)
         return self.answers[key]
 
     def curve(self, pattern: str, tuned: bool) -> pd.DataFrame:
@@ -99,7 +106,7 @@ class Subject:
         return pd.DataFrame(known, columns=["sparsity", "accuracy"]).drop_duplicates("sparsity").sort_values("sparsity")
 
     def blame(self, compressor: Compressor, before: Callable[[], None]) -> pd.DataFrame:
-        """Return what each layer's part of the compression costs alone, untuned, on `_FEW` examples of the sample."""
+        """Return what the compression of each alone costs, untuned, on `_FEW` examples of the sample."""
         if compressor not in self.blames:
             self.blames[compressor] = layer_blame(self.model, self._few, compressor, before=before)
         return self.blames[compressor]
@@ -177,7 +184,9 @@ class Explorer:
         self.pattern = ipw.Dropdown(options=PATTERNS, description="pattern", style=style, layout=fits)
         self.bits = ipw.Dropdown(options=list(BITS), description="weights", style=style, layout=fits)
         self.tune = ipw.Checkbox(value=True, description="tune BatchNorm after pruning", indent=False, layout=fits)
-        hint = ipw.HTML(_HINT)  # a tooltip of a list never reaches the page
+        hint = ipw.HTML(
+            _lines([_HINT]), layout=ipw.Layout(margin="0 0 0 calc(9em + 6px)")
+        )  # a tooltip of a list never reaches the page
         self.status = ipw.HTML()
         self.numbers = ipw.HTML()
         self.blamed = ipw.HTML()
@@ -268,7 +277,7 @@ class Explorer:
 
     def _show_numbers(self, current: Callable[[], bool]) -> bool:
         compressor, tuned = self.compressor, self.tune.value
-        rows = []
+        rows, zeros = [], {}
         for label in self.runs.value:
             subject = self._subject(label)
             dense = subject.answer(Magnitude(0.0), tuned=False)
@@ -279,8 +288,9 @@ class Explorer:
                 return False
             changed = int((found.classes != dense.classes).sum())
             rows.append((label, 100 * found.accuracy, 100 * (found.accuracy - dense.accuracy), found.loss, changed))
+            zeros[label] = _zeros(found)
             where = f"{compressor}, {self._tuning if tuned else 'untuned'}; {len(self.sample)} {self._what}"
-            self.numbers.value = _table(rows, where, len(self.sample))  # a row as soon as it is known
+            self.numbers.value = _table(rows, where, len(self.sample)) + _by_run(zeros)  # a row as soon as it is known
         if not rows:
             self.numbers.value = ""
         self._show_curve()
@@ -391,8 +401,7 @@ def explorer(runs: Sequence[Run], **options: Any) -> Explorer:
 def _picture(figure: Any, alt: str) -> str:
     """Return the HTML of a figure: as wide as it is, or as the window; `alt` is read out, and shown over the picture."""
     buffer = io.BytesIO()
-    with plots.style():
-        figure.savefig(buffer, format="png", dpi=100)
+    figure.savefig(buffer, format="png", dpi=100)
     png, (wide, high) = buffer.getvalue(), (round(100 * size) for size in figure.get_size_inches())
     return (
         f"<img alt='{html.escape(alt)}' title='{html.escape(alt)}' width='{wide}' height='{high}' "
@@ -414,12 +423,35 @@ def _blamed(tables: dict[str, pd.DataFrame], count: int) -> str:
         layer = f"<b class='layer'>{html.escape(str(worst['layer']))}</b> ({100 * worst['sparsity']:.0f} % zeros)"
         lines.append(f"{html.escape(label)}: compressed alone, {layer} costs most, {rise} nats")
     about = f"layers and the way there: untuned, on {count} of these examples"
-    return "<br>".join([*lines, about]) if lines else ""
+    return _lines([*lines, about]) if lines else ""
+
+
+def _zeros(found: Answer) -> str:
+    """Say how much of a network is zero, and name and count what nothing was pruned in."""
+    share = 100 * found.zeros / found.weights
+    text = f"{share:.1f} % of {found.weights:,} prunable weights are zero"
+    if not found.dense:
+        return f"{text}; no matrix is left dense"
+    left = sum(matrix.weights for matrix in found.dense.values())
+    return f"{text}; left dense, {left:,} weights: {listing(found.dense)}"
+
+
+def _by_run(texts: Mapping[str, str]) -> str:
+    """Return a line a text, after the runs that it is true of."""
+    runs: dict[str, list[str]] = {}
+    for label, text in texts.items():
+        runs.setdefault(text, []).append(label)
+    one = len(runs) == 1
+    return _lines([html.escape(text if one else f"{'; '.join(labels)}: {text}") for text, labels in runs.items()])
+
+
+def _lines(lines: Sequence[str]) -> str:
+    return f"<div style='line-height:1.4'>{'<br>'.join(lines)}</div>"
 
 
 def _table(rows: Sequence[tuple[str, float, float, float, int]], where: str, count: int) -> str:
     cell = "text-align:right;padding:.1em .4em"
-    names = ("accuracy, % ± standard error", "to dense, points", "loss, nats", "predictions changed")
+    names = ("accuracy, % ± standard error", "to dense, points", "loss, nats", "classes changed")
     head = "".join(f"<th style='{cell}'>{name}</th>" for name in names)
     body = ""
     for label, accuracy, change, loss, changed in rows:
@@ -428,4 +460,4 @@ def _table(rows: Sequence[tuple[str, float, float, float, int]], where: str, cou
         cells = "".join(f"<td style='{cell}'>{text}</td>" for text in (first, second, f"{loss:.3f}", changed))
         body += f"<tr><td>{html.escape(label)}</td>{cells}</tr>"
     caption = f"<caption style='text-align:left'>{html.escape(where)}</caption>"
-    return f"<table style='line-height:1.3'>{caption}<tr><th style='text-align:left'>run</th>{head}</tr>{body}</table>"
+    return f"<table style='line-height:1.3;font-size:.92em;overflow-wrap:anywhere'>{caption}<tr><th style='text-align:left'>run</th>{head}</tr>{body}</table>"

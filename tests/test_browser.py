@@ -1,6 +1,7 @@
-"""What a reader does, in a headless Chromium: the explorer in JupyterLab and in Voilà, the report with no network.
+"""What a reader does and sees, in a headless Chromium: the explorer in JupyterLab and in Voilà, the report with no network.
 
-Skipped by name where there is no Chromium or no playwright; CI installs both.
+Skipped by name where there is no Chromium or no playwright; CI installs both. A server is started once for all that is looked
+at on it. Set ``CRAM_BENCH_SCREENSHOTS`` to a folder to look for yourself.
 """
 
 import contextlib
@@ -29,58 +30,190 @@ FLAGS = [
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 METHODS = ["sgd", "cram+-multi"]
+COMMITTED = ROOT / "reports" / "cifar10-resnet20" / "runs"
+PICTURES = ("accuracy against sparsity", "loss on the way", "zeros of every layer", "predicted class")
+WAIT = 240_000  # milliseconds, for a busy machine
 
 if not CHROMIUM:
     pytest.skip("no Chromium is installed", allow_module_level=True)
 playwright = pytest.importorskip("playwright.sync_api")
 
+# What a person sees of the panel: pictures, what sticks out, and how well text stands out from what is behind it.
+SEEN = """() => {
+  const root = [...document.querySelectorAll('.cram-bench-explorer')].filter(e => e.getClientRects().length).at(-1);
+  const shown = e => { const b = e.getBoundingClientRect(); return b.width > 0 && b.height > 0; };
+  const name = e => e.tagName + '.' + e.className + ': ' + (e.alt || e.value || e.textContent || '').slice(0, 60);
+  const all = [...root.querySelectorAll('*')].filter(shown);
+  const wide = document.documentElement.clientWidth;
+  const outside = all.filter(e => { const b = e.getBoundingClientRect(); return b.left < -0.5 || b.right > wide + 0.5; }).map(name);
+  const scrolled = [];
+  const around = [];
+  for (let e = root; e && !e.matches('.jp-NotebookPanel'); e = e.parentElement) around.push(e);  // Lab's own menus may be cut
+  for (const e of new Set([...around, ...all])) {
+    const hides = e === document.documentElement || getComputedStyle(e).overflowX !== 'visible';
+    if (hides && !['SELECT', 'OPTION'].includes(e.tagName) && e.scrollWidth > e.clientWidth + 1 && e.clientWidth) scrolled.push(name(e));
+  }
+  const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+  const rgba = colour => {
+    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+    const [r, g, b, a] = canvas.getImageData(0, 0, 1, 1).data; return [r, g, b, a / 255];
+  };
+  const over = (top, below) => [0, 1, 2].map(i => top[i] * top[3] + below[i] * (1 - top[3])).concat(1);
+  const behind = e => {
+    const layers = [];
+    for (; e; e = e.parentElement) { layers.push(rgba(getComputedStyle(e).backgroundColor)); if (layers.at(-1)[3] === 1) break; }
+    return layers.reverse().reduce((below, top) => over(top, below), [255, 255, 255, 1]);
+  };
+  const light = c => {
+    const [r, g, b] = c.map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const faint = all.filter(e => e.tagName === 'SELECT' || [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())).map(e => {
+    let opacity = 1;
+    for (let p = e; p; p = p.parentElement) opacity *= Number(getComputedStyle(p).opacity);
+    const below = behind(e), colour = rgba(getComputedStyle(e).color);
+    const pair = [light(over([...colour.slice(0, 3), colour[3] * opacity], below)), light(below)].sort((a, b) => b - a);
+    return [name(e), (pair[0] + 0.05) / (pair[1] + 0.05), e.closest('.dot') !== null];
+  }).filter(([, ratio, dot]) => ratio < (dot ? 3 : 4.5)).map(([n, ratio]) => n + ' ' + ratio.toFixed(1));
+  const pictures = [...root.querySelectorAll('img')].map(e => ({
+    alt: e.alt, title: e.title, natural: e.naturalWidth, width: e.getBoundingClientRect().width, high: e.getBoundingClientRect().height
+  }));
+  return {pictures, outside, scrolled, faint, text: root.innerText, back: light(behind(root))};
+}"""
 
-@pytest.fixture
-def page(tmp_path):
+
+class Viewer:
+    """A page, and whatever its console complained about."""
+
+    def __init__(self, page):
+        self.page, self.complaints = page, []
+        page.on("console", lambda message: self._note(message) if message.type == "error" else None)
+        page.on("pageerror", lambda error: self.complaints.append(f"error on the page: {error}"))
+
+    def _note(self, message):
+        self.complaints.append(f"{message.text} ({message.location.get('url')})")
+
+    def sees_the_panel(self, name, width, dark):
+        """Assert that all of the panel is there, and can be read."""
+        self.page.set_viewport_size({"width": width, "height": 1300})
+        self.page.wait_for_timeout(400)  # the page lays itself out anew
+        seen = self.page.evaluate(SEEN)
+        if folder := os.environ.get("CRAM_BENCH_SCREENSHOTS"):
+            self.page.screenshot(path=Path(folder) / f"{name}-{width}-{'dark' if dark else 'light'}.png")
+            self.page.locator(".cram-bench-explorer").last.screenshot(
+                path=Path(folder) / f"{name}-{width}-{'dark' if dark else 'light'}-panel.png"
+            )
+        assert "javascript error" not in self.page.inner_text("body").lower()
+        assert len(seen["pictures"]) == len(PICTURES), seen["pictures"]
+        for picture, words in zip(seen["pictures"], PICTURES, strict=True):
+            assert words in picture["alt"]
+            assert picture["alt"] == picture["title"]
+            assert picture["natural"] > 100
+            assert min(picture["width"], picture["high"]) > 50
+        assert (seen["outside"], seen["scrolled"], seen["faint"]) == ([], [], [])
+        assert "hold Ctrl or Shift" in seen["text"]
+        assert (seen["back"] < 0.2) == dark
+        assert self.complaints == []
+
+
+@pytest.fixture(scope="module")
+def chromium():
     with playwright.sync_playwright() as driver:
-        context = driver.chromium.launch_persistent_context(
-            str(tmp_path / "profile"), executable_path=CHROMIUM, args=FLAGS, viewport={"width": 1400, "height": 1300}
-        )
-        yield context.new_page()
-        context.close()
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture
-def notebook(tmp_path):
-    """explore.ipynb with parameters that train in a moment."""
-    cells = json.loads((ROOT / "notebooks" / "explore.ipynb").read_text())
-    for cell in cells["cells"]:
-        source = "".join(cell["source"])
-        source = re.sub(r"^epochs = 0", "epochs = 2", source, flags=re.MULTILINE)
-        cell["source"] = re.sub(r"^methods = .*", f"methods = {METHODS!r}", source, flags=re.MULTILINE)
-    folder = tmp_path / "work"
-    folder.mkdir()
-    (folder / "explore.ipynb").write_text(json.dumps(cells))
-    return folder / "explore.ipynb"
+def viewer(chromium):
+    context = chromium.new_context(viewport={"width": 1400, "height": 1300})
+    # Voilà's page asks another host for its icons: an empty answer, for there may be no network.
+    elsewhere = re.compile(r"^https?://(?!127\.0\.0\.1[:/])")
+    context.route(elsewhere, lambda route: route.fulfill(status=200, content_type="text/css", body=""))
+    yield Viewer(context.new_page())
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory):
+    """A clone with explore.ipynb, for networks that are trained here in a moment, and for those that are committed."""
+    folder = tmp_path_factory.mktemp("house")
+    (folder / "notebooks").mkdir()
+    (folder / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / "lab.py", folder / "scripts")
+    shutil.copy(ROOT / ".gitignore", folder)
+    notebook = (ROOT / "notebooks" / "explore.ipynb").read_text()
+    store = cb.runs.Store(folder / "runs")
+    cb.runs.ensure_all(cb.experiment.grid("digits", METHODS, 1, epochs=2), store, progress=False)
+    settings = {"methods": METHODS, "store": str(store.root)}
+    _write(folder / "notebooks" / "digits.ipynb", notebook, settings | {"epochs": 2})
+    committed = {"dataset": "cifar10", "also": [str(COMMITTED)], "sample": 100, "calibration": 50}
+    _write(folder / "notebooks" / "cifar10.ipynb", notebook, settings | committed)
+    _git(folder, "init", "-q")
+    _git(folder, "add", ".")
+    _git(folder, "-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-qm", "a house")
+    return folder
+
+
+def _write(path, notebook, settings):
+    cells = json.loads(notebook)
+    parameters = next(cell for cell in cells["cells"] if "parameters" in cell["metadata"].get("tags", []))
+    source = "".join(parameters["source"]) + "".join(f"\n{name} = {value!r}" for name, value in settings.items())
+    parameters["source"] = source.splitlines(keepends=True)
+    path.write_text(json.dumps(cells, indent=1) + "\n")
+
+
+def _git(folder, *arguments):
+    return subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout
 
 
 @contextlib.contextmanager
-def server(command, port, tmp_path):
+def server(command, port, folder):
     """Run a server until the block ends, and then all that it started."""
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
-        "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
-        "HOME": str(tmp_path),
+        "JUPYTER_CONFIG_DIR": str(folder / "config"),
+        "HOME": str(folder),
     }
-    log = (tmp_path / "server.log").open("w")
+    log = (folder / "server.log").open("w")
     process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
-        for _ in range(240):
+        for _ in range(480):
             with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/?token=T", timeout=5):
                 break
-            assert process.poll() is None, (tmp_path / "server.log").read_text()
+            assert process.poll() is None, (folder / "server.log").read_text()
             time.sleep(0.25)
         yield f"http://127.0.0.1:{port}"
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(10)
         log.close()
+
+
+@pytest.fixture(scope="module")
+def lab(house, tmp_path_factory):
+    """What `make lab` starts."""
+    port = free_port()
+    command = [
+        sys.executable, str(house / "scripts" / "lab.py"), "--no-browser", "--ip=127.0.0.1", f"--port={port}",
+        "--IdentityProvider.token=T", "--LabApp.expose_app_in_browser=True",
+    ]  # fmt: skip
+    with server(command, port, tmp_path_factory.mktemp("lab")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def voila(house, tmp_path_factory):
+    pytest.importorskip("voila")
+    port = free_port()
+    command = [
+        sys.executable, "-m", "voila", str(house / "notebooks"), "--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1",
+        "--MappingKernelManager.cull_idle_timeout=20", "--MappingKernelManager.cull_interval=5",
+    ]  # fmt: skip
+    with server(command, port, tmp_path_factory.mktemp("voila")) as address:
+        yield address
 
 
 def free_port():
@@ -89,21 +222,17 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def move_and_compare(page):
+def move_and_compare(page, house):
     """Press an arrow key on the slider; the number on the screen is the one computed here."""
-    page.get_by_text("● ready").wait_for(timeout=120_000)
     assert page.get_by_text("global@0.8,").count()
     handle = page.locator(".noUi-handle").first
     handle.focus()
     handle.press("ArrowRight")
-    page.get_by_text("global@0.81,").wait_for(timeout=20_000)
-    runs = cb.runs.ensure_all(cb.experiment.grid("digits", METHODS, 1, epochs=2), progress=False)
-    shown = []
-    for _ in range(200):  # a row a run appears as it is computed: the table is whole when each run has its own
-        shown = [float(text) for text in page.locator("b.accuracy").all_inner_texts()]
-        if len(shown) == len(runs):
-            break
-        page.wait_for_timeout(100)
+    page.get_by_text("global@0.81,").wait_for(timeout=WAIT)
+    page.get_by_text("● ready").wait_for(timeout=WAIT)
+    shown = [float(text) for text in page.locator("b.accuracy").all_inner_texts()]
+    experiments = cb.experiment.grid("digits", METHODS, 1, epochs=2)
+    runs = cb.runs.ensure_all(experiments, cb.runs.Store(house / "runs"), progress=False)
     train, test = runs[0].experiment.load_data()
     for run, value in zip(runs, shown, strict=True):
         curve = cb.probes.sparsity_curve(
@@ -112,34 +241,92 @@ def move_and_compare(page):
         assert value == pytest.approx(100 * curve.iloc[-1]["accuracy"], abs=0.051)
 
 
-def test_browser_jupyterlab_explorer(page, notebook, tmp_path):
-    port = free_port()
-    command = [
-        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
-        "--IdentityProvider.token=T", f"--ServerApp.root_dir={notebook.parent}", "--LabApp.news_url=",
-    ]  # fmt: skip
-    with server(command, port, tmp_path) as address:
-        page.goto(f"{address}/lab/tree/explore.ipynb?token=T&reset")
-        page.locator(".jp-NotebookPanel .jp-Cell").first.wait_for(timeout=60_000)
-        page.get_by_text("| Idle").wait_for(timeout=60_000)  # cells that run before the kernel is there are passed over
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.locator("li[data-command='runmenu:run-all']").click()
-        move_and_compare(page)
+def committed_runs():
+    """Skip where the data of the committed runs are not."""
+    experiments = cb.experiment.grid("cifar10", METHODS, 1)
+    store = cb.runs.Store(COMMITTED)
+    assert all(store.find(experiment) for experiment in experiments)  # else the notebook would train
+    if not any(Path(os.environ.get("CRAM_BENCH_DATA", "")).glob("cifar10/*.parquet")):
+        pytest.skip("no CIFAR-10 under CRAM_BENCH_DATA")
 
 
-def test_browser_voila_explorer(page, notebook, tmp_path):
-    pytest.importorskip("voila")
-    port = free_port()
-    command = [
-        sys.executable, "-m", "voila", str(notebook), "--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1",
-        "--MappingKernelManager.cull_idle_timeout=20", "--MappingKernelManager.cull_interval=5",
-    ]  # fmt: skip
-    with server(command, port, tmp_path) as address:
-        page.goto(address, timeout=120_000)
-        move_and_compare(page)
+def theme(page, name):
+    page.evaluate("name => window.jupyterapp.commands.execute('apputils:change-theme', {theme: name})", name)
+    page.locator(f"body[data-jp-theme-name='{name}']").wait_for(state="attached", timeout=WAIT)
 
 
-def test_browser_report_without_network(page, tmp_path):
+def open_in_lab(page, address, name):
+    page.goto(f"{address}/lab/tree/{name}.ipynb?token=T&reset")
+    page.locator(".jp-NotebookPanel .jp-Cell").first.wait_for(timeout=WAIT)
+    page.get_by_text("| Idle").wait_for(timeout=WAIT)  # cells that run before the kernel is there are passed over
+
+
+def sees_it_in_lab(viewer, name):
+    page = viewer.page
+    page.locator(".cram-bench-explorer").get_by_text("● ready").wait_for(timeout=WAIT)
+    for dark in (False, True):
+        theme(page, "JupyterLab Dark" if dark else "JupyterLab Light")
+        for width in (1400, 400):
+            page.set_viewport_size({"width": width, "height": 1300})
+            page.evaluate(
+                "() => { window.jupyterapp.shell.collapseLeft(); }"
+            )  # the list of files would fill a telephone
+            viewer.sees_the_panel(name, width, dark)
+    assert not page.get_by_text("official Jupyter news").count()
+    page.set_viewport_size({"width": 1400, "height": 1300})
+
+
+def test_browser_jupyterlab_explorer(viewer, lab, house):
+    page = viewer.page
+    open_in_lab(page, lab, "digits")
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.locator("li[data-command='runmenu:run-all']").click()
+    sees_it_in_lab(viewer, "lab-digits")
+    move_and_compare(page, house)
+    # Once more, from a new kernel.
+    page.evaluate("document.querySelector('.cram-bench-explorer').classList.add('of-before')")
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.locator("li[data-command='runmenu:restart-and-run-all']").click()
+    page.locator(".jp-Dialog .jp-mod-accept").click()
+    page.locator(".cram-bench-explorer:not(.of-before)").get_by_text("● ready").wait_for(timeout=WAIT)
+    sees_it_in_lab(viewer, "lab-digits-again")
+    move_and_compare(page, house)
+    page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
+    copy = house / "lab" / "digits.ipynb"
+    for _ in range(100):
+        if "cram-bench" in copy.read_text() or '"execution_count": 1' in copy.read_text():
+            break
+        page.wait_for_timeout(100)
+    assert '"execution_count": 1' in copy.read_text()  # the outputs are saved, in the copy
+    assert _git(house, "status", "--porcelain") == ""
+    assert viewer.complaints == []
+
+
+def test_browser_jupyterlab_explorer_on_the_committed_networks(viewer, lab, house):
+    committed_runs()
+    open_in_lab(viewer.page, lab, "cifar10")
+    viewer.page.get_by_role("menuitem", name="Run", exact=True).click()
+    viewer.page.locator("li[data-command='runmenu:run-all']").click()
+    sees_it_in_lab(viewer, "lab-cifar10")
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("name", ["digits", "cifar10"])
+def test_browser_voila_explorer(viewer, voila, house, name, dark):
+    if name == "cifar10":
+        committed_runs()
+    page = viewer.page
+    page.goto(f"{voila}/voila/render/{name}.ipynb?theme={'dark' if dark else 'light'}", timeout=WAIT)
+    page.get_by_text("● ready").wait_for(timeout=WAIT)
+    for width in (1400, 400):
+        viewer.sees_the_panel(f"voila-{name}", width, dark)
+    if name == "digits" and not dark:
+        move_and_compare(page, house)
+        assert viewer.complaints == []
+
+
+def test_browser_report_without_network(viewer, tmp_path):
+    page = viewer.page
     small = {"epochs": 2, "methods": METHODS, "sparsities": [0.5, 0.9]}
     built = cb.report.build(
         "digits", "quick", 1, small, questions=["accuracy_vs_sparsity"], reports=tmp_path / "reports"

@@ -1,14 +1,21 @@
 """The explorer without a browser: its controls, its numbers, and what happens when it is moved about."""
 
+import base64
+import copy
+import functools
+import html
 import re
+import struct
 import threading
 import time
 
+import matplotlib as mpl
+import pandas as pd
 import pytest
 import torch
 
 import cram_bench as cb
-from cram_bench.compress import Magnitude, parse
+from cram_bench.compress import Magnitude, apply_, listing, parse, tune_batchnorm
 from cram_bench.data import AT_ONCE
 
 pytest.importorskip("ipywidgets")
@@ -182,3 +189,237 @@ def test_a_quantized_curve_starts_at_the_quantized_network(runs):
     assert round(100 * curve.iloc[0]["accuracy"], 1) == pytest.approx(
         measured(runs[0], "global@0.0+int4", False), abs=0.11
     )
+
+
+def rows(explorer):
+    """The cells of the table, as text, by run."""
+    found = {}
+    for row in re.findall(r"<tr><td>.*?</tr>", explorer.numbers.value):
+        label, *cells = (re.sub(r"<.*?>", "", cell) for cell in re.findall(r"<td.*?</td>", row))
+        found[html.unescape(label)] = cells
+    return found
+
+
+def outputs(model, spec, images, calibration=None):
+    """Logits of a copy that is compressed, and tuned where there are data for it; nothing is folded."""
+    model = copy.deepcopy(model)
+    apply_(model, parse(spec))
+    if calibration is not None:
+        tune_batchnorm(model, calibration)
+    with torch.no_grad():
+        return model.eval()(images).float()
+
+
+@pytest.mark.parametrize("tuned", [True, False])
+@pytest.mark.parametrize("which", [0, 1])
+def test_every_cell_of_the_table_is_that_of_its_run(runs, tuned, which):
+    explorer = cb.widgets.explorer(runs, sample=300, calibration=100)
+    explorer.runs.value = (explorer.runs.options[which],)
+    explorer.tune.value = tuned
+    explorer.sparsity.value = 0.9
+    assert explorer.wait()
+    run, (train, test) = runs[which], runs[which].experiment.load_data()
+    sample, model = test.sample(300), run.load_model()
+    images, labels = sample.batches(300).__iter__().__next__()
+
+    def cells(of, calibration):
+        logits, dense = outputs(of, "global@0.9", images, calibration), outputs(of, "global@0", images)
+        right, before = (logits.argmax(1) == labels).float(), (dense.argmax(1) == labels).float()
+        share, change = 100 * right.mean().item(), 100 * (right.mean() - before.mean()).item()
+        error = 100 * right.std(correction=0).item() / 300**0.5
+        changed = int((logits.argmax(1) != dense.argmax(1)).sum())
+        loss = torch.nn.functional.cross_entropy(logits, labels).item()
+        return [f"{share:.1f} ± {error:.1f}", f"{change:+.1f}".replace("-", "−"), f"{loss:.3f}", str(changed)]
+
+    tuning = {
+        "training": train.calibration(100, augment=run.experiment.augment, batch_size=AT_ONCE),
+        "test": test.calibration(100, augment=run.experiment.augment, batch_size=AT_ONCE),
+        "none": None,
+    }
+    expected = {name: cells(model, batches) for name, batches in tuning.items()}
+    assert len({tuple(found) for found in expected.values()}) == 3  # or this test would tell nothing apart
+    assert rows(explorer) == {explorer.runs.options[which]: expected["training" if tuned else "none"]}
+    assert explorer.runs.options[which].startswith(run.label)
+
+
+def test_a_folded_network_answers_with_the_weights_of_now():
+    torch.manual_seed(0)
+    model = cb.models.create("resnet20", 10)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+    images = torch.randint(256, (80, 3, 32, 32), dtype=torch.uint8)
+    data = cb.data.Dataset(
+        "noise", images, torch.arange(80) % 10, tuple("abcdefghij"), torch.full((3,), 0.5), torch.full((3,), 0.25)
+    )
+    calibration = [(batch, labels) for batch, labels in data.take(torch.arange(40)).batches(40)]
+    tune_batchnorm(model, calibration)
+    subject = cb.widgets.Subject(model, data, calibration)
+    assert subject.graph is not None  # folded
+    inputs = torch.cat([batch for batch, _ in data.batches(80)])
+    losses = set()
+    for spec, tuned in [
+        ("global@0.0", False), ("global@0.8", True), ("global@0.8", False), ("global@0.5", False), ("2:4", True),
+        ("uniform@0.5+int4", True), ("global@0.3", False),
+    ]:  # fmt: skip
+        logits = outputs(model, spec, inputs, calibration if tuned else None)
+        answer = subject.answer(parse(spec), tuned)
+        assert answer.loss == pytest.approx(torch.nn.functional.cross_entropy(logits, data.labels).item(), abs=1e-4)
+        assert answer.accuracy == pytest.approx((logits.argmax(1) == data.labels).float().mean().item(), abs=0.013)
+        torch.testing.assert_close(answer.confidence, logits.softmax(1).amax(1), atol=1e-3, rtol=1e-3)
+        losses.add(round(answer.loss, 3))
+    assert len(losses) == 7
+    assert subject.answer(parse("global@0.8"), True) is not subject.answer(parse("global@0.8"), False)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What the pictures were last drawn from, by the name of the function."""
+    last = {}
+
+    def watch(name):
+        original = getattr(cb.plots, name)
+
+        def draw(*arguments):
+            last[name] = arguments
+            return original(*arguments)
+
+        monkeypatch.setattr(cb.plots, name, draw)
+
+    for name in ("explorer_curve", "examples", "layer_profile", "loss_slice"):
+        watch(name)
+    return last
+
+
+@pytest.mark.parametrize("tuned", [True, False])
+def test_the_pictures_show_what_the_probes_return(runs, drawn, tuned):
+    explorer = cb.widgets.explorer(runs, sample=300, calibration=100)
+    explorer.tune.value = tuned
+    explorer.sparsity.value = 0.93
+    assert explorer.wait()
+    train, test = runs[0].experiment.load_data()
+    sample = test.sample(300)
+    curves, points, methods, sparsity, chance = drawn["explorer_curve"]
+    assert (sparsity, chance) == (0.93, sample.majority)
+    layers, slices = drawn["layer_profile"][0], drawn["loss_slice"][0]
+    assert list(curves) == list(layers) == list(slices) == list(explorer.runs.options)
+    for label, run in zip(explorer.runs.options, runs, strict=True):
+        model = run.load_model()
+        batches = train.calibration(100, augment=run.experiment.augment, batch_size=AT_ONCE)
+        levels = [f"global@{level}" for level in curves[label]["sparsity"]]
+        known = cb.probes.sparsity_curve(model, sample, ["global@0.0", *levels], batches)
+        known = known[known["calibrated"] == tuned].drop_duplicates("sparsity").set_index("sparsity")["accuracy"]
+        assert len(levels) == 11
+        assert list(curves[label]["accuracy"]) == pytest.approx(list(known.loc[curves[label]["sparsity"]]), abs=0.004)
+        assert points[label].accuracy == pytest.approx(known.loc[0.93], abs=0.004)
+        assert methods[label] == run.experiment.method
+        few = list(sample.sample(200).batches(100))
+        blame, way = (
+            cb.probes.layer_blame(model, few, "global@0.93"),
+            cb.probes.loss_along_compression(model, few, "global@0.93", points=7, end=1.2),
+        )
+        pd.testing.assert_frame_equal(layers[label], blame, rtol=1e-3, atol=1e-4)
+        pd.testing.assert_frame_equal(slices[label], way, rtol=1e-3, atol=1e-4)
+    model, names = runs[0].load_model(), sample.classes
+    batches = train.calibration(100, augment=runs[0].experiment.augment, batch_size=AT_ONCE)
+    images, labels = next(iter(sample.batches(300)))
+    before, after = (
+        outputs(model, "global@0", images),
+        outputs(model, "global@0.93", images, batches if tuned else None),
+    )
+    changed = (before.argmax(1) != after.argmax(1)).nonzero().flatten()
+    order = changed[before.softmax(1).amax(1)[changed].argsort(descending=True)][:12].tolist()
+    shown_images, captions, title = drawn["examples"]
+    assert torch.equal(shown_images, sample.images[order])
+    assert captions == [
+        f"{names[before[i].argmax()]} → {names[after[i].argmax()]}\n({names[labels[i]]})" for i in order
+    ]
+    assert title == f"{explorer.runs.options[0]}: {len(changed)} of 300 predictions change"
+
+
+def test_the_pictures_say_what_they_show_and_are_as_large_as_they_say(runs):
+    explorer = cb.widgets.explorer(runs, sample=100)
+    assert explorer.wait()
+    words = {
+        "curve": "accuracy against sparsity", "slice": "loss on the way", "layers": "zeros of every layer",
+        "flips": "predicted class the compression changes",
+    }  # fmt: skip
+    for name, text in words.items():
+        value = getattr(explorer, name).value
+        assert re.search(rf"<img alt='[^']*{text}[^']*' title='[^']*{text}", value)
+        png = base64.b64decode(re.search("base64,([^']*)", value)[1])
+        size = [int(number) for number in re.search(r"width='(\d+)' height='(\d+)'", value).groups()]
+        assert list(struct.unpack(">II", png[16:24])) == pytest.approx(size, abs=1)
+    assert explorer.widget._dom_classes == ("cram-bench-explorer",)
+    assert any(cb.widgets._HINT in str(getattr(child, "value", "")) for child in explorer.widget.children)
+
+
+@pytest.mark.parametrize(("pattern", "left"), [("global", []), ("2:4", ["convs.0.weight"])])
+def test_zeros_are_counted_and_what_is_left_dense_is_named(runs, pattern, left):
+    explorer = cb.widgets.explorer(runs, sample=100)
+    explorer.pattern.value = pattern
+    explorer.sparsity.value = 0.9
+    assert explorer.wait()
+    masks = apply_(runs[0].load_model(), "2:4" if left else "global@0.9")
+    assert list(masks.dense) == left
+    assert f"{100 * masks.sparsity:.1f} % of {masks.count:,} prunable weights are zero" in explorer.numbers.value
+    if left:
+        assert f"left dense, {masks.dense_weights:,} weights: {listing(masks.dense)}" in explorer.numbers.value
+    else:
+        assert "no matrix is left dense" in explorer.numbers.value
+
+
+def test_zeros_that_differ_are_told_apart():
+    answer = lambda zeros: cb.widgets.Answer(0.5, 1.0, torch.zeros(1), torch.zeros(1), zeros, 1000, {})  # noqa: E731
+    texts = {label: cb.widgets._zeros(answer(zeros)) for label, zeros in (("<a>", 900), ("b", 905), ("c", 905))}
+    lines = re.sub("<div.*?>|</div>", "", cb.widgets._by_run(texts)).split("<br>")
+    assert lines[0].startswith("&lt;a&gt;: 90.0 % of 1,000")
+    assert lines[1].startswith("b; c: 90.5 % of 1,000")
+
+
+def test_labels_and_layers_are_shown_as_they_are_written(runs, monkeypatch):
+    monkeypatch.setattr(cb.widgets, "_labelled", lambda found: {"<i>&'": found[0]})
+    explorer = cb.widgets.explorer(runs, sample=100)
+    assert explorer.wait()
+    assert "&lt;i&gt;&amp;&#x27;</td>" in explorer.numbers.value
+    assert explorer.blamed.value.count("&lt;i&gt;&amp;") == 1
+    assert "<i>" not in explorer.numbers.value + explorer.blamed.value
+    table = pd.DataFrame({"layer": ["<u>"], "rise": [1.0], "sparsity": [0.5]})
+    assert "<b class='layer'>&lt;u&gt;</b>" in cb.widgets._blamed({"a": table}, 10)
+    assert "&lt;b&gt;" in cb.widgets._status("<b>", "red")
+
+
+def test_networks_of_different_layers_have_no_common_picture_and_it_says_so(runs):
+    other = cb.runs.ensure(cb.experiment.recipe("digits", "sam", epochs=1, model="resnet20"), progress=False)
+    explorer = cb.widgets.explorer([runs[0], other], sample=100)
+    assert explorer.wait()
+    assert explorer.layers.value == "no picture of the layers: the networks differ in theirs"
+    assert "ready" in explorer.status.value
+
+
+def test_the_thread_of_the_explorer_changes_no_setting_of_matplotlib(runs, monkeypatch):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    met = []
+
+    def look():
+        met.append({name: mpl.rcParams[name] for name in cb.plots.STYLE})
+
+    draw = FigureCanvasAgg.print_png
+
+    @functools.wraps(draw)
+    def watched(*arguments, **options):  # while the explorer saves a figure, a cell of the user's reads its settings
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+        return draw(*arguments, **options)
+
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", watched)
+    monkeypatch.setitem(mpl.rcParams, "font.size", 17.0)
+    before = {name: mpl.rcParams[name] for name in cb.plots.STYLE}
+    explorer = cb.widgets.explorer(runs, sample=100)
+    assert explorer.wait()
+    assert "ready" in explorer.status.value
+    assert len(met) > 3
+    assert all(found == before for found in met)
+    assert {name: mpl.rcParams[name] for name in cb.plots.STYLE} == before
