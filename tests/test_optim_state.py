@@ -227,6 +227,17 @@ def test_a_state_that_does_not_fit_leaves_the_draw_as_it_was(kind, small_model, 
     assert optimizer.draw.uses == before[1]
 
 
+@pytest.mark.parametrize("kind", ["sam", "momentum-sam", "cram+", "cram-single"])
+def test_a_state_with_a_wrong_radius_is_refused_before_it_is_loaded(kind, small_model, small_batch):
+    optimizer = BUILD[kind](small_model, sgd(small_model))
+    train(small_model, optimizer, small_batch, 1)
+    before, state = copy.deepcopy(optimizer.param_groups[0]["rho"]), saved(optimizer.state_dict())
+    state["param_groups"][0] |= {"rho": -1.0, "lr": 7.0}
+    with pytest.raises(ValueError, match="rho.*not -1"):
+        optimizer.load_state_dict(state)
+    assert (optimizer.param_groups[0]["rho"], optimizer.param_groups[0]["lr"]) == (before, 0.1)
+
+
 @pytest.mark.parametrize("kind", ["cram+ held", "cram-single gradient"])
 def test_a_state_of_before_is_still_read(kind, small_model, small_batch):
     """The draw used to stand beside the groups."""

@@ -234,12 +234,14 @@ class Wrapper(Optimizer, abc.ABC):
         """
         if missing := [name for name in ("state", "param_groups") if name not in state_dict]:
             raise ValueError(f"this is no state dict of an optimizer: it has no entry {missing[0]!r}")
+        if "rho" in self.settings:  # before anything is loaded
+            for group in state_dict["param_groups"]:
+                check_rho(group.get("rho", 0.0))
         before = [{name: group[name] for name in self.settings if name in group} for group in self.param_groups]
         self.base.load_state_dict(state_dict)
         for group, settings in zip(self.param_groups, before, strict=True):
             for name, value in settings.items():
                 group.setdefault(name, value)
-            self._adopt(group)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.base!r})"
