@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from cram_bench._preserve import buffers_kept
+
 _WORTH = 64 * 3 * 32 * 32  # values in a batch; tracing a network takes some milliseconds
 _CLOSE = 1e-4  # of the largest logit; rounding alone stays a hundred times below
 
@@ -89,7 +91,10 @@ class Folded:
         if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
             return None
         try:
-            traced = _traced(model)
+            with buffers_kept(model) as changed:
+                traced = _traced(model)
+                if changed():  # by the model's own code, which a graph would not run again
+                    return None
         except Exception:  # whatever a model's own code meets when it is traced
             return None
         modules = dict(traced.named_modules())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -31,6 +31,30 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[Callable[[], bool]]:
+    """Put back the buffers that a block changes, in place or by another tensor; yield a function that tells whether it did."""
+    before = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
+    tensors = [buffer for _, named in before for buffer in named.values() if buffer is not None]
+    versions, values = [t._version for t in tensors], [t.clone() for t in tensors]
+
+    def changed() -> bool:
+        moved = any(
+            module._buffers.get(name) is not buffer for module, named in before for name, buffer in named.items()
+        )
+        return moved or any(tensor._version != version for tensor, version in zip(tensors, versions, strict=True))
+
+    try:
+        yield changed
+    finally:
+        for module, named in before:
+            module._buffers.update(named)
+        with torch.no_grad():
+            for tensor, version, value in zip(tensors, versions, values, strict=True):
+                if tensor._version != version:
+                    tensor.copy_(value)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from torch.nn.parameter import is_lazy
 from cram_bench._checks import instance, labels_within, shown
 from cram_bench._fold import folded
 from cram_bench._outputs import classes_of, fitting, logits_of, normal, tensors_of
-from cram_bench._preserve import modes_kept, preserved
+from cram_bench._preserve import buffers_kept, modes_kept, preserved
 from cram_bench.compress import tune_batchnorm
 from cram_bench.data import AT_ONCE, Batches, Dataset, batches_of
 from cram_bench.train import Score
@@ -43,14 +43,9 @@ def probing(model: nn.Module) -> Iterator[nn.Module]:
     are dense there.
 
     Raises:
-        ValueError: the model is lazy and has not run yet, or its weights were made in ``inference_mode``.
+        ValueError: as `ready`.
     """
-    instance("model", model, nn.Module, "a torch model")
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if is_lazy(tensor):
-            raise ValueError(f"{name} of the model has no shape yet: run one batch through the model first")
-        if tensor.is_inference():
-            raise ValueError(f"{name} of the model was made in inference_mode, and cannot be probed: make it outside")
+    ready(model)
     sparse = [module for module in model.modules() if getattr(module, "sparse", None) is True]
     with torch.inference_mode(False), preserved(model):
         try:
@@ -62,13 +57,28 @@ def probing(model: nn.Module) -> Iterator[nn.Module]:
                 module.sparse = True  # type: ignore[assignment]
 
 
+def ready(model: nn.Module) -> None:
+    """Refuse what cannot be probed.
+
+    Raises:
+        TypeError: it is no torch model.
+        ValueError: the model is lazy and has not run yet, or its weights were made in ``inference_mode``.
+    """
+    instance("model", model, nn.Module, "a torch model")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise ValueError(f"{name} of the model has no shape yet: run one batch through the model first")
+        if tensor.is_inference():
+            raise ValueError(f"{name} of the model was made in inference_mode, and cannot be probed: make it outside")
+
+
 def trainable(model: nn.Module) -> list[nn.Parameter]:
     """Return the parameters that ask for a gradient: what is frozen stands still in every probe that needs one.
 
     Raises:
         ValueError: there is none, or one is of half precision, in which small steps and gradients are lost.
     """
-    instance("model", model, nn.Module, "a torch model")
+    ready(model)
     found = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not found:
         raise ValueError(f"no parameter of {type(model).__name__} has requires_grad; at least one is needed")
@@ -201,7 +211,7 @@ class Problem:
         """
         total, count, correct = 0.0, 0, 0.0
         score, run = Score(), None
-        with modes_kept(self.model), _buffers_kept(self.model):
+        with modes_kept(self.model), buffers_kept(self.model):
             self.model.eval()
             for inputs, targets in self:
                 if run is None:
@@ -227,7 +237,7 @@ class Problem:
         trainable(self.model)
         self.model.zero_grad()
         total, count = 0.0, 0
-        with torch.enable_grad(), _buffers_kept(self.model):
+        with torch.enable_grad(), buffers_kept(self.model):
             for inputs, targets in self:
                 loss = self.sum_of(self.outputs(inputs), targets)
                 if not loss.requires_grad:
@@ -280,23 +290,6 @@ def _targeted(batches: Iterable[Any]) -> Iterator[tuple[Any, Tensor]]:
 
 def _bytes(batch: Any) -> int:
     return sum(tensor.nbytes for tensor in tensors_of(batch))
-
-
-@contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Put back the buffers that a block changes, in place or by another tensor."""
-    before = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
-    tensors = [buffer for _, named in before for buffer in named.values() if buffer is not None]
-    versions, values = [t._version for t in tensors], [t.clone() for t in tensors]
-    try:
-        yield
-    finally:
-        for module, named in before:
-            module._buffers.update(named)
-        with torch.no_grad():
-            for tensor, version, value in zip(tensors, versions, values, strict=True):
-                if tensor._version != version:
-                    tensor.copy_(value)
 
 
 def rows_of(inputs: Any, index: slice) -> Any:

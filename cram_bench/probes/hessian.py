@@ -22,6 +22,7 @@ from cram_bench.probes.common import (
     Loss,
     Problem,
     classes_of,
+    held,
     probing,
     rows_of,
     tensors_of,
@@ -140,6 +141,7 @@ def spectral_density(
         ("parts", parts, 2),
     ):
         integer(name, value, least)
+    data = held(data)  # before the seed: a loader's order must not come from it
     with _quiet(), probing(model), sdpa_kernel(SDPBackend.MATH), torch.random.fork_rng():
         from curvlinops.papyan2020traces.spectrum import fast_lanczos
 
@@ -287,4 +289,11 @@ def _quiet() -> Iterator[None]:
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.filterwarnings("ignore", "There is a performance drop because", UserWarning)
-        yield
+        try:
+            yield
+        except RuntimeError as error:  # torch.func, which only the Gauss–Newton products use
+            if "mutate a captured Tensor" not in str(error):
+                raise
+            raise ValueError(
+                "gauss-newton needs a network whose forward changes no buffer in place: take kind='hessian'"
+            ) from error

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cram_bench._checks import integer, items, number
 from cram_bench.compress import Compressor, applied, parse
 from cram_bench.data import Batches
-from cram_bench.probes.common import Forward, Loss, Problem, held, probing
+from cram_bench.probes.common import Forward, Loss, Problem, held, probing, ready
 
 
 def random_direction(model: nn.Module, seed: int) -> dict[str, Tensor]:
@@ -122,6 +122,7 @@ def loss_along_compression(
     compressor = parse(compressor)
     integer("points", points, 1)
     number("end", end)
+    ready(model)
     dense = {name: p.detach().clone() for name, p in model.named_parameters()}
     with applied(model, compressor):
         change = {name: p.detach() - dense[name] for name, p in model.named_parameters()}
@@ -176,6 +177,7 @@ def loss_in_ball(
     """
     steps = np.linspace(-number("radius", radius, 0), radius, integer("points", points, 1))
     integer("directions", directions, 1)
+    ready(model)
     slices, data = [], held(data)
     with _at(model, compressor):
         for index in range(directions):
@@ -211,6 +213,7 @@ def loss_in_plane(
         Columns a, b (signed distances in filter norms), loss (nats), accuracy (fraction); points² rows.
     """
     steps = np.linspace(-number("radius", radius, 0), radius, integer("points", points, 1))
+    ready(model)
     with _at(model, compressor):
         pair = [random_direction(model, seed), random_direction(model, seed + 1)]
         return loss_on_grid(model, data, pair, steps, forward=forward, loss=loss)

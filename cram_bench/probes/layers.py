@@ -14,7 +14,7 @@ from cram_bench._onward import evaluate_changes
 from cram_bench._preserve import preserved
 from cram_bench.compress import Compressor, Magnitude, applied, parse, prunable
 from cram_bench.data import Batches
-from cram_bench.probes.common import Forward, Loss, Problem, probing, tuning_data
+from cram_bench.probes.common import Forward, Loss, Problem, probing, ready, tuning_data
 from cram_bench.probes.sparsity import LEVELS
 
 
@@ -108,6 +108,7 @@ def layer_blame(
         `layer_profile`, and rise: of the loss over the dense model's when this layer alone is compressed, nats.
     """
     compressor = parse(compressor)
+    ready(model)
     weights = prunable(model, exclude)
     with probing(model):
         problem = Problem(model, data, forward, loss)

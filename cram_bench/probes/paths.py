@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from cram_bench._checks import integer, items, number
 from cram_bench._preserve import preserved
 from cram_bench.data import Batches
-from cram_bench.probes.common import Forward, Loss, Problem, probing, tuning_data
+from cram_bench.probes.common import Forward, Loss, Problem, probing, ready, tuning_data
 
 
 def loss_along_path(
@@ -151,6 +152,8 @@ def loss_at(
 
 
 def _parameters(model: nn.Module) -> dict[str, Tensor]:
+    if any(map(is_lazy, model.parameters())):
+        ready(model)  # says why not
     return {name: value.detach().clone() for name, value in model.named_parameters()}
 
 
