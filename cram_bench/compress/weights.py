@@ -135,9 +135,7 @@ def _patterns(exclude: Iterable[str]) -> list[str]:
     if isinstance(exclude, str):
         raise TypeError(f"exclude must be a list of patterns, not {exclude!r}")
     instance("exclude", exclude, Iterable, "a list of patterns")  # type: ignore[type-abstract]
-    if isinstance(
-        exclude, Iterator
-    ):  # a table asks for its patterns once a row, and an iterator is empty from the second on
+    if isinstance(exclude, Iterator):  # empty from the second row of a table on
         raise TypeError(f"exclude is read more than once, so it must be a list of patterns, not {shown(exclude)}")
     patterns = list(exclude)
     for pattern in patterns:
