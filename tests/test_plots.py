@@ -1111,6 +1111,11 @@ def test_no_two_methods_share_a_colour():
     colours = {method: cb.plots.look(method)[1] for method in METHODS}
     assert len(set(colours.values())) == len(METHODS)
     assert all(to_rgba(colour) for colour in colours.values())
+    assert [cb.plots.look(method)[1:] for method in ("sgd", "sam", "cram+-multi")] == [
+        ("#000000", "o"),
+        ("#0072B2", "s"),
+        ("#D55E00", "D"),
+    ]  # as in the reports that were made
 
 
 def test_a_table_straight_from_a_probe_is_drawn_as_one_model():
