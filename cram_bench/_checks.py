@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import math
 import numbers
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,14 +21,14 @@ def shown(value: Any, most: int = 120) -> str:
 
 
 def said(error: BaseException) -> str:
-    """Return what an exception says in one line: the system's words for its error, or the first line, or its type.
+    r"""Return what an exception says in one line: the system's words for its error, or the first line, or its type.
 
-    >>> said(KeyError())
-    'KeyError'
+    >>> said(KeyError()), said(ValueError("\n   some tensors\nshare"))
+    ('KeyError', 'some tensors')
     """
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return (str(error) or type(error).__name__).splitlines()[0]
+    return next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
 
 
 def unknown(kind: str, name: Any, known: Sequence[str]) -> str:
@@ -44,6 +45,22 @@ def meant(name: Any, known: Sequence[str]) -> str:
     """
     close = difflib.get_close_matches(name, known, n=1) if isinstance(name, str) and len(name) < 200 else []
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def needs(what: str, extra: str, *modules: str) -> None:
+    """Refuse in one line to do `what` where a module of an optional extra of this package is not installed.
+
+    Raises:
+        ModuleNotFoundError: the message says how to install it.
+
+    >>> needs("pictures", "report", "no_such_module")
+    Traceback (most recent call last):
+    ModuleNotFoundError: pictures need no_such_module, which is not installed: pip install 'cram-bench[report]'
+    """
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            how = f"pip install 'cram-bench[{extra}]'"
+            raise ModuleNotFoundError(f"{what} need {module}, which is not installed: {how}", name=module)
 
 
 def integer(name: str, value: Any, least: int, most: int | None = None) -> int:

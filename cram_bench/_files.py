@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -42,6 +43,25 @@ def whole(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+
+
+def check_writable(folder: str | os.PathLike[str], name: str) -> Path:
+    """Return `folder`, which may be missing, or refuse it before any work if nothing could be written there.
+
+    Raises:
+        ValueError: it, or what it would be made in, is no folder.
+        OSError: it may not be written.
+    """
+    path = Path(folder).expanduser()
+    there = path.absolute()
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise ValueError(f"{name} must be a folder, and {there if there != path.absolute() else folder} is none")
+    if not os.access(there, os.W_OK | os.X_OK):
+        code = errno.EROFS if os.statvfs(there).f_flag & os.ST_RDONLY else errno.EACCES
+        raise OSError(code, f"{name} cannot be written: {os.strerror(code)}", str(there))
+    return path
 
 
 def write(path: Path, content: str | bytes) -> None:

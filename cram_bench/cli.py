@@ -1,4 +1,4 @@
-"""The command line: ``cram-bench train | sweep | report | reproduce | probe | runs``.
+"""The command line: ``cram-bench train | sweep | report | reproduce | probe | runs | settings``.
 
 Nothing heavy is imported before a command is known, so that ``--help`` answers at once.
 """
@@ -6,31 +6,77 @@ Nothing heavy is imported before a command is known, so that ``--help`` answers 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
+import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from cram_bench import __version__
 
 if TYPE_CHECKING:
     from cram_bench.distributed import Group
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit status: 0 done, 1 a problem said in one line, 2 a wrong call."""
+    """Run one command; return the exit status: 0 done, 1 a problem said in one line, 2 a wrong call, 130 interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments, others = parser.parse_known_args(argv)
+    if others:
+        how = "; settings are given as -s NAME VALUE, and `cram-bench settings` lists them"
+        parser.error(f"unrecognized arguments: {shlex.join(others)}{how if arguments.run is _train else ''}")
     arguments.argv = argv
     try:
-        return arguments.run(arguments)
+        with _warnings_on_a_line():
+            return arguments.run(arguments)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last finished epoch", file=sys.stderr)
+        on = "; the same command goes on from the last finished epoch" if arguments.run in _TRAINING else ""
+        print(f"interrupted{on}", file=sys.stderr)
         return 130
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
+    except BrokenPipeError:  # whoever read the output, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
         if arguments.debug:
             raise
-        print(f"cram-bench: {(str(error) or type(error).__name__).splitlines()[0]}", file=sys.stderr)
+        print(f"cram-bench: {_line(error)}", file=sys.stderr)
         return 1
+
+
+def _line(error: Exception) -> str:
+    """Return what to say of an error: one line, never empty, with the file of a system's error and what helps."""
+    from cram_bench._checks import said
+
+    if isinstance(error, OSError) and error.strerror:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        helps = "; free some space there, and the same command goes on" if full else ""
+        return f"{said(error)}{helps}" + (f": {error.filename!r}" if error.filename else "")
+    if isinstance(error, (ValueError, TypeError, OSError, RuntimeError, ImportError)):
+        return said(error)
+    what = type(error).__name__  # nobody foresaw it, so that its words alone say little
+    return f"{what}{f': {said(error)}' if str(error).strip() else ''} (cram-bench --debug … shows where)"
+
+
+@contextlib.contextmanager
+def _warnings_on_a_line() -> Iterator[None]:
+    """Say this package's warnings as its errors are said, without file and line."""
+    import warnings
+
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *where: Any, **options: Any) -> None:
+            if category is UserWarning:
+                print(f"cram-bench: {str(message).strip().partition(chr(10))[0]}", file=sys.stderr)
+            else:
+                usual(message, category, *where, **options)
+
+        warnings.showwarning = show
+        yield
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -39,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Train, prune and probe networks; regenerate the reports that compare them.",
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--version", action="version", version=f"cram-bench {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
 
     train = commands.add_parser("train", help="train one experiment, or find it trained; print its folder")
@@ -101,12 +148,20 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(run=_report)
 
     probe = commands.add_parser("probe", help="measure a finished run: accuracy against sparsity, and local loss")
-    probe.add_argument("folder", metavar="RUN", help="a run's folder or the beginning of its id; or a safetensors file")
-    probe.add_argument("--arch", help="of a safetensors file: the model, such as resnet20 or torchvision:resnet18")
-    probe.add_argument("--data", help="of a safetensors file: a data set or an image folder to probe on")
+    probe.add_argument(
+        "folder", metavar="RUN",
+        help="a run's folder or the beginning of its id; or a file of weights: .safetensors, or .pth and .pt, of which only "
+        "weights are loaded",
+    )  # fmt: skip
+    probe.add_argument("--arch", help="of a file: the model, such as resnet20 or torchvision:resnet18")
+    probe.add_argument("--data", help="of a file: a data set or an image folder to probe on")
+    probe.add_argument(
+        "--rename", action="append", default=[], metavar="OLD=NEW",
+        help="of a file: what the model calls a part of its names, such as --rename downsample=shortcut --rename fc=linear",
+    )  # fmt: skip
     probe.add_argument(
         "--crop", type=int, default=0,
-        help="of a safetensors file: cut images of any size to CROP pixels a side and normalise as for ImageNet, as torchvision's "
+        help="of a file: cut images of any size to CROP pixels a side and normalise as for ImageNet, as torchvision's "
         "own weights expect (224 for most); without it images must be of one size, and are normalised by the training images'",
     )  # fmt: skip
     probe.add_argument(
@@ -132,13 +187,20 @@ def _parser() -> argparse.ArgumentParser:
     runs = commands.add_parser("runs", help="list the runs in the store")
     runs.add_argument("--csv", action="store_true", help="print as CSV")
     runs.set_defaults(run=_runs)
+
+    settings = commands.add_parser("settings", help="list what -s can set, with type, default and meaning")
+    settings.add_argument("method", nargs="?", default="", metavar="METHOD", help="only what this method looks at")
+    settings.add_argument("--dataset", default="digits", help="whose defaults to list (default: digits)")
+    settings.add_argument("--csv", action="store_true", help="print as CSV")
+    settings.set_defaults(run=_list_settings)
     return parser
 
 
 def _settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-s", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="settings",
-        help="change any other setting, such as -s lr 0.2 or -s model vgg16_bn; VALUE is read as YAML",
+        help="change any other setting, such as -s lr 0.2 or -s model vgg16_bn; VALUE is read as YAML; "
+        "`cram-bench settings` lists them",
     )  # fmt: skip
 
 
@@ -196,6 +258,11 @@ def _train_together(arguments: argparse.Namespace, group: Group) -> int:
         group=group,
     )
     if group.first:
+        last, tested = run.history.iloc[-1], "validation" if run.experiment.holdout else "test"
+        accuracies = f"accuracy {last['train_accuracy']:.1%} in training, {last['test_accuracy']:.1%} in {tested}"
+        print(
+            f"{run.label}, {int(last['epoch'])} epoch{'s' if last['epoch'] > 1 else ''}: {accuracies}", file=sys.stderr
+        )
         print(run.path)
     return 0
 
@@ -204,6 +271,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     import warnings
 
     from cram_bench import runs, sweep
+    from cram_bench._files import check_writable
 
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -211,6 +279,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
     for warning in said:
         print(f"cram-bench: {warning.message}", file=sys.stderr)
     store, name = runs.Store(), sweep.name_of(arguments.file)
+    if arguments.folder:
+        check_writable(arguments.folder, "--folder")
     results = sweep.run(
         experiments,
         store,
@@ -255,7 +325,9 @@ def _runs(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     from cram_bench import report
+    from cram_bench._files import check_writable
 
+    check_writable(arguments.reports, "--reports")
     built = report.build(
         arguments.dataset,
         arguments.profile,
@@ -279,7 +351,9 @@ def _report(arguments: argparse.Namespace) -> int:
 
 def _reproduce(arguments: argparse.Namespace) -> int:
     from cram_bench import reproduce
+    from cram_bench._files import check_writable
 
+    check_writable(arguments.into, "--into")
     table = reproduce.reproduce(arguments.report, arguments.into, retrain=not arguments.reuse_runs)
     print(table.to_csv(index=False) if arguments.csv else table.to_string(index=False))
     differing = table[(table["state"] != "same") & (table["kind"] != "version") & (table["kind"] != "device")]
@@ -287,20 +361,22 @@ def _reproduce(arguments: argparse.Namespace) -> int:
 
 
 def _probe(arguments: argparse.Namespace) -> int:
-    from cram_bench import compress, probes, report, runs
+    from cram_bench import compress, models, probes, report, runs
+    from cram_bench._files import check_writable
+    from cram_bench.progress import working
 
-    if arguments.folder.endswith(".safetensors"):
+    if arguments.out:
+        check_writable(arguments.out, "--out")
+    if Path(arguments.folder).is_file() or arguments.folder.endswith(models.weights.FILES):
         train, test, model = _file(arguments)
         augment, name = True, arguments.folder
     else:
-        if arguments.arch or arguments.data or arguments.crop:
-            raise ValueError("--arch, --data and --crop belong to a safetensors file; a run knows its own")
+        if arguments.arch or arguments.data or arguments.crop or arguments.rename:
+            raise ValueError("--arch, --data, --crop and --rename belong to a file of weights; a run knows its own")
         run = runs.Store().open(arguments.folder)
         train, test = run.experiment.load_data()
         model = run.load_model()
         augment, name = run.experiment.augment, f"{run.id}: {run.label}, {run.experiment.epochs} epochs"
-    if arguments.out and Path(arguments.out).exists() and not Path(arguments.out).is_dir():
-        raise ValueError(f"--out must be a folder, and {arguments.out} is none")
     sample = train.sample(arguments.sample)
     levels = [f"global@{level:g}" for level in probes.LEVELS]
     calibration = train.calibration(arguments.calibration, augment)
@@ -324,8 +400,9 @@ def _probe(arguments: argparse.Namespace) -> int:
             f"images normalised by mean {mean} and std {std}"
             + ("" if arguments.crop else ", those of the training images")
         )
-    for name, measure in tables.items():  # shown as they come: the last ones take longest
-        table = measure()
+    for number, (name, measure) in enumerate(tables.items(), 1):  # shown as they come: the last ones take longest
+        with working(f"{name}, {number} of {len(tables)}"):
+            table = measure()
         print(f"\n{name}\n{table.to_string(index=False)}", flush=True)
         if arguments.out:
             report.Output(arguments.out).table(table, name)
@@ -333,15 +410,20 @@ def _probe(arguments: argparse.Namespace) -> int:
 
 
 def _file(arguments: argparse.Namespace) -> Any:
-    """Return (train, test, model) of a safetensors file of somebody else's training."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+    """Return (train, test, model) of a file of weights of somebody else's training."""
     from cram_bench import data, models, streaming
-    from cram_bench._checks import integer
+    from cram_bench._checks import integer, shown
 
     if not arguments.arch or not arguments.data:
-        raise ValueError("a safetensors file needs --arch, the model, and --data, what to probe it on")
+        raise ValueError("a file of weights needs --arch, the model, and --data, what to probe it on")
+    rename: dict[str, str] = {}
+    for text in arguments.rename:
+        old, equals, new = text.partition("=")
+        if not old or not equals or not new:
+            raise ValueError(f"--rename must be OLD=NEW, such as downsample=shortcut, not {shown(text)}")
+        if old in rename:
+            raise ValueError(f"--rename {old} is given twice")
+        rename[old] = new
     train: data.Dataset
     test: data.Dataset
     if arguments.crop:
@@ -352,11 +434,47 @@ def _file(arguments: argparse.Namespace) -> Any:
         train, test = data.load(arguments.data)
     model = models.create(arguments.arch, train.num_classes, train.channels, train.image_size)
     try:
-        model.load_state_dict(load_file(arguments.folder))
-    except (SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{arguments.folder} does not fit {arguments.arch}: {reason[:200]}") from None
+        models.load_(model, arguments.folder, rename, kind=arguments.arch)
+    except ValueError as error:
+        more = (
+            "; --rename OLD=NEW changes a part of the names" if " missing, first " in str(error) and not rename else ""
+        )
+        raise ValueError(f"{error}{more}") from error
     return train, test, model
+
+
+def _list_settings(arguments: argparse.Namespace) -> int:
+    import csv
+    import shutil
+    import textwrap
+
+    from cram_bench import _documented, experiment
+    from cram_bench._checks import unknown
+
+    if arguments.method and arguments.method not in experiment.METHODS:
+        raise ValueError(unknown("method", arguments.method, list(experiment.METHODS)))
+    rows = _documented.settings(arguments.method, arguments.dataset)
+    for row in rows:
+        if row["setting"] in ("dataset", "method", "epochs", "seed"):
+            row["setting"] = f"--{row['setting']}"
+    if arguments.csv:
+        writer = csv.DictWriter(sys.stdout, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        return 0
+    widths = [max(len(row[column]) for row in rows) for column in ("setting", "type")]
+    room = max(40, min(120, shutil.get_terminal_size((100, 24)).columns) - sum(widths) - 4)
+    for row in rows:
+        lines = textwrap.wrap(f"{row['meaning']} ({row['default']})", room) or [""]
+        print(f"{row['setting']:<{widths[0]}}  {row['type']:<{widths[1]}}  {lines[0]}")
+        for line in lines[1:]:
+            print(f"{'':{sum(widths) + 4}}{line}")
+    of = f"{arguments.method} on {arguments.dataset}" if arguments.method else f"sgd on {arguments.dataset}"
+    print(f"\nIn brackets the defaults of {of}. -s NAME VALUE sets those without dashes, such as -s lr 0.05.")
+    return 0
+
+
+_TRAINING = (_train, _sweep, _report, _reproduce)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from cram_bench import compress, data, models, text
 from cram_bench._checks import instance, integer, items, shown, unknown
+from cram_bench._documented import unknown_setting
 from cram_bench.optim import SAM, CrAM, CrAMSingle, MomentumSAM
 
 
@@ -197,7 +198,7 @@ class Experiment:
         known = [f.name for f in fields(cls)]
         for name in settings:
             if name not in known:
-                raise ValueError(unknown("setting", name, known))
+                raise ValueError(unknown_setting(name))
         return cls(**settings)
 
     def load_data(self, workers: int | None = None) -> tuple[data.Dataset, data.Dataset]:

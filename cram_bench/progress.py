@@ -1,10 +1,13 @@
-"""Progress of a training, in a terminal, in a notebook, and in a log."""
+"""Progress of a training and of other long steps, in a terminal, in a notebook, and in a log."""
 
 from __future__ import annotations
 
+import contextlib
 import html
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
@@ -71,7 +74,10 @@ class Progress(Callback):
         time_note = f"{time.perf_counter() - self.start:.0f} s" if last else f"{self._left(fit, fit.epoch):.0f} s left"
         if self.notebook:
             self._draw(f"{state}, {time_note}", fit.epoch / fit.epochs)
-        elif self.bar is None and (last or fit.epoch % max(1, fit.epochs // 10) == 0):
+        elif self.bar is not None:  # the last state of the bar is that of the finished epoch
+            self.shown = time.perf_counter()
+            self.bar.set_postfix_str(f"loss {row['train_loss']:.3f}, accuracy {row['train_accuracy']:.1%}{test}")
+        elif last or fit.epoch % max(1, fit.epochs // 10) == 0:
             print(f"{self.label}: {state}, {time_note}", file=self.stream, flush=True)
 
     def on_end(self, fit: Fit) -> None:
@@ -86,6 +92,39 @@ class Progress(Callback):
 
         bar = f'<progress value="{fraction:.4f}" style="vertical-align: middle"></progress>'
         self.bar.update(HTML(f"<div>{bar} {html.escape(self.label)}: {html.escape(text)}</div>"))
+
+
+@contextlib.contextmanager
+def working(text: str, stream: Any = None) -> Iterator[None]:
+    """Show for the length of a block that `text` goes on: with its seconds on a terminal, as one line in a log.
+
+    On a terminal the line is taken away in the end, so that what the block found stands alone.
+
+    Args:
+        text: what is done, such as ``curvature``.
+        stream: where to write, by default standard error.
+    """
+    stream = stream or sys.stderr
+    if not stream.isatty():
+        print(f"{text} …", file=stream, flush=True)
+        yield
+        return
+    done, start = threading.Event(), time.perf_counter()
+
+    def tick() -> None:
+        while True:
+            print(f"\r{text} … {time.perf_counter() - start:.0f} s", end="", file=stream, flush=True)
+            if done.wait(1):
+                return
+
+    thread = threading.Thread(target=tick, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        print("\r\x1b[K", end="", file=stream, flush=True)
 
 
 def _in_notebook() -> bool:

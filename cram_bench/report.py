@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import hashlib
-import importlib.util
 import inspect
 import io
 import json
@@ -25,7 +24,7 @@ from typing import Any, get_args, get_origin
 import pandas as pd
 
 from cram_bench import comparisons, compress, experiment, pages, runs
-from cram_bench._checks import instance, integer, items, number, shown, unknown
+from cram_bench._checks import instance, integer, items, needs, number, shown, unknown
 from cram_bench._executing import Notebook, default_parameters, execute_all, outputs
 from cram_bench._files import sealed, sha256, whole, write
 from cram_bench.data import is_folder
@@ -235,8 +234,7 @@ def build(
         integer("seeds", seeds, 1)
     if reserved := sorted({"dataset", "seeds", "store", "output"} & (parameters or {}).keys()):
         raise ValueError(f"{reserved[0]} is no free parameter: use --dataset, --seeds, --reports or CRAM_BENCH_RUNS")
-    if missing := [name for name in ("papermill", "nbconvert") if importlib.util.find_spec(name) is None]:
-        raise ValueError(f"reports need {missing[0]}, which is not installed: pip install 'cram-bench[report]'")
+    needs("reports", "report", "papermill", "nbconvert", "nbformat", "ipykernel")
     folder_of_notebooks = Path(notebooks) if notebooks else notebooks_folder()
     for question in questions:
         if question not in NOTEBOOKS:

@@ -209,7 +209,7 @@ def _check(
     warmup_epochs: Any, test_every: Any, precision: Any,
 ) -> None:  # fmt: skip
     """Refuse what `fit` cannot train with, before anything is touched."""
-    instance("model", model, nn.Module, "a torch model")
+    check_trainable(model)
     instance("optimizer", optimizer, Optimizer, "a torch optimizer")
     initialised(model)
     if isinstance(optimizer, torch.optim.LBFGS) and any(p.ndim >= 4 for p in model.parameters()):
@@ -229,6 +229,23 @@ def _check(
         raise ValueError("the data to train on are empty")
     for _, labels in pairs([(train.images, train.labels)]):
         labels_within(labels, train.num_classes)
+
+
+def check_trainable(model: nn.Module) -> None:
+    """Refuse a model with nothing to train, or with weights that are made at its first batch.
+
+    Raises:
+        ValueError: no parameter has requires_grad, or a module is lazy.
+        TypeError: it is no torch model.
+    """
+    instance("model", model, nn.Module, "a torch model")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            raise ValueError(
+                f"{name} of {type(model).__name__} is lazy; call the model once on a batch, and then train it"
+            )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"no parameter of {type(model).__name__} has requires_grad; at least one is needed")
 
 
 def _epoch(

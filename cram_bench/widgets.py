@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cram_bench import plots
-from cram_bench._checks import instance, integer, number
+from cram_bench._checks import instance, integer, needs, number
 from cram_bench._fold import fold
 from cram_bench._preserve import preserved
 from cram_bench.compress import Compressor, Dense, Magnitude, apply_, listing, parse, tune_batchnorm
@@ -138,6 +138,7 @@ class Explorer:
     """
 
     def __init__(self, runs: Sequence[Run], sample: int = 1000, calibration: int = 250, delay: float = 0.12) -> None:
+        needs("explorers", "lab", "ipywidgets")
         import ipywidgets as ipw
 
         instance("runs", runs, (list, tuple), "a list of runs")

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from test_bad_input import QUICK, check_line, cut, found
+from test_bad_input import QUICK, check_line, found
 from test_bad_input import ROWS as LIBRARY
 
 import cram_bench as cb
@@ -24,6 +24,7 @@ from cram_bench.runs import Store, ensure
 
 SYSTEM = "!!python/object/apply:os.system ['touch executed']"
 TRAIN = ("train", "--epochs", "1")
+PROBE = ("probe", "other.safetensors", "--arch", "convnet", "--data", "digits")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def folder(store, tmp_path, monkeypatch):
         {"w": cb.probes.random_direction(cb.models.create("convnet", 2, 1), 0)["linear.weight"] > 0}
     ).save("other.safetensors")
     shutil.copy("other.safetensors", "short.safetensors")
-    cut(tmp_path / "short.safetensors")
+    (tmp_path / "short.safetensors").write_bytes((tmp_path / "other.safetensors").read_bytes()[:-50])
     return tmp_path
 
 
@@ -58,7 +59,7 @@ ROWS = [
     ("epochs a word", ["train", "--epochs", "ten"], 2, ("--epochs", "int", "'ten'")),
     ("epochs nan", ["train", "--epochs", "nan"], 2, ("--epochs", "int", "'nan'")),
     ("seed negative", [*TRAIN, "--seed", "-1"], 1, ("seed", "from 0", "-1")),
-    ("setting unknown", [*TRAIN, "-s", "learning_rate", "1"], 1, ("'learning_rate'",)),
+    ("setting unknown", [*TRAIN, "-s", "learning_rate", "1"], 1, ("'learning_rate'", "did you mean 'lr'", "settings")),
     ("setting misspelt", [*TRAIN, "-s", "batchsize", "8"], 1, ("'batchsize'", "did you mean 'batch_size'")),
     ("setting without a value", [*TRAIN, "-s", "lr"], 2, ("-s", "2 arguments")),
     ("setting twice", [*TRAIN, "-s", "lr", "1", "-s", "lr", "2"], 1, ("lr is given twice",)),
@@ -101,8 +102,14 @@ ROWS = [
     ("probe sample", ["probe", "ID", "--sample", "0"], 1, ("sample", "at least 1", "not 0")),
     ("probe calibration", ["probe", "ID", "--calibration", "-5"], 1, ("sample", "at least 1", "-5")),
     ("probe into a file", ["probe", "ID", "--out", "file"], 1, ("--out", "folder", "file")),
-    ("probe arch of a run", ["probe", "ID", "--arch", "convnet"], 1, ("--arch", "safetensors")),
-    ("probe crop of a run", ["probe", "ID", "--crop", "32"], 1, ("--crop", "safetensors")),
+    ("probe arch of a run", ["probe", "ID", "--arch", "convnet"], 1, ("--arch", "file of weights")),
+    ("probe crop of a run", ["probe", "ID", "--crop", "32"], 1, ("--crop", "file of weights")),
+    ("probe rename of a run", ["probe", "ID", "--rename", "a=b"], 1, ("--rename", "file of weights")),
+    ("probe rename half", [*PROBE, "--rename", "a"], 1, ("--rename", "OLD=NEW", "'a'")),
+    ("probe rename twice", [*PROBE, "--rename", "a=b", "--rename", "a=c"], 1, ("--rename a", "twice")),
+    ("probe rename nothing", [*PROBE, "--rename", "a=b"], 1, ("'a'", "no part of a name", "'w'")),
+    ("probe no weights", ["probe", "file", *PROBE[2:]], 1, ("file", "damaged", "no file of torch")),
+    ("settings method", ["settings", "sdg"], 1, ("'sdg'", "did you mean 'sgd'")),
     (
         "probe crop of a named set",
         ["probe", "other.safetensors", "--arch", "convnet", "--data", "digits", "--crop", "8"],
@@ -120,13 +127,13 @@ ROWS = [
         "probe truncated",
         ["probe", "short.safetensors", "--arch", "convnet", "--data", "digits"],
         1,
-        ("short.safetensors", "does not fit convnet"),
+        ("short.safetensors", "not readable as safetensors"),
     ),
     (
         "probe another model",
         ["probe", "other.safetensors", "--arch", "convnet", "--data", "digits"],
         1,
-        ("other.safetensors", "does not fit convnet", "convs.0.weight"),
+        ("other.safetensors", "does not fit convnet", "17 names missing", "'convs.0.weight'", "--rename OLD=NEW"),
     ),
     ("report dataset", ["report", "--dataset", "cifr10"], 1, ("cifr10'", "did you mean 'cifar10'")),
     ("report profile", ["report", "--profile", "fast"], 1, ("'fast'", "quick, full")),

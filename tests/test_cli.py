@@ -1,6 +1,12 @@
+import dataclasses
+import errno
+import io
+import os
 import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -9,6 +15,7 @@ from safetensors.torch import save_file
 
 import cram_bench as cb
 from cram_bench import cli
+from cram_bench.experiment import Experiment, recipe
 
 
 def run(capsys, *arguments: str) -> tuple[int, list[str], str]:
@@ -24,7 +31,9 @@ def test_train_prints_the_folder_last_and_finds_it_again(capsys, tmp_path):
     folder = out[-1]
     assert (pd.read_csv(f"{folder}/history.csv")["epoch"] == [1]).all()
     status, out, err = run(capsys, *arguments)
-    assert (status, out[-1], err) == (0, folder, "")
+    last = pd.read_csv(f"{folder}/history.csv").iloc[-1]
+    said = f"{last['train_accuracy']:.1%} in training, {last['test_accuracy']:.1%} in test"
+    assert (status, out, err) == (0, [folder], f"CrAM+-Multi, seed 3, 1 epoch: accuracy {said}\n")
     status, out, _ = run(capsys, "runs", "--csv")
     assert status == 0
     assert out[1].split(",")[:7] == [
@@ -56,7 +65,7 @@ def test_somebody_elses_weights_are_probed(capsys, tmp_path):
         (["probe", file], "needs --arch"),
         (["probe", file, "--arch", "resnet20", "--data", "digits"], "does not fit resnet20"),
         (["probe", file, "--arch", "convet", "--data", "digits"], "did you mean 'convnet'"),
-        (["probe", "0123", "--arch", "convnet"], "belong to a safetensors file"),
+        (["probe", "0123", "--arch", "convnet"], "belong to a file of weights"),
     ):
         status, _, err = run(capsys, *arguments)
         assert status == 1
@@ -79,6 +88,8 @@ def test_somebody_elses_weights_are_probed(capsys, tmp_path):
         (["train", "-s", "batch_size", "100000", "--epochs", "1"], "larger than the training data"),
         (["probe", "nowhere"], "0 finished runs"),
         (["report", "-p", "epcohs", "3"], "unknown parameter 'epcohs'; did you mean 'epochs'"),
+        (["train", "-s", "learning_rate", "1"], "did you mean 'lr'? `cram-bench settings` lists them"),
+        (["settings", "cram+multi"], "unknown method 'cram+multi'; did you mean 'cram+-multi'"),
     ],
 )
 def test_bad_input_is_one_line(capsys, arguments, message):
@@ -112,9 +123,185 @@ def test_the_help_lists_every_notebook_of_a_report(capsys):
     assert set(cb.report.NOTEBOOKS) <= set(words)
 
 
-def test_help_loads_nothing_heavy():
-    code = "import sys, cram_bench.cli as c; c._parser().format_help(); sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_loads_nothing_heavy(option):
+    code = (
+        "import sys, cram_bench.cli as c\n"
+        f"try: c.main(['{option}'])\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "heavy = {'torch', 'pandas', 'numpy', 'matplotlib', 'IPython'} & set(sys.modules)\n"
+        "sys.exit(', '.join(heavy) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert cb.__version__ in done.stdout or option == "--help"
+
+
+def test_settings_lists_every_setting_with_type_default_and_meaning(capsys):
+    status, out, _ = run(capsys, "settings", "--csv")
+    table = pd.read_csv(io.StringIO("\n".join(out)), keep_default_na=False).set_index("setting")
+    assert status == 0
+    assert {name.removeprefix("--") for name in table.index} == {f.name for f in dataclasses.fields(Experiment)}
+    assert {name for name in table.index if name.startswith("--")} == {"--dataset", "--method", "--epochs", "--seed"}
+    assert table.loc["lr"].tolist() == ["float", "0.1", "Peak learning rate, positive."]
+    assert table["meaning"].str.len().min() > 8
+    status, out, _ = run(capsys, "settings")
+    assert status == 0
+    assert re.search(r"^lr +float +Peak learning rate, positive\. \(0\.1\)$", "\n".join(out), re.MULTILINE)
+    assert max(map(len, out)) <= 120
+
+
+@pytest.mark.parametrize("method", cb.experiment.METHODS)
+def test_what_settings_lists_of_a_method_is_what_it_takes_with_its_defaults(capsys, method):
+    """Every default is read back as `-s` reads it, and gives the recipe itself."""
+    status, out, _ = run(capsys, "settings", method, "--csv")
+    table = pd.read_csv(io.StringIO("\n".join(out)), keep_default_na=False).set_index("setting")
+    values = cli._values([[name, text] for name, text in table["default"].items() if not name.startswith("--")])
+    wanted = recipe("digits", method)
+    assert recipe("digits", method, **values) == wanted
+    assert table.loc["--method", "default"] == method
+    left = {f.name for f in dataclasses.fields(Experiment)} - {name.removeprefix("--") for name in table.index}
+    assert ("compressors" in left, "rho" in left) == (not wanted.compressors, not wanted.rho)
+    assert ("prune" in left) == (method not in ("sgd", "adamw"))
+    assert ("ascent" in left) == (method != "cram-single")
+
+
+def test_an_error_without_words_is_named(capsys, monkeypatch):
+    class OddError(Exception):
+        pass
+
+    for error, said in (
+        (RuntimeError(), "cram-bench: RuntimeError"),
+        (RuntimeError("\n   it hurts\n more"), "cram-bench: it hurts"),
+        (AssertionError(), "cram-bench: AssertionError (cram-bench --debug … shows where)"),
+        (OddError("why"), "cram-bench: OddError: why (cram-bench --debug … shows where)"),
+        (KeyError("x"), "cram-bench: KeyError: 'x' (cram-bench --debug … shows where)"),
+        (OSError(errno.ENOSPC, "No space left on device", "/a"),
+         "cram-bench: No space left on device; free some space there, and the same command goes on: '/a'"),
+        (PermissionError(errno.EACCES, "Permission denied", "/a"), "cram-bench: Permission denied: '/a'"),
+        (OSError("no number"), "cram-bench: no number"),
+        (ModuleNotFoundError("No module named 'x'"), "cram-bench: No module named 'x'"),
+    ):  # fmt: skip
+        monkeypatch.setattr("cram_bench.runs.Store", lambda *a, error=error: (_ for _ in ()).throw(error))
+        assert run(capsys, "runs") == (1, [], f"{said}\n")
+        with pytest.raises(type(error)):
+            cli.main(["--debug", "runs"])
+
+
+def test_ctrl_c_says_what_goes_on(capsys, monkeypatch):
+    def pressed(*a, **k):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cram_bench.runs.Store", pressed)
+    assert run(capsys, "runs") == (130, [], "interrupted\n")
+    monkeypatch.setattr("cram_bench.runs.ensure", pressed)
+    assert run(capsys, "train") == (130, [], "interrupted; the same command goes on from the last finished epoch\n")
+
+
+def test_warnings_are_one_line_without_a_place_in_the_code(capsys):
+    status, out, _ = run(capsys, "train", "--epochs", "1")
+    folder = Path(out[-1])
+    (folder / "settings.json").write_text("{")
+    status, out, err = run(capsys, "runs")
+    assert status == 0
+    assert err.startswith(f"cram-bench: left out: {folder / 'settings.json'} is damaged")
+    assert err.count("\n") == 1
+
+
+def test_a_setting_given_as_an_option_is_explained(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "--lr", "0.1"])
+    assert stop.value.code == 2
+    assert "unrecognized arguments: --lr 0.1; settings are given as -s NAME VALUE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "module", "extra"),
+    [
+        (["report", "--dataset", "digits"], "papermill", "report"),
+        (["report", "--dataset", "digits"], "nbconvert", "report"),
+        (["report", "--dataset", "digits"], "nbformat", "report"),
+        (["report", "--dataset", "digits"], "ipykernel", "report"),
+        (["sweep", "sweep.yaml"], "submitit", "sweep"),
+        (["train", "--dataset", "sst2"], "transformers", "language"),
+        (["train", "--dataset", "sst2", "-s", "model", "hub:x"], "transformers", "language"),
+    ],
+)
+def test_a_missing_extra_is_named_before_anything_trains(capsys, monkeypatch, tmp_path, arguments, module, extra):
+    monkeypatch.chdir(tmp_path)
+    Path("sweep.yaml").write_text("{dataset: digits, methods: [sgd], epochs: 1}")
+    for split in ("train", "test"):
+        (tmp_path / "data" / "sst2").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / "sst2" / f"{split}.tsv").write_text("good\t1\nbad\t0\n")
+    monkeypatch.setenv("CRAM_BENCH_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr("cram_bench.runs.training.fit", lambda *a, **k: pytest.fail("trained"))
+    monkeypatch.setitem(sys.modules, module, None)
+    status, out, err = run(capsys, *arguments)
+    assert (status, out) == (1, [])
+    assert err.count("\n") == 1
+    assert f"pip install 'cram-bench[{extra}]'" in err
+
+
+def test_the_explorer_names_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    with pytest.raises(ModuleNotFoundError, match=r"ipywidgets.*pip install 'cram-bench\[lab\]'"):
+        cb.widgets.explorer([])
+
+
+def test_every_extra_that_a_message_names_is_one():
+    extras = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    code = "".join(path.read_text() for path in Path(cb.__file__).parent.rglob("*.py"))
+    named = set(re.findall(r"cram-bench\[(\w+)\]", code)) | set(re.findall(r'needs\("[^"]+", "(\w+)"', code))
+    assert named <= extras.keys()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs modes of folders")
+@pytest.mark.parametrize("option", ["--out", "--folder", "--reports", "--into"])
+@pytest.mark.parametrize("kind", ["closed", "file"])
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(capsys, monkeypatch, tmp_path, option, kind):
+    monkeypatch.chdir(tmp_path)
+    Path("sweep.yaml").write_text("{dataset: digits, methods: [sgd], epochs: 1}")
+    Path("file").write_text("x")
+    Path("closed").mkdir()
+    command = {"--out": ["probe", "0123"], "--folder": ["sweep", "sweep.yaml"], "--reports": ["report"],
+               "--into": ["reproduce", "nothing"]}[option]  # fmt: skip
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, *a, **k: "closed" not in str(path) and access(path, *a, **k))
+    monkeypatch.setattr("cram_bench.runs.training.fit", lambda *a, **k: pytest.fail("trained"))
+    before = sorted(tmp_path.rglob("*"))
+    status, out, err = run(capsys, *command, option, f"{kind}/deep/er")
+    assert (status, out) == (1, [])
+    wanted = f"{option} cannot be written: Permission denied: '{tmp_path / 'closed'}'"
+    assert (wanted if kind == "closed" else f"{option} must be a folder, and {tmp_path / 'file'} is none") in err
+    assert err.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_long_steps_show_that_they_go_on():
+    log, terminal = io.StringIO(), Terminal()
+    for stream in (log, terminal):
+        with pytest.raises(ZeroDivisionError), cb.progress.working("curvature", stream):
+            raise ZeroDivisionError
+    assert log.getvalue() == "curvature …\n"
+    assert terminal.getvalue().startswith("\rcurvature … 0 s")
+    assert terminal.getvalue().endswith("\r\x1b[K")  # nothing of it stays
+
+
+def test_the_last_state_of_the_bar_is_that_of_the_last_epoch():
+    terminal, wanted = Terminal(), recipe("digits", epochs=2)
+    train, test = wanted.load_data()
+    model = wanted.build_model(train)
+    rows = cb.train.fit(model, wanted.build_optimizer(model), train, test, epochs=2, batch_size=128,
+                        callbacks=[cb.progress.Progress("it", terminal)])  # fmt: skip
+    last = re.split(r"[\r\n]+", terminal.getvalue().strip())[-1]
+    assert f"accuracy {rows[-1]['train_accuracy']:.1%}, test {rows[-1]['test_accuracy']:.1%}" in last
 
 
 def test_a_folder_of_images_trains_with_no_code_change(capsys, tmp_path):

@@ -1,7 +1,6 @@
 """Kill, fill, forbid, damage: nothing is lost and nothing half-written is trusted."""
 
 import contextlib
-import errno
 import hashlib
 import json
 import multiprocessing
@@ -275,7 +274,7 @@ def test_a_full_disk_leaves_the_store_intact(tmp_path, straight, capfd):
 
     assert ended(child(limited)) == 0
     said = (tmp_path / "said").read_text().splitlines()[-1]
-    assert said == f"cram-bench: [Errno {errno.EFBIG}] File too large; nothing was changed: '{checkpoint}'"
+    assert said == f"cram-bench: File too large; nothing was changed: '{checkpoint}'"
     assert checkpoint.read_bytes() == before
     assert not list(store.root.rglob("*.part"))
     ensure(WANTED, store, threads=1, progress=False)

@@ -361,3 +361,120 @@ def test_a_run_that_cannot_be_read_does_not_hide_the_others():
     rewrite(bad, lr=-1.0)
     with pytest.warns(UserWarning, match=r"left out: .*lr must be positive, not -1.0"):
         assert Store().runs() == [good]
+
+
+@pytest.fixture
+def tied_hub(tmp_path, monkeypatch):
+    """A folder with a tiny random BART, whose three embeddings are one tensor, and a set of sentences."""
+    transformers = pytest.importorskip("transformers", reason="the extra cram-bench[language] is not installed")
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = ["[PAD]", "[UNK]", "good", "bad", "film", "a"]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=16
+    ).save_pretrained(tmp_path / "bart")
+    torch.manual_seed(0)
+    transformers.BartModel(
+        transformers.BartConfig(
+            vocab_size=6, d_model=8, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+            decoder_attention_heads=2, encoder_ffn_dim=8, decoder_ffn_dim=8, max_position_embeddings=16,
+            pad_token_id=0, bos_token_id=1, eos_token_id=1, decoder_start_token_id=1,
+        )
+    ).save_pretrained(tmp_path / "bart")  # fmt: skip
+    (tmp_path / "data" / "sst2").mkdir(parents=True)
+    for split in ("train", "test"):
+        (tmp_path / "data" / "sst2" / f"{split}.tsv").write_text("a good film\t1\na bad film\t0\ngood\t1\nbad\t0\n" * 4)
+    monkeypatch.setenv("CRAM_BENCH_DATA", str(tmp_path / "data"))
+    return f"hub:{tmp_path / 'bart'}"
+
+
+def test_a_model_of_the_hub_with_tied_weights_is_trained_saved_and_loaded(tied_hub):
+    run = ensure(recipe("sst2", "adamw", model=tied_hub, epochs=2, batch_size=4, lr=1e-2))
+    state = load_file(run.path / "model.safetensors")
+    names = [name for name in state if name.endswith(("shared.weight", "embed_tokens.weight"))]
+    assert len(names) == 3
+    assert all(torch.equal(state[name], state[names[0]]) for name in names)
+    model = run.load_model()
+    shared = [model.get_parameter(name) for name in names]
+    assert all(tensor is shared[0] for tensor in shared)  # tied again
+    assert not torch.equal(shared[0], run.experiment.build_model(run.experiment.load_data()[0]).get_parameter(names[0]))
+    accuracy = cb.train.evaluate(model, run.experiment.load_data()[1])["accuracy"]
+    assert accuracy == pytest.approx(run.history["test_accuracy"].iloc[-1])
+
+
+class Odd(torch.nn.Module):
+    """A classifier of the digits with something amiss."""
+
+    def __init__(self, num_classes, in_channels, image_size, amiss):
+        super().__init__()
+        self.amiss = amiss
+        self.linear = torch.nn.Linear(image_size**2, num_classes - (amiss == "few"))
+        if amiss == "lazy":
+            self.linear = torch.nn.LazyLinear(num_classes)
+        if amiss == "complex":
+            self.register_buffer("odd", torch.zeros(2, dtype=torch.complex128))
+        self.register_buffer("drawn", torch.randn(image_size**2), persistent=False)
+        if amiss == "frozen":
+            self.requires_grad_(False)
+
+    def forward(self, x):
+        if self.amiss == "hurts":
+            raise AssertionError
+        if self.amiss == "counts" and self.training:
+            self.drawn += 1
+        y = self.linear(x.flatten(1) * self.drawn)
+        return y.flatten() if self.amiss == "flat" else {"odd": y} if self.amiss == "dict" else y
+
+
+def odd(monkeypatch, amiss):
+    monkeypatch.setitem(cb.models.BUILDERS, "odd", lambda num_classes, in_channels, image_size: Odd(
+        num_classes, in_channels, image_size, amiss))  # fmt: skip
+    return tiny(model="odd", epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("amiss", "words"),
+    [
+        ("few", r"model 'odd' must return logits of shape \(n, 10\), one a class, and returns shape \(2, 9\)"),
+        ("flat", r"model 'odd' must return logits of shape \(n, 10\), one a class, and returns shape \(20,\)"),
+        ("lazy", "linear.weight of Odd is lazy; call the model once on a batch"),
+        ("frozen", "no parameter of Odd has requires_grad"),
+        ("complex", "Odd could not be saved after its training: 'odd' .*complex128"),
+        ("hurts", "model 'odd' cannot take images of 1 × 8 × 8: AssertionError"),
+    ],
+)
+def test_a_model_that_could_not_train_or_be_saved_is_refused_before_the_first_step(amiss, words, monkeypatch):
+    monkeypatch.setattr("cram_bench.runs.training.fit", lambda *a, **k: pytest.fail("trained"))
+    with pytest.raises(ValueError, match=words) as caught:
+        ensure(odd(monkeypatch, amiss))
+    assert len(str(caught.value).splitlines()) == 1
+    assert not (Store().root / ".training").exists()
+
+
+def test_buffers_that_are_not_saved_are_those_of_the_training(monkeypatch):
+    """They are drawn from the seed, as they were then."""
+    run = ensure(odd(monkeypatch, ""))
+    torch.manual_seed(123)
+    accuracy = cb.train.evaluate(run.load_model(), cb.data.load("digits")[1])["accuracy"]
+    assert accuracy == pytest.approx(run.history["test_accuracy"].iloc[-1])
+
+
+def test_a_buffer_that_training_changes_and_nobody_saves_is_named(monkeypatch):
+    with pytest.warns(UserWarning, match="training changed 'drawn', a buffer that odd does not save"):
+        ensure(odd(monkeypatch, "counts"))
+
+
+@pytest.mark.parametrize("name", ["googlenet", "vit_b_16"])
+def test_classifiers_of_torchvision_that_are_awkward(name):
+    wanted = tiny(model=f"torchvision:{name}", resize=64, epochs=1)
+    train, _ = wanted.load_data()
+    model = wanted.build_model(train)
+    if name == "googlenet":  # auxiliary heads would make it return a tuple in training
+        assert isinstance(model.train()(torch.zeros(2, 3, 64, 64)), torch.Tensor)
+    else:
+        with pytest.raises(
+            ValueError, match="cannot take images of 3 × 64 × 64: Wrong image height! Expected 224 but got 64"
+        ):
+            ensure(wanted)

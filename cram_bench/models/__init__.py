@@ -19,8 +19,22 @@ from cram_bench.models.encoder import Encoder, is_encoder
 from cram_bench.models.resnet import resnet18, resnet20, resnet20_projection
 from cram_bench.models.vgg import vgg16_bn
 from cram_bench.models.vit import vit_tiny
+from cram_bench.models.weights import load_, read, renamed, storable
 
-__all__ = ["BUILDERS", "check", "create", "head", "is_encoder", "names", "prunable", "unknown"]
+__all__ = [
+    "BUILDERS",
+    "check",
+    "create",
+    "head",
+    "is_encoder",
+    "load_",
+    "names",
+    "prunable",
+    "read",
+    "renamed",
+    "storable",
+    "unknown",
+]
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "convnet": convnet,

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cram_bench._checks import needs, said
+
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
 
@@ -73,13 +75,12 @@ def _pretrained(kind: str, name: str, **options: Any) -> Any:
     try:
         return loader.from_pretrained(location(name), **options)
     except (OSError, ValueError) as error:  # what it says takes several lines
-        raise ValueError(f"the model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"the model {name!r} cannot be loaded: {said(error)}") from error
 
 
 def _transformers(name: str) -> Any:
-    try:
-        import transformers
-    except ImportError:
-        raise ValueError("language models need the extra: pip install 'cram-bench[language]'") from None
+    needs("language models", "language", "transformers")
+    import transformers
+
     transformers.utils.logging.disable_progress_bar()
     return getattr(transformers, name)

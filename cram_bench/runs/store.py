@@ -102,6 +102,7 @@ class Run:
         """
         content, shape = _read(self.path, "model.safetensors"), self.environment["data"]
         with torch.random.fork_rng():
+            torch.manual_seed(self.experiment.seed)  # of what is drawn and not saved
             model = models.create(self.experiment.model, shape["num_classes"], shape["channels"], shape["image_size"])
         try:
             model.load_state_dict(load(content))

@@ -18,12 +18,13 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cram_bench import compress, models
 from cram_bench._checks import instance, integer, said
 from cram_bench._files import sealed, sha256, sync_folder, write, write_tensors
+from cram_bench._preserve import modes_kept
 from cram_bench.compress import Masks
 from cram_bench.data import Dataset, fingerprint
 from cram_bench.distributed import Group
@@ -32,7 +33,7 @@ from cram_bench.optim import HeldMasks
 from cram_bench.progress import Progress
 from cram_bench.runs.environment import machine
 from cram_bench.runs.store import FILES, FORMAT, Run, RunError, Store, describe
-from cram_bench.train import Callback, DivergedError, Fit, Ramp, fit
+from cram_bench.train import Callback, DivergedError, Fit, Ramp, check_trainable, fit
 
 
 def ensure(
@@ -136,7 +137,11 @@ def _train(
     if threads is None and train.images.ndim == 4 and train.images[0].numel() <= 256:
         threads = 1
     # what does not fit is found out before anything is written
-    model = experiment.build_model(train).to(device).to(memory_format=torch.channels_last)
+    model = experiment.build_model(train)
+    check_trainable(model)
+    model = model.to(device).to(memory_format=torch.channels_last)
+    _try(model, experiment.model, train)
+    volatile = {name: value.clone() for name, value in _volatile(model).items()}
     masks = _inherit(model, experiment, store) if experiment.start else None
     model = group.parallel(model, unused=models.is_encoder(experiment.model))
     optimizer = experiment.build_optimizer(model)
@@ -182,6 +187,10 @@ def _train(
         reason = json.dumps({"reason": str(error)})
         group.told(lambda: write(work / "failed.json", reason))
         raise
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    if changed := [name for name, value in _volatile(inner).items() if not torch.equal(value, volatile[name])]:
+        what = f"training changed {changed[0]!r}, a buffer that {experiment.model} does not save"
+        warnings.warn(f"{what}; the run, when loaded, has it as it was before", stacklevel=3)
     final = store.root / experiment.id
     if not group.first:
         group.wait()  # until the first process has written it
@@ -191,9 +200,7 @@ def _train(
     staged.mkdir()
     write(staged / "settings.json", json.dumps(experiment.settings(), indent=2))
     write(staged / "history.csv", pd.DataFrame(history).to_csv(index=False))
-    inner = model.module if isinstance(model, DistributedDataParallel) else model
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in inner.state_dict().items()}
-    write_tensors(staged / "model.safetensors", weights)
+    write_tensors(staged / "model.safetensors", models.storable(inner))
     description = {
         "format": FORMAT,
         **machine(device),
@@ -265,6 +272,38 @@ def _inherit(model: nn.Module, experiment: Experiment, store: Store) -> Masks | 
             raise RunError(f"{run.path} does not fit {experiment.model}: {name} is missing or has another shape")
     model.load_state_dict(own | weights)
     return None if masks is None else Masks({name: mask for name, mask in masks.items() if name not in fresh})
+
+
+def _try(model: nn.Module, name: str, train: Dataset) -> None:
+    """Refuse, before the first step, a network that could not train on these data, or not be saved afterwards."""
+    model.load_state_dict(models.storable(model))
+    size = train.channels, train.image_size, train.image_size
+    if train.images.ndim == 4:
+        inputs = train.normalise(train.images[:2])
+    elif train.images.ndim == 2:  # token ids
+        inputs = train.images[:2]
+    else:  # streamed: nothing is decoded for this
+        inputs = torch.zeros(2, *size, device=train.labels.device)
+    try:
+        with modes_kept(model), torch.no_grad():
+            logits = model.eval()(inputs)
+    except Exception as error:  # whatever the network says
+        what = (
+            "such sentences"
+            if train.images.ndim == 2
+            else f"images of {size[0]} × {inputs.shape[2]} × {inputs.shape[3]}"
+        )
+        raise ValueError(f"model {name!r} cannot take {what}: {said(error)}") from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < train.num_classes:
+        got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        wanted = f"logits of shape (n, {train.num_classes}), one a class"
+        raise ValueError(f"model {name!r} must return {wanted}, and returns {got}")
+
+
+def _volatile(model: nn.Module) -> dict[str, Tensor]:
+    """Return the buffers that are in no state."""
+    saved = model.state_dict().keys()
+    return {name: buffer for name, buffer in model.named_buffers() if name not in saved}
 
 
 def _device(name: str | None) -> str:
