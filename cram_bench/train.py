@@ -211,7 +211,6 @@ def _check(
     """Refuse what `fit` cannot train with, before anything is touched."""
     check_trainable(model)
     instance("optimizer", optimizer, Optimizer, "a torch optimizer")
-    initialised(model)
     if isinstance(optimizer, torch.optim.LBFGS) and any(p.ndim >= 4 for p in model.parameters()):
         raise TypeError(
             "LBFGS does not take the channels-last kernels that are trained here: take torch.optim.SGD or AdamW"
@@ -239,11 +238,7 @@ def check_trainable(model: nn.Module) -> None:
         TypeError: it is no torch model.
     """
     instance("model", model, nn.Module, "a torch model")
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if nn.parameter.is_lazy(tensor):
-            raise ValueError(
-                f"{name} of {type(model).__name__} is lazy; call the model once on a batch, and then train it"
-            )
+    initialised(model)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(f"no parameter of {type(model).__name__} has requires_grad; at least one is needed")
 

@@ -425,7 +425,15 @@ class Odd(torch.nn.Module):
         if self.amiss == "counts" and self.training:
             self.drawn += 1
         y = self.linear(x.flatten(1) * self.drawn)
-        return y.flatten() if self.amiss == "flat" else {"odd": y} if self.amiss == "dict" else y
+        return (
+            y.flatten()
+            if self.amiss == "flat"
+            else {"odd": y}
+            if self.amiss == "dict"
+            else (y, x)
+            if self.amiss == "tuple"
+            else y
+        )
 
 
 def odd(monkeypatch, amiss):
@@ -439,7 +447,8 @@ def odd(monkeypatch, amiss):
     [
         ("few", r"model 'odd' must return logits of shape \(n, 10\), one a class, and returns shape \(2, 9\)"),
         ("flat", r"model 'odd' must return logits of shape \(n, 10\), one a class, and returns shape \(20,\)"),
-        ("lazy", "linear.weight of Odd is lazy; call the model once on a batch"),
+        ("lazy", "'linear.weight' is not initialised yet: call the model on one batch"),
+        ("dict", "the model returns dict of odd, in which no logits are found"),
         ("frozen", "no parameter of Odd has requires_grad"),
         ("complex", "Odd could not be saved after its training: 'odd' .*complex128"),
         ("hurts", "model 'odd' cannot take images of 1 × 8 × 8: AssertionError"),
@@ -447,10 +456,17 @@ def odd(monkeypatch, amiss):
 )
 def test_a_model_that_could_not_train_or_be_saved_is_refused_before_the_first_step(amiss, words, monkeypatch):
     monkeypatch.setattr("cram_bench.runs.training.fit", lambda *a, **k: pytest.fail("trained"))
-    with pytest.raises(ValueError, match=words) as caught:
+    with pytest.raises((ValueError, TypeError), match=words) as caught:
         ensure(odd(monkeypatch, amiss))
     assert len(str(caught.value).splitlines()) == 1
     assert not (Store().root / ".training").exists()
+
+
+def test_a_model_that_returns_a_tuple_is_trained(monkeypatch):
+    plain = ensure(odd(monkeypatch, ""), Store(Store().root / "plain")).history
+    pd.testing.assert_frame_equal(
+        ensure(odd(monkeypatch, "tuple")).history.drop(columns="seconds"), plain.drop(columns="seconds")
+    )
 
 
 def test_buffers_that_are_not_saved_are_those_of_the_training(monkeypatch):

@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cram_bench import compress, models
 from cram_bench._checks import instance, integer, said
 from cram_bench._files import sealed, sha256, sync_folder, write, write_tensors
+from cram_bench._outputs import fitting, logits_of
 from cram_bench._preserve import modes_kept
 from cram_bench.compress import Masks
 from cram_bench.data import Dataset, fingerprint
@@ -284,20 +285,18 @@ def _try(model: nn.Module, name: str, train: Dataset) -> None:
         inputs = train.images[:2]
     else:  # streamed: nothing is decoded for this
         inputs = torch.zeros(2, *size, device=train.labels.device)
+    what = (
+        "such sentences" if train.images.ndim == 2 else f"images of {size[0]} × {inputs.shape[2]} × {inputs.shape[3]}"
+    )
     try:
         with modes_kept(model), torch.no_grad():
-            logits = model.eval()(inputs)
+            output = model.eval()(fitting(model)(inputs))
     except Exception as error:  # whatever the network says
-        what = (
-            "such sentences"
-            if train.images.ndim == 2
-            else f"images of {size[0]} × {inputs.shape[2]} × {inputs.shape[3]}"
-        )
         raise ValueError(f"model {name!r} cannot take {what}: {said(error)}") from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < train.num_classes:
-        got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+    logits = logits_of(output)
+    if logits.ndim != 2 or logits.shape[1] < train.num_classes:
         wanted = f"logits of shape (n, {train.num_classes}), one a class"
-        raise ValueError(f"model {name!r} must return {wanted}, and returns {got}")
+        raise ValueError(f"model {name!r} must return {wanted}, and returns shape {tuple(logits.shape)}")
 
 
 def _volatile(model: nn.Module) -> dict[str, Tensor]:
