@@ -134,9 +134,16 @@ def pairs(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
             raise TypeError(f"a batch must be (inputs, labels), the labels a tensor, not {shown(batch)}{remedy}")
         inputs, labels = batch
         count = len(inputs) if isinstance(inputs, Tensor) and inputs.ndim else labels.numel()
-        if labels.shape != (count,) or labels.is_floating_point() or labels.is_complex():
+        fraction = labels.is_floating_point() or labels.is_complex()
+        if labels.shape != (count,) or fraction:
             kind = f"{str(labels.dtype).removeprefix('torch.')} of shape {tuple(labels.shape)}"
             remedy = "" if labels.ndim else "; give a data set of single examples in a torch DataLoader"
+            if labels.shape == (count,):
+                remedy = "; give labels.long()"
+            elif labels.shape == (count, 1):
+                remedy = f"; give labels.flatten(){'.long()' if fraction else ''}"
+            elif labels.ndim == 2 and len(labels) == count:
+                remedy = "; give labels.argmax(1) where a row has a number for every class"
             raise ValueError(f"labels must be integers of shape ({count},), one an input, and are {kind}{remedy}")
         yield inputs, labels.long()  # cross-entropy takes no other
 

@@ -599,7 +599,7 @@ TRAIN = [
         "fit: labels are fractions",
         lambda w: w.fit(train=replace(w.few, labels=w.few.labels.float())),
         ValueError,
-        ("labels", "integers", "float32"),
+        ("labels", "integers", "float32", "give labels.long()"),
     ),
     (
         "fit: fewer labels than images",
@@ -623,6 +623,18 @@ TRAIN = [
         ("output a class, 10", "has 3"),
     ),
     ("evaluate: empty", lambda w: evaluate(w.model, []), ValueError, ("empty",)),
+    (
+        "evaluate: labels one-hot",
+        lambda w: evaluate(w.model, w.labelled(F.one_hot(w.pairs[0][1]))),
+        ValueError,
+        ("int64 of shape", "labels.argmax(1)"),
+    ),
+    (
+        "evaluate: labels in a column",
+        lambda w: evaluate(w.model, w.labelled(w.pairs[0][1][:, None].float())),
+        ValueError,
+        ("float32 of shape", "labels.flatten().long()"),
+    ),
     ("evaluate: none", lambda w: evaluate(w.model, None), TypeError, ("data", "(inputs, labels)", "None")),
     ("evaluate: an iterator", lambda w: evaluate(w.model, iter(w.pairs)), TypeError, ("more than once", "iterator")),
     ("evaluate: no labels", lambda w: evaluate(w.model, [w.pairs[0][0]]), TypeError, ("(inputs, labels)", "tensor")),

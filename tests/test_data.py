@@ -654,3 +654,21 @@ def test_the_fingerprint_of_an_ordinary_folder_is_what_older_runs_noted(folder):
     files = sorted(path for split in ("train", "test", "val") for path in folder.glob(f"{split}/*/*"))
     stats = [(path.relative_to(folder).as_posix(), (s := path.stat()).st_size, s.st_mtime_ns) for path in files]
     assert data.fingerprint(str(folder)) == hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int32, torch.bool, torch.uint16])
+def test_labels_of_every_kind_of_integer_train_and_are_evaluated_alike(kind):
+    train, test = (part.take(torch.where(part.labels < 2)[0][:60]) for part in cb.data.load("digits"))
+    results = []
+    for cast in (torch.int64, kind):
+        few = replace(train, labels=train.labels.to(cast))
+        assert few.labels.dtype is torch.int64
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        history = cb.train.fit(model, torch.optim.SGD(model.parameters(), 0.1), few, epochs=1, batch_size=20)
+        pairs = [(x, y.to(cast)) for x, y in test.batches(30)]
+        score = cb.train.evaluate(model, pairs)
+        gap = cb.probes.cram_gap(model, pairs, ["global@0.5"])
+        results.append((history[0]["train_loss"], score, gap["gap"].tolist()))
+        assert 0 < score["accuracy"] < 1 or score["loss"] > 0
+    assert results[0] == results[1]

@@ -25,7 +25,7 @@ class Dataset:
     Attributes:
         name: how tables call it.
         images: uint8, shape (n, channels, height, width).
-        labels: int64, shape (n,), values in [0, len(classes)).
+        labels: shape (n,), values in [0, len(classes)); integers of any size and booleans become int64.
         classes: class names in label order.
         mean: per channel, of the *training* images scaled to [0, 1]; shape (channels,).
         std: likewise.
@@ -39,6 +39,10 @@ class Dataset:
     mean: Tensor
     std: Tensor
     flip: bool = True
+
+    def __post_init__(self) -> None:
+        if not (self.labels.is_floating_point() or self.labels.is_complex()):  # what else they are, training refuses
+            object.__setattr__(self, "labels", self.labels.long())
 
     def __len__(self) -> int:
         return len(self.labels)
