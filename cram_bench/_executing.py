@@ -128,7 +128,7 @@ def _start(threads: int) -> subprocess.Popen[str]:
         [sys.executable, "-P", "-m", "cram_bench._executing"],  # not what lies in the current folder
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         env=environment,
         start_new_session=True,  # who presses Ctrl-C interrupts the process above, which then ends this one
     )
@@ -136,7 +136,7 @@ def _start(threads: int) -> subprocess.Popen[str]:
 
 def main() -> None:
     """Execute the notebooks that lines of standard input ask for; answer each with its error, or null."""
-    answers = os.fdopen(os.dup(1), "w")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what else is printed, by kernels too, is no answer
     orders: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(orders,), daemon=True).start()
@@ -170,7 +170,7 @@ class _Products:
 
     def current(self) -> bool:
         """Say whether all is there, made with the same key, and as it was made."""
-        return self.note.exists() and self.note.read_text() == self._text()
+        return self.note.exists() and self.note.read_text(encoding="utf-8") == self._text()
 
     def remove(self) -> None:
         for file in (self.note, self.part, *self.files):
@@ -230,7 +230,7 @@ def _named(failure: Exception) -> str:
 
 def _without_machine_paths(notebook: Path) -> None:
     """Cut what differs between machines for no reason: absolute folders, and papermill's own record."""
-    text = notebook.read_text()
+    text = notebook.read_text(encoding="utf-8")
     own = [(Path(sys.prefix), ".venv")] if sys.prefix != sys.base_prefix else []
     for path, short in ((Path(__file__).resolve().parent.parent, "."), *own, (Path.home(), "~")):
         if len(path.parts) > 1:
@@ -243,7 +243,7 @@ def _without_machine_paths(notebook: Path) -> None:
         if "injected-parameters" in cell["metadata"].get("tags", []):
             lines = "".join(cell["source"]).splitlines(keepends=True)
             cell["source"] = [line for line in lines if not line.startswith(("output = ", "store = "))]
-    notebook.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    notebook.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def default_parameters(notebook: Path) -> dict[str, Any]:
@@ -253,7 +253,7 @@ def default_parameters(notebook: Path) -> dict[str, Any]:
         ValueError: the notebook has no such cell, or it holds more than assignments of literals.
     """
     try:
-        cells = json.loads(notebook.read_text())["cells"]
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{notebook} is not readable as a notebook: {error!r}") from error
     tagged = [cell for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
@@ -269,7 +269,7 @@ def default_parameters(notebook: Path) -> dict[str, Any]:
 
 def outputs(notebook: Path) -> list[str]:
     """List the files, relative to the report, that a notebook's calls of ``out.figure`` and ``out.table`` write."""
-    cells = json.loads(notebook.read_text())["cells"]
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     suffixes = {"figure": ("figures/{}.svg", "figures/{}.png"), "table": ("tables/{}.csv",)}
     return [

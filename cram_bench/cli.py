@@ -6,8 +6,10 @@ Nothing heavy is imported before a command is known, so that ``--help`` answers 
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import errno
+import io
 import os
 import shlex
 import sys
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status: 0 done, 1 a problem said in one line, 2 a wrong call, 130 interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        codecs.register_error("cram_bench", _as_can_be)
+        sys.stdout.reconfigure(errors="cram_bench")
     parser = _parser()
     arguments, others = parser.parse_known_args(argv)
     if others:
@@ -45,6 +50,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"cram-bench: {_line(error)}", file=sys.stderr)
         return 1
+
+
+def _as_can_be(error: UnicodeError) -> tuple[bytes, int]:
+    """Write what a terminal has no letters for as Python does, and the bytes of a file's name as they are."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    wrong = error.object[error.start : error.end]
+    parts = [bytes([ord(c) - 0xDC00]) if "\udc80" <= c <= "\udcff" else ascii(c)[1:-1].encode() for c in wrong]
+    return b"".join(parts), error.end
 
 
 def _line(error: Exception) -> str:

@@ -141,7 +141,7 @@ def _end_with(path: Path, parent: int) -> None:
 def is_free(path: Path) -> bool:
     """Tell whether no process holds the lock on a file."""
     try:
-        with open(path) as file:
+        with open(path, encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
@@ -255,7 +255,7 @@ class Slurm:
     def attach(self) -> dict[str, list[str]]:
         """Return the noted jobs that Slurm still has under this name, or all while it does not answer; forget the others."""
         try:
-            noted = json.loads(self.notes.read_text())
+            noted = json.loads(self.notes.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         self.jobs = dict(noted)
@@ -302,7 +302,9 @@ class Slurm:
         """
         call = ["squeue", "--noheader", "--array", "--states=all", f"--name={self.name}", "--format=%i|%T|%r"]
         try:
-            said = subprocess.run(call, capture_output=True, text=True, timeout=60, check=True).stdout
+            said = subprocess.run(
+                call, capture_output=True, encoding="utf-8", errors="replace", timeout=60, check=True
+            ).stdout
         except subprocess.CalledProcessError as error:
             raise NoAnswerError(f"squeue says: {_said(error.stderr)}") from error
         except (OSError, subprocess.TimeoutExpired) as error:
@@ -428,7 +430,7 @@ def write(path: Path, text: str) -> None:
     """Write a small file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text + "\n")
+    part.write_text(text + "\n", encoding="utf-8")
     os.replace(part, path)
 
 

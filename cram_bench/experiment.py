@@ -326,7 +326,9 @@ def recipe(dataset: str, method: str = "sgd", **changes: Any) -> Experiment:
     """Return the experiment that suits a data set, with the constants of a method, and any setting changed by name.
 
     Args:
-        dataset: a name or the path of an image folder.
+        dataset: a name or the path of an image folder. Where that holds few images, the batch is smaller than 128, and the
+            learning rate with it: in proportion for SGD (arXiv 1706.02677), by the square root for AdamW (arXiv 2205.10287),
+            and not where `changes` has either.
         method: one of `METHODS`.
         changes: settings of `Experiment`.
 
@@ -357,7 +359,10 @@ def recipe(dataset: str, method: str = "sgd", **changes: Any) -> Experiment:
         # 10 epochs as a default that two cores can bear; the paper trains 200.
         settings |= {"model": "resnet20", "epochs": 10, "precision": "bfloat16"}
         if "batch_size" not in changes:
-            settings["batch_size"] = _batch_size(dataset)
+            settings["batch_size"] = size = _batch_size(dataset)
+            if size < 128 and "lr" not in changes:
+                adaptive = changes.get("optimizer", settings.get("optimizer")) == "adamw"
+                settings["lr"] = settings.get("lr", 0.1) * (size / 128) ** (0.5 if adaptive else 1)
     settings["warmup_epochs"] = (
         min(_typed("epochs", changes.get("epochs", settings["epochs"]), int), 10**9) / 40
     )  # the paper's 5 of 200
@@ -471,6 +476,11 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
             raise TypeError(f"{name} must be of type {kind.__name__}, not {shown(value)}")
         if kind is str and "\0" in value:  # no path may hold one
             raise ValueError(f"{name} must be a text without NUL, not {shown(value)}")
+        if kind is str and any(
+            "\ud800" <= letter <= "\udfff" for letter in value
+        ):  # a name in bytes that were not understood
+            remedy = "where the locale is not UTF-8, set PYTHONUTF8=1"
+            raise ValueError(f"{name} must be a text that UTF-8 can hold, not {shown(value)}; {remedy}")
         return value
     if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
         raise TypeError(f"{name} must be a list of strings, not {shown(value)}")

@@ -116,12 +116,12 @@ def slider(curves: pd.DataFrame) -> str:
 def shelf(reports: Path) -> None:
     """Write ``index.html`` over all reports in a folder: their headline figures and tables, side by side."""
     target = reports / "index.html"
-    if target.exists() and OURS not in target.read_text(errors="replace"):
+    if target.exists() and OURS not in target.read_text(encoding="utf-8", errors="replace"):
         return  # somebody else's page
     cards = []
     for folder in sorted(path.parent for path in reports.glob("*/report.json")):
         try:
-            about = json.loads((folder / "report.json").read_text())
+            about = json.loads((folder / "report.json").read_text(encoding="utf-8"))
             about["title"], about["facts"]["Experiment"]
         except (OSError, ValueError, KeyError, TypeError):
             continue  # not a report
@@ -151,7 +151,7 @@ def figure(folder: Path, stem: str) -> str:
     The picture itself is in the page, so that the page alone can be sent to somebody; what it shows is in its title.
     """
     name = _words(stem)
-    picture = (folder / "figures" / f"{stem}.svg").read_text()
+    picture = (folder / "figures" / f"{stem}.svg").read_text(encoding="utf-8")
     title = re.search(r"<dc:title>(.*?)</dc:title>", picture, re.DOTALL)
     source = base64.b64encode(picture.encode()).decode()
     links = f'<a href="figures/{quote(stem)}.svg">SVG</a>, <a href="figures/{quote(stem)}.png">PNG</a>'

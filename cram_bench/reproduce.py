@@ -69,7 +69,7 @@ def reproduce(
 def _about(folder: Path) -> dict[str, Any]:
     file = folder / "report.json"
     try:
-        about = unsealed(file.read_text(), file.name)
+        about = unsealed(file.read_text(encoding="utf-8"), file.name)
     except FileNotFoundError:
         raise ReportError(f"{folder} is not a report: it has no report.json") from None
     except (OSError, ValueError) as error:
@@ -141,7 +141,7 @@ def _table(old: Path, new: Path) -> tuple[str, str]:
     for path, which in ((old, "old"), (new, "new")):
         if not path.is_file():
             return "missing", f"in the {which} report"
-    before, now = (pd.read_csv(io.StringIO(path.read_text())) for path in (old, new))
+    before, now = (pd.read_csv(io.StringIO(path.read_text(encoding="utf-8"))) for path in (old, new))
     before, now = (table.drop(columns=_OF_THE_MACHINE, errors="ignore") for table in (before, now))
     if list(before.columns) != list(now.columns) or len(before) != len(now):
         return "differs", f"{len(before)} rows of {list(before.columns)}, now {len(now)} of {list(now.columns)}"

@@ -60,7 +60,9 @@ def quiet(copies: Path) -> str:
     """Turn off JupyterLab's question about news, and its look for them; return what to put before its own settings' folders."""
     settings = copies / ".jupyter" / "labconfig" / "page_config.json"
     settings.parent.mkdir(parents=True, exist_ok=True)
-    settings.write_text(json.dumps({"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}))
+    settings.write_text(
+        json.dumps({"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}), encoding="utf-8"
+    )
     return str(settings.parent.parent)
 
 

@@ -15,7 +15,7 @@ COUNTS = "<!-- begin counts: make counts -->", "<!-- end counts -->"
 
 def table(report: Path) -> str:
     """Return the summary table of a report and what made it, as Markdown."""
-    built = json.loads((report / "report.json").read_text())
+    built = json.loads((report / "report.json").read_text(encoding="utf-8"))
     question = built["build"]["questions"][0]
     usual = (report / "tables" / "accuracy_summary.csv").exists()
     names = ("accuracy_summary", "runs") if usual else (f"{question}_summary", f"{question}_runs")
@@ -39,7 +39,7 @@ def tables(reports: Path) -> str:
 
 def counts(reports: Path) -> str:
     """Return the table of what was done to the run store, as `tests` counted it, as Markdown."""
-    found = json.loads((reports / "robustness.json").read_text())
+    found = json.loads((reports / "robustness.json").read_text(encoding="utf-8"))
     sweeps = [found.get(name, "not run") for name in ("kills in a local sweep", "kills in a sweep on Slurm")]
     bits = sum(number for name, number in found.items() if name.startswith("bits flipped"))
     rows = [
@@ -61,7 +61,7 @@ def counts(reports: Path) -> str:
 def benchmarks(reports: Path) -> str:
     """Return the ratios and the machine that they were measured on, as Markdown."""
     lines = pd.read_csv(reports / "benchmarks.csv")
-    machine = json.loads((reports / "benchmarks.json").read_text())
+    machine = json.loads((reports / "benchmarks.json").read_text(encoding="utf-8"))
     text = ["| | ratio | least … greatest | ours | peer | |", "| --- | --: | --: | --: | --: | --- |"]
     for line in lines.itertuples():
         low, high = f"{line.low:.3g}", f"{line.high:.3g}"
@@ -81,6 +81,6 @@ def filled(readme: str, content: str, begin: str = BEGIN, end: str = END) -> str
 
 if __name__ == "__main__":
     readme = ROOT / "README.md"
-    text = filled(readme.read_text(), tables(ROOT / "reports"))
+    text = filled(readme.read_text(encoding="utf-8"), tables(ROOT / "reports"))
     text = filled(text, benchmarks(ROOT / "reports"), *BENCHMARKS)
-    readme.write_text(filled(text, counts(ROOT / "reports"), *COUNTS))
+    readme.write_text(filled(text, counts(ROOT / "reports"), *COUNTS), encoding="utf-8")

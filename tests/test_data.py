@@ -3,6 +3,7 @@ import io
 import json
 import os
 import re
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -672,3 +673,42 @@ def test_labels_of_every_kind_of_integer_train_and_are_evaluated_alike(kind):
         results.append((history[0]["train_loss"], score, gap["gap"].tolist()))
         assert 0 < score["accuracy"] < 1 or score["loss"] > 0
     assert results[0] == results[1]
+
+
+def test_a_locale_without_utf8_reads_writes_and_prints(tmp_path):
+    root = tmp_path / "menu"
+    for split in ("train", "test"):
+        for number, name in enumerate(("crème", "thé")):
+            (root / split / name).mkdir(parents=True)
+            for index in range(4):
+                Image.new("L", (8, 8), 40 * index + number).save(root / split / name / f"ü{index}.png")
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    sweep = tmp_path / "é.yaml"
+    sweep.write_text("# ρ, é\ndataset: digits\nmethods: [sgd]\nseeds: 1\nepochs: 1\n", encoding="utf-8")
+    small = ["--epochs", "1", "--device", "cpu", "--threads", "1"]
+    commands = [
+        ["train", "--help"], ["report", "--help"], ["train", "--dataset", str(root), *small, "-s", "model", "convnet"],
+        ["train", "--method", "sam", *small], ["runs"], ["runs", "--csv"],
+    ]  # fmt: skip
+    code = f"""
+import locale, sys
+from pathlib import Path
+from cram_bench import cli, report, sweep, text
+assert locale.getpreferredencoding(False) in ("ANSI_X3.4-1968", "US-ASCII", "ascii"), locale.getpreferredencoding(False)
+for command in {[[os.fsencode(part) for part in command] for command in commands]!r}:
+    try:
+        status = cli.main([__import__("os").fsdecode(part) for part in command])
+    except SystemExit as error:
+        status = error.code
+    assert status == 0, (command, status)
+assert len(sweep.read(__import__("os").fsdecode({os.fsencode(sweep)!r}))) == 1
+print(chr(0x2026), chr(0x3c1))
+assert cli.main(["train", "--dataset", "d\\udcc3"]) == 1
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, env={**os.environ, **plain}, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr.decode(errors="replace")[-2000:]
+    assert b"\\u2026 \\u03c1" in done.stdout
+    assert b"Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].endswith(b"where the locale is not UTF-8, set PYTHONUTF8=1")

@@ -42,6 +42,21 @@ def test_an_image_folder_is_named_by_its_absolute_path(tmp_path, monkeypatch):
     assert recipe("pictures").dataset == str(tmp_path / "pictures")
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_the_rate_shrinks_with_the_batch_of_a_small_folder(method, tmp_path):
+    for index in range(143):
+        (tmp_path / "train" / "ab"[index % 2]).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "train" / "ab"[index % 2] / f"{index}.png").touch()
+    usual = recipe("cifar10", method)
+    small = recipe(str(tmp_path), method)
+    assert (usual.batch_size, small.batch_size) == (128, 16)
+    assert small.lr == pytest.approx({"adamw": 1e-3 / 8**0.5}.get(method, 0.1 / 8))
+    assert usual.lr == {"adamw": 1e-3}.get(method, 0.1)
+    assert recipe(str(tmp_path), method, lr=0.3).lr == 0.3
+    assert recipe(str(tmp_path), method, batch_size=16).lr == usual.lr  # who chooses the batch chooses the rate
+    assert recipe("digits", method, batch_size=16).lr == usual.lr
+
+
 @pytest.mark.parametrize(("images", "batch_size", "epochs"), [(0, 128, 2), (3, 2, 60), (100, 8, 60), (2000, 128, 5)])
 def test_a_small_folder_gets_small_batches_and_more_epochs(images, batch_size, epochs, tmp_path):
     (tmp_path / "train" / "cat").mkdir(parents=True)

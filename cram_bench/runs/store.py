@@ -151,7 +151,7 @@ class Store:
         for root in roots:  # a default that changed since gives the same settings another name
             for path in _folders(root):
                 with contextlib.suppress(OSError, ValueError, TypeError):
-                    if Experiment.of(json.loads((path / "settings.json").read_text())) == experiment:
+                    if Experiment.of(json.loads((path / "settings.json").read_text(encoding="utf-8"))) == experiment:
                         return Run.open(path)
         return None
 
@@ -205,7 +205,7 @@ class Store:
             rows.append(_row(run.experiment, "finished", int(last["epoch"]), last.get("test_accuracy")))
         for path in sorted((self.root / ".training").glob("*")):
             try:
-                experiment = Experiment.of(json.loads((path / "settings.json").read_text()))
+                experiment = Experiment.of(json.loads((path / "settings.json").read_text(encoding="utf-8")))
             except (OSError, ValueError, TypeError):
                 continue
             if (self.root / path.name / "model.safetensors").is_file():  # finished, and killed before it was tidied
@@ -226,7 +226,7 @@ class Store:
         """Return why `experiment` failed, if it did."""
         file = self.root / ".training" / experiment.id / "failed.json"
         try:
-            return json.loads(file.read_text())["reason"] if file.exists() else None
+            return json.loads(file.read_text(encoding="utf-8"))["reason"] if file.exists() else None
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"{file} is damaged; delete {file.parent} to train again") from error
 
@@ -240,7 +240,7 @@ class Store:
         path = self.root / ".locks" / f"{experiment.id}.lock"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = open(path, "w")  # noqa: SIM115
+            file = open(path, "w", encoding="utf-8")  # noqa: SIM115
         except OSError as error:
             how = "set CRAM_BENCH_RUNS to a folder of your own"
             raise type(error)(
@@ -258,7 +258,10 @@ class Store:
         """Remove what is left of a training that was killed just after its run was finished in this store."""
         work = self.root / ".training" / experiment.id
         if work.is_dir() and (self.root / experiment.id / "model.safetensors").is_file():
-            with contextlib.suppress(OSError), open(self.root / ".locks" / f"{experiment.id}.lock", "w") as file:
+            with (
+                contextlib.suppress(OSError),
+                open(self.root / ".locks" / f"{experiment.id}.lock", "w", encoding="utf-8") as file,
+            ):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody is at it
                 shutil.rmtree(work, ignore_errors=True)
 
@@ -266,7 +269,7 @@ class Store:
         path = self.root / ".locks" / f"{experiment.id}.lock"
         if not path.exists():
             return False
-        with open(path) as file:
+        with open(path, encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -277,7 +280,7 @@ class Store:
 def _environment(path: Path) -> dict[str, Any]:
     """Read environment.json, which vouches for itself and for the other files."""
     try:
-        content = unsealed((path / "environment.json").read_text(), "environment.json")
+        content = unsealed((path / "environment.json").read_text(encoding="utf-8"), "environment.json")
         needed = [content["sha256"][name] for name in FILES]
         needed += [content["data"][name] for name in ("num_classes", "channels", "image_size")]
     except (OSError, ValueError, KeyError, TypeError) as error:

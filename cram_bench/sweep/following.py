@@ -124,7 +124,7 @@ class Follow:
 
     def _note(self, key: str) -> dict[str, Any] | None:
         try:
-            return json.loads((self.notes / f"{key}.json").read_text())
+            return json.loads((self.notes / f"{key}.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
 

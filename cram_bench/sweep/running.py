@@ -171,7 +171,7 @@ def _local(folder: Path, common: dict[str, Any], workers: int | None, options: M
 def _alone(path: Path, name: str) -> Iterator[None]:
     """Hold the sweep's lock; refuse where another command does for longer than a worker's look takes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
+    with open(path, "w", encoding="utf-8") as file:
         limit = time.monotonic() + 3
         while True:
             try:
