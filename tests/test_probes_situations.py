@@ -287,6 +287,13 @@ def test_models_of_another_type_take_the_data_in_theirs(name):
         ) if "loss" in found else None
 
 
+def test_curvature_needs_weights_of_one_type():
+    model = nn.Sequential(nn.Linear(5, 3), nn.Linear(3, 3).double())
+    for name in ("curvature", "gauss-newton", "spectral_density"):
+        with pytest.raises(ValueError, match="weights of one type, and these are float32 and float64: probe a copy"):
+            PROBES[name](model, DATA, forward=lambda m, x: m[1](m[0](x).double()))
+
+
 class Counting(nn.Module):
     """Its outputs depend on how often it ran, and it has whole numbers for buffers: one in place, one put anew."""
 

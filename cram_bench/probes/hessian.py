@@ -209,11 +209,18 @@ def _operator(problem: Problem, data: list[tuple[Any, Tensor]], kind: Kind) -> A
 
     from cram_bench.probes._double_backward import DoubleBackwardHessian
 
+    parameters = trainable(problem.model)
+    for what, found in (("type", {p.dtype for p in parameters}), ("device", {p.device for p in parameters})):
+        if len(found) > 1:
+            several = " and ".join(sorted(str(each).removeprefix("torch.") for each in found))
+            raise ValueError(
+                f"curvature needs weights of one {what}, and these are {several}: probe a copy, or freeze some"
+            )
     build = DoubleBackwardHessian if kind == "hessian" else GGNLinearOperator
     return build(
         _Outputs(problem),
         _Mean(problem),
-        trainable(problem.model),
+        parameters,
         data,
         check_deterministic=False,
         batch_size_fn=lambda inputs: len(next(tensors_of(inputs))),
