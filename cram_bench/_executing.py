@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ def execute_all(notebooks: Sequence[Notebook], folder: Path, at_once: int = 2, t
     waiting.sort(key=lambda notebook: -notebook.path.stat().st_size)  # or the longest runs alone at the end
     for notebook in waiting:  # nothing old may stand beside what comes now; all of it first, as two may make one file
         _Products(notebook, folder).remove()
+    total = len(waiting)
     begun: list[Notebook] = []
     errors: dict[str, str | None] = {}
 
@@ -61,8 +63,11 @@ def execute_all(notebooks: Sequence[Notebook], folder: Path, at_once: int = 2, t
                 begun.append(notebook := waiting.pop(0))
             except IndexError:
                 return
-            print(f"executing {notebook.path.name}", file=sys.stderr, flush=True)  # noqa: T201
-            errors[notebook.path.stem] = worker.execute(notebook, folder)
+            place, start = len(begun), time.monotonic()
+            _say(f"executing {notebook.path.name}, {place} of {total}")
+            errors[notebook.path.stem] = error = worker.execute(notebook, folder)
+            took = f"{time.monotonic() - start:.0f} s"
+            _say(f"{notebook.path.name} {f'failed after {took}' if error else f'done in {took}'}")
 
     workers = [_Worker(threads) for _ in range(min(at_once, len(waiting)))]
     with ThreadPoolExecutor(at_once) as pool:  # its threads only wait for the workers
@@ -78,6 +83,10 @@ def execute_all(notebooks: Sequence[Notebook], folder: Path, at_once: int = 2, t
             for notebook in begun:
                 _Products(notebook, folder).part.unlink(missing_ok=True)
     return {notebook.path.stem: error for notebook in notebooks if (error := errors.get(notebook.path.stem))}
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201
 
 
 class _Worker:
@@ -242,7 +251,7 @@ def _without_machine_paths(notebook: Path) -> None:
         cell["metadata"].pop("execution", None)
         if "injected-parameters" in cell["metadata"].get("tags", []):
             lines = "".join(cell["source"]).splitlines(keepends=True)
-            cell["source"] = [line for line in lines if not line.startswith(("output = ", "store = "))]
+            cell["source"] = [line for line in lines if not line.startswith(("output = ", "store = ", "tables = "))]
     notebook.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -268,17 +277,21 @@ def default_parameters(notebook: Path) -> dict[str, Any]:
 
 
 def outputs(notebook: Path) -> list[str]:
-    """List the files, relative to the report, that a notebook's calls of ``out.figure`` and ``out.table`` write."""
+    """List the files, relative to the report, that a notebook's calls of ``out.figure``, ``out.table`` and ``out.measured`` write."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    suffixes = {"figure": ("figures/{}.svg", "figures/{}.png"), "table": ("tables/{}.csv",)}
-    return [
-        file.format(call.args[1].value)
-        for call in ast.walk(ast.parse(source))
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in suffixes
-        if len(call.args) > 1 and isinstance(call.args[1], ast.Constant)
-        for file in suffixes[call.func.attr]
-    ]
+    kinds = {  # method → where the name stands among its arguments, and the files
+        "figure": (1, ("figures/{}.svg", "figures/{}.png")),
+        "table": (1, ("tables/{}.csv",)),
+        "measured": (0, ("tables/{}.csv",)),
+    }
+    found = []
+    for call in ast.walk(ast.parse(source)):
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in kinds:
+            place, files = kinds[call.func.attr]
+            if len(call.args) > 1 and isinstance(name := call.args[place], ast.Constant):
+                found += [file.format(name.value) for file in files]
+    return list(dict.fromkeys(found))
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ dt {{ font-weight: 600 }} dd {{ margin: 0 0 .4rem }}
 .shelf {{ display: flex; flex-wrap: wrap; gap: 2rem }} .shelf section {{ flex: 1 1 26rem; min-width: 0 }}
 .slider {{ border: 1px solid #ddd; border-radius: 6px; padding: .8rem 1rem; margin: 1rem 0 }}
 .slider input[type=range] {{ width: 100% }} .slider #chart {{ width: 100%; height: auto }}
+.result {{ font-size: 1.1rem }} .remark {{ color: #555; border-left: 4px solid #ccc; padding-left: 1rem }}
 .failed {{ border-left: 4px solid #D55E00; padding-left: 1rem }} .anchor-link {{ display: none }}
 </style></head><body>
 {body}

@@ -1,4 +1,4 @@
-"""The command line: ``cram-bench train | sweep | report | reproduce | probe | runs | settings``.
+"""The command line: ``cram-bench train | sweep | report | reproduce | renew | probe | runs | settings``.
 
 Nothing heavy is imported before a command is known, so that ``--help`` answers at once.
 """
@@ -198,6 +198,12 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("--csv", action="store_true", help="print as CSV")
     again.set_defaults(run=_reproduce)
 
+    renew = commands.add_parser(
+        "renew", help="draw and judge a report anew from its own tables, training and measuring nothing"
+    )
+    renew.add_argument("report", metavar="REPORT", help="the report's folder")
+    renew.set_defaults(run=_renew)
+
     runs = commands.add_parser("runs", help="list the runs in the store")
     runs.add_argument("--csv", action="store_true", help="print as CSV")
     runs.set_defaults(run=_runs)
@@ -359,6 +365,18 @@ def _report(arguments: argparse.Namespace) -> int:
     )
     for name, error in built.failures.items():
         print(f"cram-bench: the notebook {name} failed: {error}", file=sys.stderr)
+    for name, error in built.trainings.items():
+        print(f"cram-bench: the training {name} failed: {error}", file=sys.stderr)
+    print(built.folder / "index.html")
+    return 1 if built.failures or built.trainings else 0
+
+
+def _renew(arguments: argparse.Namespace) -> int:
+    from cram_bench import report
+
+    built = report.renew(arguments.report)
+    for name, error in built.failures.items():
+        print(f"cram-bench: the notebook {name} failed, and the report stays as it was: {error}", file=sys.stderr)
     print(built.folder / "index.html")
     return 1 if built.failures else 0
 

@@ -10,29 +10,48 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pandas as pd
 
-from cram_bench import runs
 from cram_bench._files import write
 from cram_bench._page import OURS, page, text
+from cram_bench.findings import counted, findings, listed, trained_at
 from cram_bench.plots import look
 from cram_bench.probes import mean_and_std, seeds_left
 from cram_bench.probes.over_runs import partly
+from cram_bench.probes.stability import LOSS_FACTOR, LOSS_NATS, SIGNIFICANCE
 
 
 def index(
-    folder: Path, questions: Sequence[str], trained: Sequence[runs.Run], failures: Mapping[str, str], command: str
-) -> dict[str, str]:
-    """Write ``index.html``: figure, table, provenance, then everything else; return the provenance, as markup."""
+    folder: Path,
+    questions: Sequence[str],
+    identities: Sequence[Mapping[str, Any]],
+    failures: Mapping[str, str],
+    facts: Mapping[str, str],
+    remark: str = "",
+    name: str = "",
+) -> None:
+    """Write ``index.html``: the result in words, figure, table, provenance, then everything else.
+
+    Args:
+        folder: of the report, with its figures and tables.
+        questions: its notebooks; the first leads.
+        identities: the runs as ``report.json`` has them.
+        failures: notebook → error.
+        facts: of `facts`, markup.
+        remark: what the reader must know of how the report was made.
+        name: of the report; by default its folder's.
+    """
     lead = questions[0]
-    first = trained[0].experiment
     figures = sorted(path.stem for path in (folder / "figures").glob("*.svg"))
     tables = sorted(path.stem for path in (folder / "tables").glob("*.csv"))
-    machine = runs.machine()
-    finished = [run for run in trained if run.failure is None]
-    parts = [f"<h1>{text(folder.name)}: {text(lead.replace('_', ' '))}</h1>"]
+    name = name or folder.name
+    parts = [f"<h1>{text(name)}: {text(lead.replace('_', ' '))}</h1>"]
+    parts += [f'<p class="result">{text(sentence)}</p>' for sentence in findings(folder, questions)]
+    if remark:
+        parts.append(f'<p class="remark">{text(remark)}</p>')
     if failures:
         items = "".join(f"<li><b>{text(stem)}</b>: {text(error)}</li>" for stem, error in failures.items())
         parts.append(f'<div class="failed"><p>Notebooks that failed:</p><ul>{items}</ul></div>')
@@ -43,34 +62,30 @@ def index(
         table = pd.read_csv(curves)
         if "accuracy" in table and table["accuracy"].notna().any():
             parts.append(slider(table))
-    summary = folder / "tables" / "accuracy_summary.csv"
-    if not summary.exists():
-        summary = folder / "tables" / f"{lead}_summary.csv"
-        if summary.exists():
-            parts.append(pd.read_csv(summary, dtype=str).fillna("").to_html(index=False, border=0))
-    else:
-        parts.append(pd.read_csv(summary, dtype=str).fillna("").to_html(index=False, border=0))
+    usual = folder / "tables" / "accuracy_summary.csv"
+    summary = usual if usual.exists() else folder / "tables" / f"{lead}_summary.csv"
+    if summary.exists() and summary.stem != "verdicts_summary":
+        laid_out = with_training(pd.read_csv(summary, dtype=str).fillna(""), trained_at(identities))
+        parts.append(laid_out.to_html(index=False, border=0))
+    if usual.exists():
         parts.append(
             "<p>Test accuracy in per cent after one-shot pruning of the share of prunable weights at the head of the "
             "column, by the pattern that the figure names, or by an n:m pattern, n of m consecutive input weights left, and "
             "BatchNorm tuning; the dense model is untuned. "
-            "± is one standard deviation over seeds.</p>"
+            "<i>Trained at</i> says which sparsities the training itself drew: a method that has one in its list is at home there. "
+            "± is one standard deviation over the seeds.</p>"
         )
-    devices = ", ".join(sorted({run.environment["device"] for run in finished}))
-    commits = ", ".join(sorted({run.environment["commit"] for run in finished}))
-    seeds = ", ".join(map(str, sorted({run.experiment.seed for run in trained})))
-    epochs = ", ".join(map(str, sorted({run.experiment.epochs for run in trained})))
-    threads = ", ".join(map(str, sorted({run.environment["threads"] for run in finished})))
-    minutes = sum(run.environment["seconds"] for run in finished) / 60
-    datasets = " and ".join(dict.fromkeys(Path(run.experiment.dataset).name for run in trained))
-    facts = {
-        "Command": f"<code>{text(command or machine['command'])}</code>",
-        "Experiment": text(f"{datasets}, {first.model}, {epochs} epochs, seeds {seeds}, {first.precision}"),
-        "Report made": text(f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC at commit {machine['commit']}"),
-        "Runs trained at commit": text(commits),
-        "Device": text(f"{devices}; {minutes:.1f} minutes of training in all, on {threads} threads"),
-        "Versions": text(", ".join(f"{k} {v}" for k, v in machine["versions"].items())),
-    }
+    decided = folder / "tables" / "verdicts_summary.csv"
+    if decided.exists():
+        parts.append("<h2>Is the loss more stable?</h2>")
+        parts.append(pd.read_csv(decided, dtype=str).fillna("").to_html(index=False, border=0))
+        parts.append(
+            "<p>Means over the seeds; lower is more stable. The loss stands above: methods whose mean losses, at the dense weights or "
+            f"at these, differ by more than a factor of {LOSS_FACTOR:g} or by more than {LOSS_NATS:g} nats are <i>not comparable</i>. "
+            f"<i>Supports</i> and <i>contradicts</i> are Welch's t-test at p ≤ {SIGNIFICANCE:g}, on logarithms where all values are "
+            'positive, after Holm\'s correction over everything measured of a method. <a href="tables/verdicts.csv">The whole '
+            f"table</a> has the p of raw values too{_other_on_raw_values(folder)}.</p>"
+        )
     parts.append("<h2>What made it</h2><dl>" + "".join(f"<dt>{k}</dt><dd>{v}</dd>" for k, v in facts.items()) + "</dl>")
     made = [s for s in questions if all((folder / f"{s}.{suffix}").exists() for suffix in ("html", "ipynb"))]
     links = "".join(
@@ -80,14 +95,91 @@ def index(
     csv = "".join(f'<li><a href="tables/{quote(s)}.csv">{_words(s)}</a></li>' for s in tables)
     parts.append(f"<h2>Tables (CSV)</h2><ul>{csv}</ul>")
     parts.append("<h2>Figures</h2>" + "".join(figure(folder, stem) for stem in figures if stem != lead))
-    write(folder / "index.html", page(folder.name, "\n".join(parts)))
-    return facts
+    write(folder / "index.html", page(name, "\n".join(parts)))
+
+
+def facts(
+    identities: Sequence[Mapping[str, Any]], command: str, machine: Mapping[str, Any], measured: str = ""
+) -> dict[str, str]:
+    """Say where the numbers of a report come from, as markup by heading.
+
+    Args:
+        identities: the runs as ``report.json`` has them.
+        command: that made the report; by default the machine's.
+        machine: of `cram_bench.runs.machine`, at present.
+        measured: when and at which commit the tables were measured, where that is not now.
+    """
+    finished = [run for run in identities if "failure" not in run]
+    settings = [run["settings"] for run in identities]
+
+    def every(name: str, of: Sequence[Mapping[str, Any]]) -> list[Any]:
+        return sorted({one[name] for one in of})
+
+    datasets = listed(list(dict.fromkeys(Path(one["dataset"]).name for one in settings)))
+    epochs, seeds, threads = every("epochs", settings), every("seed", settings), every("threads", finished)
+    trained = (
+        listed(every("device", finished), "and")
+        + f"; {sum(run['seconds'] for run in finished) / 60:.1f} minutes of training in all"
+    )
+    on = f", on {listed(threads, 'or')} {'thread' if threads == [1] else 'threads'}" if threads else ""
+    experiment = [
+        datasets,
+        called(settings[0]["model"]),
+        f"{listed(epochs)} {'epoch' if epochs == [1] else 'epochs'}",
+        f"{'seed' if len(seeds) == 1 else 'seeds'} {listed(seeds)}",
+        settings[0]["precision"],
+    ]
+    return {
+        "Command": f"<code>{text(command or machine['command'])}</code>",
+        "Experiment": text(", ".join(experiment)),
+        **({"Measured": text(measured)} if measured else {}),
+        "Report made": text(f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC at commit {machine['commit']}"),
+        "Runs trained at commit": text(", ".join(every("commit", finished))),
+        "Device": text(trained + on),
+        "Versions": text(", ".join(f"{k} {v}" for k, v in machine["versions"].items())),
+    }
+
+
+def called(model: str) -> str:
+    """Return the name of a model, and what would be mistaken about it.
+
+    >>> called("resnet20"), called("vgg16_bn")
+    ('resnet20 (shortcuts without parameters)', 'vgg16_bn')
+    """
+    plain = re.fullmatch(r"resnet(20|32|44|56)", model)
+    return f"{model} (shortcuts without parameters)" if plain else model
+
+
+def with_training(summary: pd.DataFrame, trained: Mapping[str, str]) -> pd.DataFrame:
+    """Return a table of accuracies by method with a second column: what each method was trained at.
+
+    Where no row is a method of `trained`, or none was trained at a compression, the table is as it was.
+
+    >>> table = pd.DataFrame({"accuracy, %": ["SGD", "CrAM (2 of 3 seeds)"], "90 %": ["54.4", "84.3"]})
+    >>> with_training(table, {"SGD": "dense", "CrAM": "70 %"}).to_numpy().tolist()
+    [['SGD', 'dense', '54.4'], ['CrAM (2 of 3 seeds)', '70 %', '84.3']]
+    """
+    found = [trained.get(re.sub(r" \(\d+ of \d+ seeds\)$", "", str(name)), "") for name in summary.iloc[:, 0]]
+    if not set(found) - {"", "dense"}:
+        return summary
+    table = summary.copy()
+    table.insert(1, "trained at", found)
+    return table
+
+
+def _other_on_raw_values(folder: Path) -> str:
+    """Say how many verdicts the test on raw values would change."""
+    table = pd.read_csv(folder / "tables" / "verdicts.csv")
+    said = table[table["verdict"] != "not comparable"].dropna(subset=["p", "raw_p"])
+    other = int(((said["p"] <= SIGNIFICANCE) != (said["raw_p"] <= SIGNIFICANCE)).sum())
+    return f": by it {other} of the {counted(len(said), 'verdict')} would be other" if len(said) else ""
 
 
 def slider(curves: pd.DataFrame) -> str:
     """Return a panel whose slider moves over the measured sparsities: accuracies of every method, and a marked curve.
 
-    Nothing is computed or interpolated in the page: it shows the means over seeds that it carries.
+    Nothing is computed or interpolated in the page: it shows the means over seeds that it carries. The dense model is untuned,
+    as in `cram_bench.probes.accuracy_table`.
 
     Args:
         curves: columns method, seed, pattern, sparsity, calibrated, accuracy.
@@ -97,11 +189,16 @@ def slider(curves: pd.DataFrame) -> str:
     patterns = [
         p for p in dict.fromkeys(known["pattern"]) if (known.loc[known["pattern"] == p, "sparsity"] > 0).sum() > 0
     ]
+    flags = sorted({bool(flag) for flag in known.loc[known["sparsity"] > 0, "calibrated"]}) or [False]
     values: dict[str, dict[str, dict[str, list[float | None]]]] = {}
     for row in reduced.to_dict("records"):
-        for pattern in patterns if row["sparsity"] == 0 else [row["pattern"]]:
-            place = values.setdefault(f"{pattern}|{bool(row['calibrated'])}", {}).setdefault(row["method"], {})
-            place[f"{row['sparsity']:g}"] = [row["mean"], None if pd.isna(row["std"]) else row["std"]]
+        dense = row["sparsity"] == 0
+        if dense and row["calibrated"]:
+            continue  # the dense model is untuned here, as in the table below
+        for pattern in patterns if dense else [row["pattern"]]:
+            for flag in flags if dense else [bool(row["calibrated"])]:
+                place = values.setdefault(f"{pattern}|{flag}", {}).setdefault(row["method"], {})
+                place[f"{row['sparsity']:g}"] = [row["mean"], None if pd.isna(row["std"]) else row["std"]]
     left = seeds_left(curves, "accuracy")
     methods = {
         name: [look(name)[0] + partly(*left[name]), look(name)[1], _DASHES[place % len(_DASHES)]]
@@ -172,7 +269,7 @@ _SLIDER = """<div class="slider"><p><b>Move the slider</b> over the measured spa
 <label for="where">sparsity</label> <output id="level" for="where"></output>
 <input type="range" id="where" min="0" step="1" value="0">
 <p><label>pattern <select id="pattern"></select></label>
-<label><input type="checkbox" id="tuned" checked> BatchNorm tuned after pruning; the dense model too</label></p>
+<label><input type="checkbox" id="tuned" checked> BatchNorm tuned after pruning; the dense model is untuned</label></p>
 <svg id="chart" viewBox="0 0 640 260" role="img" aria-label="accuracy against sparsity"></svg>
 <table id="numbers"></table></div>
 <script>
@@ -194,7 +291,7 @@ _SLIDER = """<div class="slider"><p><b>Move the slider</b> over the measured spa
     $("level").textContent = percent(level);
     slider.setAttribute("aria-valuetext", percent(level));
     const x = i => 44 + i * 580 / Math.max(1, levels.length - 1), y = v => 226 - 210 * v;
-    let svg = "", rows = "<tr><th>method</th><th>accuracy, %</th><th>± std</th></tr>";
+    let svg = "", rows = `<tr><th>method</th><th>accuracy, %</th><th>${data.seeds > 1 ? `± std (n = ${data.seeds})` : ""}</th></tr>`;
     for (const v of [0, 0.25, 0.5, 0.75, 1])
       svg += `<line x1="44" x2="624" y1="${y(v)}" y2="${y(v)}" stroke="#e4e4e4"/>` +
         `<text x="38" y="${y(v) + 4}" font-size="11" text-anchor="end">${100 * v}</text>`;

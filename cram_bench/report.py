@@ -9,24 +9,26 @@ from __future__ import annotations
 import ast
 import contextlib
 import hashlib
+import html
 import inspect
 import io
 import json
 import os
 import re
 import shutil
+import tempfile
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import pandas as pd
 
 from cram_bench import comparisons, compress, experiment, pages, runs
-from cram_bench._checks import instance, integer, items, needs, number, shown, unknown
+from cram_bench._checks import instance, integer, items, needs, number, said, shown, unknown
 from cram_bench._executing import Notebook, default_parameters, execute_all, outputs
-from cram_bench._files import sealed, sha256, whole, write
+from cram_bench._files import sealed, sha256, unsealed, whole, write
 from cram_bench.data import is_folder
 from cram_bench.experiment import Experiment
 
@@ -129,10 +131,32 @@ class Output:
 
     Args:
         folder: of the report, or empty.
+        tables: a folder of tables that were measured before, or empty. With it nothing is trained or measured: `runs`
+            is empty and `measured` reads, so that figures, texts and verdicts are made anew from the same numbers.
     """
 
-    def __init__(self, folder: str | os.PathLike[str] = "") -> None:
+    def __init__(self, folder: str | os.PathLike[str] = "", tables: str | os.PathLike[str] = "") -> None:
         self.folder = Path(folder) if folder else None
+        self.tables = Path(tables) if tables else None
+
+    def runs(self, experiments: Sequence[Experiment], store: runs.Store) -> list[runs.Run]:
+        """Return the runs of the experiments, trained now or found finished; none where tables are given."""
+        return [] if self.tables else runs.ensure_all(experiments, store)
+
+    def measured(
+        self, name: str, measure: Callable[..., pd.DataFrame], *arguments: Any, **options: Any
+    ) -> pd.DataFrame:
+        """Return ``measure(*arguments, **options)``, or the table of that name where tables are given; write it.
+
+        Raises:
+            FileNotFoundError: the folder of tables has no such table.
+        """
+        if self.tables is None:
+            return self.table(measure(*arguments, **options), name)
+        print(f"{name}: read from the table that was measured before; nothing is measured anew")  # noqa: T201
+        # An id of digits and an e is no number.
+        table = pd.read_csv(self.tables / f"{name}.csv", dtype=dict.fromkeys(("run", "id", "commit"), str))
+        return self.table(table, name)
 
     def figure(self, figure: Any, name: str, alt: str) -> Any:
         """Write ``figures/NAME.svg`` and ``.png``, and return the picture for the notebook to show.
@@ -172,10 +196,11 @@ class Output:
 
 @dataclass(frozen=True)
 class Built:
-    """A report that was built: its folder, and the notebooks that failed, with the error."""
+    """A report that was built: its folder, and what failed, with the reason: notebooks by name, trainings as they are called."""
 
     folder: Path
     failures: dict[str, str]
+    trainings: dict[str, str] = field(default_factory=dict)
 
 
 def notebooks_folder() -> Path:
@@ -224,15 +249,147 @@ def build(
         ValueError: a name is unknown or a value not allowed; nothing has been trained then.
         TypeError: a parameter has another type than its default in the notebook.
     """
-    instance("parameters", parameters, (Mapping, type(None)), "a mapping of names to values")
-    questions = items("questions", questions, "names of notebooks") if questions else []
     if name is not None:
         check_name(name)
     if Path(reports).exists() and not Path(reports).is_dir():
         raise ValueError(f"the folder of reports must be a folder, and {reports} is none")
+    plan = _plan(dataset, profile, seeds, parameters, questions, notebooks)
+    title = re.sub(r"[:/\\]", "-", f"{Path(plan.wanted[0].dataset).name}-{plan.wanted[0].model}")
+    folder = Path(reports).absolute() / (
+        name or "-".join([title, *(["quick"] if profile == "quick" else []), *_beyond(questions)])
+    )
+    _refuse_unwritable(folder)
+    store = store or runs.Store(also=[folder / "runs"])
+    trained = runs.ensure_all(plan.wanted, store, **how)
+    folder.mkdir(parents=True, exist_ok=True)
+    failures = _execute(plan, folder, trained, store=str(store.root))
+    if keep_runs:
+        _copy_runs([run for run in trained if run.experiment.seed == 0 and run.failure is None], folder / "runs")
+    identities = [_identity(run) for run in trained]
+    facts = pages.facts(identities, command, runs.machine())
+    pages.index(folder, plan.questions, identities, failures, facts)
+    asked = {"dataset": plan.given["dataset"], "profile": profile, "seeds": seeds, "parameters": dict(parameters or {})}
+    if "target" in asked["parameters"]:
+        asked["parameters"]["target"] = plan.given["target"]
+    about = {
+        "title": plan.questions[0].replace("_", " "),
+        "facts": facts,
+        "build": asked | {"questions": plan.questions},
+        "runs": identities,
+        "versions": runs.machine()["versions"],
+    }
+    _write_note(folder, about, plan.paths)
+    pages.shelf(folder.parent)
+    return Built(folder, failures, {run.label: run.failure for run in trained if run.failure is not None})
+
+
+def renew(folder: str | os.PathLike[str], notebooks: str | os.PathLike[str] | None = None) -> Built:
+    """Make figures, verdicts, texts and pages of a report anew from its tables; train and measure nothing.
+
+    For reports of which the runs are gone, after the code that draws and judges has changed. The notebooks are executed
+    with the tables for measurements, and the page says so. A report whose notebooks fail stays as it was.
+
+    Args:
+        folder: of a report that `build` wrote.
+        notebooks: the folder of the notebooks; by default those of this package.
+
+    Raises:
+        ReportError: the folder holds no report, one whose tables were edited, or one of a notebook that is not made of
+            tables.
+    """
+    folder = Path(folder).resolve()
+    about = note(folder)
+    for name, digest in about["sha256"].items():
+        if name.endswith(".csv") and (not (folder / name).is_file() or sha256(folder / name) != digest):
+            raise ReportError(f"{folder / name} is not the table that was measured; restore it, or build the report")
+    asked = about["build"]
+    plan = _plan(
+        **{key: asked[key] for key in ("dataset", "profile", "seeds", "parameters", "questions")}, notebooks=notebooks
+    )
+    for path in plan.paths:
+        if "tables" not in plan.defaults[path]:
+            raise ReportError(f"the notebook {path.stem} measures as it goes; build the report instead")
+    part, old = (folder.with_name(f".{folder.name}.{word}") for word in ("part", "old"))
+    for left in (part, old):
+        shutil.rmtree(left, ignore_errors=True)
+    shutil.copytree(folder, part, ignore=shutil.ignore_patterns(".done"))
+    try:
+        failures = _execute(plan, part, [], tables=str(folder / "tables"))
+        if failures:
+            return Built(folder, failures)
+        machine = runs.machine()
+        made = about["facts"].get("Measured", about["facts"].get("Report made", "before"))
+        kept = sum((folder / "runs" / run["id"]).is_dir() for run in about["runs"])
+        total = len(about["runs"])
+        reason = (
+            f"Figures, verdicts and texts were made anew from the tables at commit {machine['commit']}. Nothing was trained or "
+            f"measured anew: the weights of {kept or 'none'} of the {total} runs are kept beside this report."
+        )
+        command = html.unescape(re.sub(r"</?code>", "", about["facts"].get("Command", "")))
+        facts = pages.facts(about["runs"], command, machine | {"versions": about["versions"]}, measured=made)
+        for name in set(about["sha256"]) - {p.relative_to(part).as_posix() for p in _made(part, plan.paths)}:
+            (part / name).unlink(missing_ok=True)  # nothing old stands beside what is new
+        pages.index(part, plan.questions, about["runs"], {}, facts, reason, folder.name)
+        _write_note(part, about | {"facts": facts, "renewed": machine["commit"]}, plan.paths)
+        os.rename(folder, old)
+        os.rename(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    pages.shelf(folder.parent)
+    return Built(folder, {})
+
+
+def note(folder: Path) -> dict[str, Any]:
+    """Read ``report.json``, what a report says of itself.
+
+    Raises:
+        ReportError: there is none, or it is damaged or of a version that did not note how the report was made.
+    """
+    file = folder / "report.json"
+    try:
+        about = unsealed(file.read_text(encoding="utf-8"), file.name)
+    except FileNotFoundError:
+        raise ReportError(f"{folder} is not a report: it has no report.json") from None
+    except (OSError, ValueError) as error:
+        raise ReportError(f"{file} is damaged: {error}") from error
+    if not {"build", "runs", "versions", "notebooks", "sha256"} <= about.keys():
+        raise ReportError(f"{file} does not say how the report was made; an older version wrote it")
+    return about
+
+
+class ReportError(ValueError):
+    """A report cannot be made again; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Which notebooks a report executes, with which parameters, and the experiments they need."""
+
+    paths: list[Path]
+    defaults: dict[Path, dict[str, Any]]
+    given: dict[str, Any]
+    wanted: list[Experiment]
+
+    @property
+    def questions(self) -> list[str]:
+        return [path.stem for path in self.paths]
+
+
+def _plan(
+    dataset: str | None,
+    profile: str,
+    seeds: int | None,
+    parameters: Mapping[str, Any] | None,
+    questions: Sequence[str],
+    notebooks: str | os.PathLike[str] | None,
+) -> _Plan:
+    """Check everything that a report was asked for; nothing has been trained or written then."""
+    instance("parameters", parameters, (Mapping, type(None)), "a mapping of names to values")
+    questions = items("questions", questions, "names of notebooks") if questions else []
     if seeds is not None:
         integer("seeds", seeds, 1)
-    if reserved := sorted({"dataset", "seeds", "store", "output"} & (parameters or {}).keys()):
+    if reserved := sorted({"dataset", "seeds", "store", "output", "tables"} & (parameters or {}).keys()):
         raise ValueError(f"{reserved[0]} is no free parameter: use --dataset, --seeds, --reports or CRAM_BENCH_RUNS")
     needs("reports", "report", "papermill", "nbconvert", "nbformat", "ipykernel")
     folder_of_notebooks = Path(notebooks) if notebooks else notebooks_folder()
@@ -267,41 +424,38 @@ def build(
     own = {path: known | {key: given[key] for key in given.keys() & known.keys()} for path, known in defaults.items()}
     planned = [_planned(NOTEBOOKS[path.stem], own[path]) for path in paths]
     wanted = list(dict.fromkeys(experiment for listed in planned for experiment in listed))
-
     if "sparsities" in given or "patterns" in given:
         compress.grid(given.get("patterns", ["global"]), given.get("sparsities", [0.5]))
+    return _Plan(paths, defaults, given | {"dataset": wanted[0].dataset}, wanted)
 
-    title = re.sub(r"[:/\\]", "-", f"{Path(wanted[0].dataset).name}-{wanted[0].model}")
-    folder = Path(reports).absolute() / (
-        name or "-".join([title, *(["quick"] if profile == "quick" else []), *_beyond(questions)])
-    )
-    store = store or runs.Store(also=[folder / "runs"])
-    given |= {"dataset": wanted[0].dataset, "output": str(folder), "store": str(store.root)}
-    trained = runs.ensure_all(wanted, store, **how)
-    folder.mkdir(parents=True, exist_ok=True)
 
-    injected = {path: {key: value for key, value in given.items() if key in defaults[path]} for path in paths}
+def _execute(plan: _Plan, folder: Path, trained: Sequence[runs.Run], **where: str) -> dict[str, str]:
+    """Execute the notebooks into `folder`; return those that failed → the error."""
+    given = plan.given | {"output": str(folder)} | where
+    injected = {path: {k: v for k, v in given.items() if k in plan.defaults[path]} for path in plan.paths}
     listed = [Notebook(path, own, _key(path, own, trained)) for path, own in injected.items()]
     # On 8×8 images threads wait for each other more than they compute: each kernel keeps to a core.
-    failures = execute_all(listed, folder, threads=1 if wanted[0].dataset == "digits" else 0)
-    if keep_runs:
-        _copy_runs([run for run in trained if run.experiment.seed == 0 and run.failure is None], folder / "runs")
-    facts = pages.index(folder, [path.stem for path in paths], trained, failures, command)
-    asked = {"dataset": given["dataset"], "profile": profile, "seeds": seeds, "parameters": dict(parameters or {})}
-    if "target" in asked["parameters"]:
-        asked["parameters"]["target"] = given["target"]
-    about = {
-        "title": paths[0].stem.replace("_", " "),
-        "facts": facts,
-        "build": asked | {"questions": [path.stem for path in paths]},
-        "runs": [_identity(run) for run in trained],
-        "notebooks": {path.stem: sha256(path) for path in paths},
-        "versions": runs.machine()["versions"],
-        "sha256": {path.relative_to(folder).as_posix(): sha256(path) for path in _made(folder, paths)},
+    return execute_all(listed, folder, threads=1 if plan.wanted[0].dataset == "digits" else 0)
+
+
+def _write_note(folder: Path, about: Mapping[str, Any], notebooks: Sequence[Path]) -> None:
+    content = dict(about) | {
+        "notebooks": {path.stem: sha256(path) for path in notebooks},
+        "sha256": {path.relative_to(folder).as_posix(): sha256(path) for path in _made(folder, notebooks)},
     }
-    write(folder / "report.json", sealed(about, "report.json"))
-    pages.shelf(folder.parent)
-    return Built(folder, failures)
+    write(folder / "report.json", sealed(content, "report.json"))
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    """Refuse a folder that cannot be written before hours of training, not after; leave nothing behind."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"the report cannot be written to {folder}: {there}: {said(error)}; name another folder with --reports"
+        ) from None
 
 
 def _identity(run: runs.Run) -> dict[str, Any]:
@@ -368,7 +522,7 @@ def _like(value: Any, default: Any) -> bool:
 def _key(path: Path, parameters: dict[str, Any], trained: Sequence[runs.Run]) -> str:
     """Hash all that a notebook's result depends on: its source, its parameters, the runs, this package's code."""
     code = [file.read_bytes() for file in sorted(Path(__file__).parent.rglob("*.py"))]
-    portable = {name: value for name, value in parameters.items() if name not in ("output", "store")}
+    portable = {name: value for name, value in parameters.items() if name not in ("output", "store", "tables")}
     identities = [(run.id, run.failure or run.environment["sha256"]) for run in trained]
     digest = hashlib.sha256(path.read_bytes() + json.dumps([portable, identities], sort_keys=True).encode())
     for content in code:

@@ -12,16 +12,13 @@ import pandas as pd
 import torch
 
 from cram_bench import report, runs
-from cram_bench._files import sha256, unsealed
+from cram_bench._files import sha256
 from cram_bench.experiment import Experiment
+from cram_bench.report import ReportError
 from cram_bench.train import DivergedError
 
 _OF_THE_MACHINE = ["seconds", "device", "threads", "compile", "commit", "finished"]
 """Columns of ``tables/runs.csv`` that say where and when, not what."""
-
-
-class ReportError(ValueError):
-    """A report cannot be made again; the message says which and why."""
 
 
 def reproduce(
@@ -46,7 +43,7 @@ def reproduce(
         ReportError: the folder holds no report, one of a version that did not note how it was made, or a damaged note.
     """
     folder, into = Path(folder).resolve(), Path(into).resolve()
-    about = _about(folder)
+    about = report.note(folder)
     if into in (folder, folder.parent):
         raise ReportError(f"{into} holds the report that is to be compared; name another folder")
     new = into / folder.name
@@ -64,19 +61,6 @@ def reproduce(
         if name.endswith(".csv"):
             rows.append(("table", name, *_table(folder / name, built.folder / name)))
     return pd.DataFrame(rows, columns=["kind", "name", "state", "detail"])
-
-
-def _about(folder: Path) -> dict[str, Any]:
-    file = folder / "report.json"
-    try:
-        about = unsealed(file.read_text(encoding="utf-8"), file.name)
-    except FileNotFoundError:
-        raise ReportError(f"{folder} is not a report: it has no report.json") from None
-    except (OSError, ValueError) as error:
-        raise ReportError(f"{file} is damaged: {error}") from error
-    if not {"build", "runs", "versions", "notebooks", "sha256"} <= about.keys():
-        raise ReportError(f"{file} does not say how the report was made; an older version wrote it")
-    return about
 
 
 def _refuse_others(store: runs.Store, about: dict[str, Any]) -> None:

@@ -5,36 +5,56 @@ from pathlib import Path
 
 import pandas as pd
 
+from cram_bench.findings import findings, listed, trained_at
+from cram_bench.pages import with_training
+
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ("cifar10-resnet20-15-epochs", "cifar10-resnet20", "sst2-minilm")
-NAMES = {"resnet20": "ResNet-20", "cifar10": "CIFAR-10", "minilm": "MiniLM", "sst2": "SST-2"}
+ASKED = {
+    "cifar10-equal-cost": "What CrAM's second gradient buys",
+    "cifar10-ablations": "Which part of CrAM does the work",
+    "cifar10-transfer": "Whether a sparse model still learns something new",
+}
+"""Reports of which the README has the result in words → what they ask."""
+NAMES = {
+    "resnet20": "ResNet-20 (shortcuts without parameters)", "cifar10": "CIFAR-10", "minilm": "MiniLM", "sst2": "SST-2"
+}  # fmt: skip
 BEGIN, END = "<!-- begin table: make readme -->", "<!-- end table -->"
 BENCHMARKS = "<!-- begin benchmarks: make benchmark -->", "<!-- end benchmarks -->"
 COUNTS = "<!-- begin counts: make counts -->", "<!-- end counts -->"
 
 
 def table(report: Path) -> str:
-    """Return the summary table of a report and what made it, as Markdown."""
+    """Return the result of a report in words, its summary table and what made it, as Markdown."""
     built = json.loads((report / "report.json").read_text(encoding="utf-8"))
-    question = built["build"]["questions"][0]
+    questions = built["build"]["questions"]
     usual = (report / "tables" / "accuracy_summary.csv").exists()
-    names = ("accuracy_summary", "runs") if usual else (f"{question}_summary", f"{question}_runs")
+    names = ("accuracy_summary", "runs") if usual else (f"{questions[0]}_summary", f"{questions[0]}_runs")
     summary, runs = (pd.read_csv(report / "tables" / f"{name}.csv", dtype=str).fillna("") for name in names)
+    summary = with_training(summary, trained_at(built["runs"]))
     head = list(summary.columns)
     rows = [head, ["---"] + ["--:"] * (len(head) - 1), *summary.to_numpy().tolist()]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    facts = {name: ", ".join(dict.fromkeys(runs[name])) for name in ("epochs", "seed", "device", "commit")}
+    facts = {name: list(dict.fromkeys(runs[name])) for name in ("epochs", "seed", "device", "commit")}
     settings = built["runs"][0]["settings"]
     note = (
-        f"{NAMES[settings['model']]} on {NAMES[settings['dataset']]}, {facts['epochs']} epochs, seed {facts['seed']}, "
-        f"{settings['precision']}, on {facts['device']}; trained at commit {facts['commit']}."
+        f"{NAMES[settings['model']]} on {NAMES[settings['dataset']]}, {listed(facts['epochs'])} epochs, "
+        f"{'seed' if len(facts['seed']) == 1 else 'seeds'} {listed(facts['seed'])}, {settings['precision']}, "
+        f"on {listed(facts['device'])}; trained at commit {', '.join(facts['commit'])}."
     )
-    return "\n".join([*lines, "", note])
+    return "\n\n".join([*findings(report, questions), "\n".join(lines), note])
+
+
+def result(report: Path, asked: str) -> str:
+    """Return a line of a list: what a report asks, and its result in words."""
+    questions = json.loads((report / "report.json").read_text(encoding="utf-8"))["build"]["questions"]
+    return f"* {asked} ([report](reports/{report.name}/)): {' '.join(findings(report, questions))}"
 
 
 def tables(reports: Path) -> str:
-    """Return the tables of all committed reports, the headline first."""
-    return "\n\n".join(table(reports / name) for name in REPORTS)
+    """Return the results and tables of all committed reports, the headline first."""
+    told = "\n".join(result(reports / name, asked) for name, asked in ASKED.items())
+    return "\n\n".join([*(table(reports / name) for name in REPORTS), told])
 
 
 def counts(reports: Path) -> str:

@@ -101,6 +101,8 @@ def test_a_figure_is_drawn_from_the_table_of_its_name():
             if isinstance(node, ast.Assign):
                 for target in (t for each in node.targets for t in ast.walk(each) if isinstance(t, ast.Name)):
                     comes_from.setdefault(target.id, set()).update(_names(node.value))
+                    if isinstance(node.value, ast.Call) and getattr(node.value.func, "attr", "") == "measured":
+                        tables[node.value.args[0].value] = {target.id}
         calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
         for call in calls:
             if call.func.attr == "table" and isinstance(call.args[1], ast.Constant):

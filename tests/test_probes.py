@@ -65,10 +65,14 @@ OVER_RUNS = {
     "ablation_means",
     "accuracy_table",
     "mean_and_std",
+    "over_changes",
     "over_runs",
     "seeds_left",
     "transfer_accuracy",
+    "comparable",
+    "verdict_table",
     "verdicts",
+    "with_random_directions",
 }
 
 

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import nn
 
 import cram_bench as cb
-from cram_bench.probes.stability import QUANTITIES
 
 
 @pytest.fixture
@@ -239,56 +238,6 @@ def test_stability_puts_the_probes_together(model, digits):
     again = cb.probes.cram_gap(other, digits[1], ["global@0.8"], 0.1, calibration=digits[0]).iloc[0]
     assert table.iloc[1]["gap"] == pytest.approx(again["gap"], rel=1e-3)
     assert table.iloc[1]["eigenvalue"] == pytest.approx(cb.probes.curvature(other, few)["value"].iloc[0], rel=1e-2)
-
-
-def test_verdicts_claim_nothing_without_a_spread():
-    rows = [("a", 0, 1.0), ("a", 1, 1.2), ("b", 0, 1.1), ("b", 1, 1.3), ("c", 0, 0.1)]
-    table = pd.DataFrame(rows, columns=["method", "seed", "loss"]).assign(weights="dense")
-    assert cb.probes.verdicts(table, "a", "b", ["loss"])["verdict"].tolist() == ["undecided"]
-    assert cb.probes.verdicts(table, "c", "b", ["loss"])["verdict"].tolist() == ["undecided"]  # one seed
-    worse = table.assign(loss=table["loss"] + 50 * (table["method"] == "a"))
-    assert cb.probes.verdicts(worse, "a", "b", ["loss"])["verdict"].tolist() == ["contradicts"]
-    assert cb.probes.verdicts(worse, [], "b", ["loss"]).empty
-
-
-def test_verdicts_say_what_they_compare_and_are_welchs_test_after_holms_correction():
-    """By hand: t = Δ/√(s₁²/n + s₂²/n) on logarithms, Welch's degrees of freedom; the smallest of two p doubled."""
-    from scipy.stats import t as student
-
-    values = {
-        "gap": {"a": [1.0, 1.1, 1.2], "b": [2.0, 2.2, 2.1]},
-        "trace": {"a": [5.0, 6.0, 9.0], "b": [5.0, 7.0, 8.0]},
-    }
-    table = pd.DataFrame(
-        {"method": ["a"] * 3 + ["b"] * 3 + ["c"], "seed": [0, 1, 2, 0, 1, 2, 0], "weights": "dense"}
-        | {name: [*sides["a"], *sides["b"], np.nan] for name, sides in values.items()}
-    )
-    found = cb.probes.verdicts(table, ["b", "c"], "a", ["gap", "trace"])
-    assert found[["method", "quantity", "seeds", "baseline", "baseline_seeds"]].to_numpy().tolist() == [
-        ["b", "gap", 3, "a", 3],
-        ["b", "trace", 3, "a", 3],
-    ]
-    assert found.loc[0, ["mean", "baseline_mean", "std"]].tolist() == pytest.approx([2.1, 1.1, 0.1])
-    plain = []
-    for sides in values.values():
-        logs = [np.log(sides[name]) for name in ("a", "b")]
-        parts = [side.var(ddof=1) / 3 for side in logs]
-        freedom = sum(parts) ** 2 / sum(part**2 / 2 for part in parts)
-        plain.append(2 * student.sf(abs(logs[0].mean() - logs[1].mean()) / sum(parts) ** 0.5, freedom))
-    assert plain[0] < plain[1]
-    assert found["p"].tolist() == pytest.approx([2 * plain[0], max(2 * plain[0], plain[1])])
-    assert found["verdict"].tolist() == ["contradicts", "undecided"]
-
-
-def test_methods_that_differ_in_nothing_rarely_get_a_verdict():
-    rng = np.random.default_rng(0)
-    decided = 0
-    for _ in range(200):
-        draws = np.exp(rng.standard_normal((6, 5)))
-        table = pd.DataFrame(draws, columns=QUANTITIES)
-        table = table.assign(method=["a"] * 3 + ["b"] * 3, seed=[0, 1, 2] * 2, weights="dense")
-        decided += (cb.probes.verdicts(table, "a", "b")["verdict"] != "undecided").any()
-    assert decided <= 20  # 10 are expected at most; 20 or more have a probability below 1 in 400
 
 
 def test_a_landscape_around_the_compressed_weights_is_that_of_the_compressed_model(model, digits):

@@ -1,6 +1,7 @@
 """The notebooks through papermill on digits, and what the report's folder then holds."""
 
 import base64
+import html
 import json
 import re
 import shutil
@@ -11,7 +12,8 @@ import pytest
 from PIL import Image
 
 import cram_bench as cb
-from cram_bench import report
+from cram_bench import cli, findings, pages, report
+from cram_bench._files import sealed, sha256, unsealed
 
 SMALL = {"epochs": 2, "sample": 200, "directions": 1, "sparsities": [0.5, 0.9], "methods": ["sgd", "cram+-multi"]}
 
@@ -68,6 +70,43 @@ def test_the_main_table_has_its_columns_and_agrees_with_the_library(built):
     assert ours == curve[curve["sparsity"] == 0.9]["accuracy"].tolist()
 
 
+def test_the_tables_are_what_the_library_gives(built):
+    """Whatever a notebook does with parameters, samples and runs: the same calls here give the same numbers."""
+    tables = {path.stem: pd.read_csv(path) for path in (built.folder / "tables").glob("*.csv")}
+    experiments = cb.experiment.grid("digits", SMALL["methods"], 1, epochs=2)
+    trained = [cb.runs.Store().find(experiment) for experiment in experiments]
+    train, test = cb.data.load("digits")
+    part, calibrating = train.sample(SMALL["sample"], seed=0), train.calibration(augment=experiments[0].augment)
+    levels, probes = ["global@0.5", "global@0.9"], cb.probes
+    slices = probes.over_runs(trained, probes.loss_in_ball, part, radius=0.5, directions=1)
+    few = part.sample(200, seed=0)
+    claims = probes.over_runs(trained, probes.stability, part, "global@0.9", calibrating, rho=0.2, few=few)
+    claims = probes.with_random_directions(claims, slices)
+    decided = probes.verdicts(claims, ["cram+-multi"], "sgd")
+    curves = probes.over_runs(
+        trained, probes.sparsity_curve, test, levels, train.calibration(2000, experiments[0].augment)
+    )
+    ours = {
+        "accuracy_vs_sparsity": curves,
+        "cram_gap": probes.over_runs(trained, probes.cram_gap, part, levels, rho=0.2, calibration=calibrating),
+        "loss_along_compression": probes.over_runs(trained, probes.loss_along_compressions, part, levels),
+        "sam_sharpness": probes.over_runs(trained, probes.sam_sharpness, part, [0.02, 0.05, 0.1, 0.2]),
+        "loss_in_ball": slices,
+        "loss_in_plane": probes.over_runs(trained, probes.loss_in_plane, part, radius=0.5, points=11),
+        "stability": claims,
+        "verdicts": decided,
+    }
+    assert tables.keys() == {*ours, "runs", "accuracy_summary", "verdicts_summary"}
+    for name, table in ours.items():
+        pd.testing.assert_frame_equal(tables[name], table, rtol=1e-2, atol=1e-4, check_dtype=False, obj=name)
+    assert tables["runs"]["run"].tolist() == [run.id for run in trained]
+    assert tables["runs"]["dense_accuracy"].tolist() == [run.history["test_accuracy"].iloc[-1] for run in trained]
+    summary = probes.accuracy_table(tables["accuracy_vs_sparsity"])
+    assert tables["accuracy_summary"].set_index("accuracy, %").astype(str).equals(summary.astype(str))
+    shown = pd.read_csv(built.folder / "tables" / "verdicts_summary.csv", dtype=str).fillna("")
+    assert shown.to_numpy().tolist() == probes.verdict_table(decided).to_numpy().tolist()
+
+
 def test_no_path_of_this_machine_is_written_into_the_report(built, folders):
     for path in built.folder.rglob("*"):
         if path.suffix in {".ipynb", ".html", ".csv", ".json", ".svg"}:
@@ -95,11 +134,14 @@ def test_running_again_does_nothing_and_a_removed_output_is_made_again(built, fo
         report, "execute_all", lambda *given, **how: (threads.append(how["threads"]), executes(*given, **how))[1]
     )
     report.build("digits", "quick", 1, SMALL, reports=folders[0])
-    assert re.findall(r"executing (\w+)", capsys.readouterr().err) == ["accuracy_vs_sparsity"]
+    said = capsys.readouterr().err
+    assert re.fullmatch(
+        r"executing accuracy_vs_sparsity.ipynb, 1 of 1\naccuracy_vs_sparsity.ipynb done in \d+ s\n", said
+    )
     assert threads == [1]  # of each kernel, on digits
 
 
-def test_a_failing_notebook_is_named_and_the_others_appear(built, folders, tmp_path):
+def test_a_failing_notebook_is_named_and_the_others_appear(built, folders, tmp_path, capsys):
     notebooks = tmp_path / "notebooks"
     shutil.copytree(report.notebooks_folder(), notebooks, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     broken = nbformat.read(notebooks / "loss_stability.ipynb", as_version=4)
@@ -110,6 +152,10 @@ def test_a_failing_notebook_is_named_and_the_others_appear(built, folders, tmp_p
     assert "no such luck" in result.failures["loss_stability"]
     index = (result.folder / "index.html").read_text()
     assert "no such luck" in index
+    given = ["--seeds", "1", "--reports", str(tmp_path / "again"), "--notebooks", str(notebooks)]
+    given += [word for name, value in SMALL.items() for word in ("-p", name, json.dumps(value))]
+    assert cli.main(["report", *given, "--notebook", "loss_stability"]) == 1
+    assert "the notebook loss_stability failed: cell 3: RuntimeError: no such luck" in capsys.readouterr().err
     assert (result.folder / "figures" / "accuracy_vs_sparsity.svg").exists()
     assert (result.folder / "loss_stability.html").exists()
 
@@ -220,7 +266,7 @@ def test_a_report_answers_the_questions_it_is_asked(folders, monkeypatch):
     assert built.failures == {}
     assert built.folder.name == "digits-convnet-quick-transfer-equal-cost-ablations"
     index = (built.folder / "index.html").read_text()
-    assert "<dd>digits and grey, convnet, 1, 2 epochs, seeds 0, float32</dd>" in index
+    assert "<dd>digits and grey, convnet, 1 and 2 epochs, seed 0, float32</dd>" in index
     assert index.index("figures/transfer.svg") < index.index("<table") < index.index("figures/ablations.svg")
     tables = {path.stem: pd.read_csv(path) for path in (built.folder / "tables").glob("*.csv")}
     transferred = tables["transfer"]
@@ -262,3 +308,304 @@ def test_the_page_carries_a_slider_and_the_shelf_compares_reports(built):
     shelf = (built.folder.parent / "index.html").read_text()
     assert f"{built.folder.name}/figures/accuracy_vs_sparsity.svg" in shelf
     assert "CrAM+-Multi" in shelf
+
+
+# ---------------------------------------------------------------- made anew from tables
+
+
+def changed(folder, change):
+    """Change what a report says of itself, and seal it again."""
+    about = unsealed((folder / "report.json").read_text(), "report.json")
+    change(about)
+    (folder / "report.json").write_text(sealed(about, "report.json"))
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_report_is_made_anew_from_its_tables_without_its_runs(built, tmp_path, monkeypatch, capsys):
+    """Verdicts and pages follow the tables; measurements, runs and the note of the measurement stay."""
+    monkeypatch.setenv("CRAM_BENCH_RUNS", str(tmp_path / "none"))
+    folder = tmp_path / "moved"
+    shutil.copytree(built.folder, folder, ignore=shutil.ignore_patterns(".done"))
+    shutil.rmtree(folder / "runs" / cb.experiment.recipe("digits", "sgd", epochs=2).id)
+    file = folder / "tables" / "stability.csv"
+    table = pd.read_csv(file)
+    table["loss"] = table["method"].map({"sgd": 2.3, "cram+-multi": 0.2})
+    table.drop(columns="ascent_gap").to_csv(file, index=False)  # as an older version measured
+    (folder / "tables" / "left_over.csv").write_text("a\n1\n")
+    assert cli.main(["renew", str(folder)]) == 1
+    assert (
+        "stability.csv is not the table that was measured; restore it, or build the report" in capsys.readouterr().err
+    )
+
+    def sealed_again(about):
+        about["sha256"] |= {
+            f"tables/{name}.csv": sha256(folder / "tables" / f"{name}.csv") for name in ("stability", "left_over")
+        }
+
+    changed(folder, sealed_again)
+    before = report.note(folder)
+    assert cli.main(["renew", str(folder)]) == 0
+    assert not (tmp_path / "none").exists()
+    assert not list(tmp_path.glob(".moved*"))
+    assert not (folder / "tables" / "left_over.csv").exists()
+    after = report.note(folder)
+    for name in ("accuracy_vs_sparsity", "cram_gap", "loss_in_ball", "loss_in_plane", "sam_sharpness", "runs"):
+        assert (folder / "tables" / f"{name}.csv").read_bytes() == (
+            built.folder / "tables" / f"{name}.csv"
+        ).read_bytes()
+    assert all(sha256(folder / name) == digest for name, digest in after["sha256"].items() if name != "report.json")
+    assert {"index.html", "loss_stability.html", "loss_stability.ipynb", "tables/verdicts_summary.csv"} < set(
+        after["sha256"]
+    )
+    assert [after[name] for name in ("build", "runs", "versions")] == [
+        before[name] for name in ("build", "runs", "versions")
+    ]
+    assert after["renewed"] == cb.runs.commit()
+    assert set(pd.read_csv(folder / "tables" / "verdicts.csv")["verdict"]) == {"not comparable"}
+    index = (folder / "index.html").read_text()
+    assert "Nothing was trained or measured anew: the weights of 1 of the 2 runs are kept" in index
+    assert f"<dt>Measured</dt><dd>{before['facts']['Report made']}</dd>" in index
+    assert "<h1>moved: accuracy vs sparsity</h1>" in index
+    assert "Not measured in this report: ascent_gap." in index
+    notebook = (folder / "loss_stability.ipynb").read_text()
+    assert "stability: read from the table that was measured before; nothing is measured anew" in notebook
+    assert str(tmp_path) not in notebook
+    once = report.note(folder)["facts"]
+    assert cli.main(["renew", str(folder)]) == 0
+    assert report.note(folder)["facts"]["Measured"] == once["Measured"]
+
+
+def test_a_report_that_cannot_be_made_anew_stays_as_it_was(built, tmp_path, capsys):
+    folder = tmp_path / "moved"
+    shutil.copytree(built.folder, folder)
+    before = contents(folder)
+    notebooks = tmp_path / "notebooks"
+    shutil.copytree(report.notebooks_folder(), notebooks)
+    broken = nbformat.read(notebooks / "accuracy_vs_sparsity.ipynb", as_version=4)
+    broken.cells[2].source += "\nraise RuntimeError('no such luck')"
+    nbformat.write(broken, notebooks / "accuracy_vs_sparsity.ipynb")
+    assert "no such luck" in report.renew(folder, notebooks).failures["accuracy_vs_sparsity"]
+    assert contents(folder) == before
+    changed(folder, lambda about: about["build"].update(questions=["anatomy"], parameters={}, seeds=None))
+    with pytest.raises(report.ReportError, match="anatomy measures as it goes; build the report instead"):
+        report.renew(folder)
+    with pytest.raises(report.ReportError, match="is not a report"):
+        report.renew(tmp_path)
+    assert not list(tmp_path.glob(".moved*"))
+
+
+def test_notebooks_measure_through_their_output_alone():
+    """What is measured beside it would be trained and measured when a report is made anew from tables."""
+    for stem in report.NOTEBOOKS:
+        path = report.notebooks_folder() / f"{stem}.ipynb"
+        if "tables" in report.default_parameters(path):
+            cells = json.loads(path.read_text())["cells"]
+            source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+            for call in ("over_runs(", "ensure_all(", "summary(", "transfer_accuracy(", "load_model("):
+                assert f"cb.probes.{call}" not in source, (stem, call)
+                assert f"cb.runs.{call}" not in source, (stem, call)
+        else:
+            assert stem == "anatomy"
+
+
+# ---------------------------------------------------------------- one network in detail
+
+
+def test_anatomy_is_executed_and_its_tables_are_the_librarys(folders):
+    small = {
+        "epochs": 1,
+        "target_epochs": 1,
+        "sample": 60,
+        "curvature_sample": 20,
+        "sizes": [20],
+        "radii": [0.1],
+        "points": 3,
+    }
+    built = report.build("digits", "full", None, small, questions=["anatomy"], reports=folders[0])
+    assert built.failures == {}
+    tables = {path.stem: pd.read_csv(path) for path in (built.folder / "tables").glob("*.csv")}
+    figures = {path.stem for path in (built.folder / "figures").glob("*.svg")}
+    assert {f"figures/{name}.svg" for name in figures} | {f"tables/{name}.csv" for name in tables} == {
+        name for name in report.outputs(report.notebooks_folder() / "anatomy.ipynb") if not name.endswith("png")
+    }
+    other, dense, tuned = (
+        cb.runs.Store().find(e) for e in cb.comparisons.anatomy("digits", ["sgd", "cram+-multi"], "", 1, 0.9, 1)
+    )
+    assert tables["anatomy_runs"]["run"].tolist() == [other.id, dense.id, tuned.id]
+    train, test = cb.data.load("digits")
+    part, model = train.sample(60, seed=0), dense.load_model()
+    calibrating = train.calibration(augment=dense.experiment.augment)
+    ours = {
+        "layer_blame": cb.probes.layer_blame(model, part, "global@0.9"),
+        "calibration_curve": cb.probes.calibration_curve(
+            model, test, train, "global@0.9", [20], augment=dense.experiment.augment
+        ),
+        "flips": cb.probes.flips(model, test, "global@0.9", calibration=calibrating),
+        "sharpness_over_radii": cb.probes.sharpness_over_radii(model, part, [0.1]),
+    }
+    for name, table in ours.items():
+        pd.testing.assert_frame_equal(tables[name], table, rtol=1e-3, atol=1e-5, check_dtype=False, obj=name)
+    assert len(tables["planes"]) == 2 * 9
+    assert len(tables["plane_through_three"]) == 9
+
+
+# ---------------------------------------------------------------- what must be noticed
+
+
+def test_a_folder_that_cannot_be_written_is_noticed_before_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("cram_bench.runs.training.fit", lambda *a, **k: pytest.fail("trained"))
+    (tmp_path / "file").touch()
+    assert cli.main(["report", "--reports", str(tmp_path / "file" / "reports")]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "the report cannot be written to" in err
+    assert "name another folder with --reports" in err
+
+    def refuses(*, dir):
+        assert dir == tmp_path
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(report.tempfile, "TemporaryFile", refuses)
+    with pytest.raises(ValueError, match="Permission denied; name another folder with --reports"):
+        report.build("digits", reports=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_training_that_failed_is_said_at_the_end(monkeypatch, capsys, tmp_path):
+    lost = report.Built(tmp_path, {}, {"SAM, seed 0": "the training loss is nan in epoch 1"})
+    monkeypatch.setattr(report, "build", lambda *a, **k: lost)
+    assert cli.main(["report"]) == 1
+    assert "the training SAM, seed 0 failed: the training loss is nan" in capsys.readouterr().err
+    monkeypatch.setattr(report, "build", lambda *a, **k: report.Built(tmp_path, {}))
+    assert cli.main(["report"]) == 0
+
+
+def test_a_notebook_is_executed_again_when_anything_it_depends_on_changed(built, tmp_path, monkeypatch):
+    path = tmp_path / "accuracy_vs_sparsity.ipynb"
+    path.write_bytes((report.notebooks_folder() / path.name).read_bytes())
+    run = cb.runs.Store().find(cb.experiment.recipe("digits", "sgd", epochs=2))
+    other = cb.runs.Store().find(cb.experiment.recipe("digits", "cram+-multi", epochs=2))
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "probes.py").write_text("1")
+    monkeypatch.setattr(report, "__file__", str(package / "report.py"))
+    key = report._key(path, {"epochs": 2}, [run])
+    assert report._key(path, {"epochs": 2, "output": "elsewhere"}, [run]) == key
+    keys = [key, report._key(path, {"epochs": 3}, [run]), report._key(path, {"epochs": 2}, [run, other])]
+    keys.append(report._key(path, {"epochs": 2}, [other]))
+    failed = cb.runs.Run(run.path, run.experiment, failure="the loss is nan")
+    keys.append(report._key(path, {"epochs": 2}, [failed]))
+    (package / "probes.py").write_text("2")
+    keys.append(report._key(path, {"epochs": 2}, [run]))
+    path.write_text(path.read_text() + " ")
+    keys.append(report._key(path, {"epochs": 2}, [run]))
+    assert len(set(keys)) == len(keys)
+
+
+# ---------------------------------------------------------------- the numbers on the page
+
+
+def table_of(method, seed, cells):
+    rows = [
+        (method, seed, pattern, sparsity, calibrated, accuracy)
+        for (pattern, sparsity, calibrated), accuracy in cells.items()
+    ]
+    return pd.DataFrame(rows, columns=["method", "seed", "pattern", "sparsity", "calibrated", "accuracy"])
+
+
+def test_every_number_of_the_slider_is_a_mean_of_the_table():
+    cells = {("global", 0.0, False): 0.88, ("global", 0.0, True): 0.5, ("global", 0.9, False): 0.1, ("global", 0.9, True): 0.54,
+             ("2:4", 0.5, False): 0.2, ("2:4", 0.5, True): 0.85}  # fmt: skip
+    tables = [table_of("sgd", 0, cells), table_of("sgd", 1, {key: value + 0.02 for key, value in cells.items()})]
+    tables += [table_of("sam", 0, {key: value + 0.1 for key, value in cells.items()})]
+    tables += [pd.DataFrame([{"method": "sam", "seed": 1}])]  # failed
+    markup = pages.slider(pd.concat(tables, ignore_index=True))
+    data = json.loads(re.search(r"const data = (\{.*?\}), \$ =", markup)[1])
+    std = 0.02 / 2**0.5
+    near = lambda mean, std=None: [pytest.approx(mean), std and pytest.approx(std)]  # noqa: E731
+    assert data["values"] == {
+        "global|False": {
+            "sgd": {"0": near(0.89, std), "0.9": near(0.11, std)},
+            "sam": {"0": near(0.98), "0.9": near(0.2)},
+        },
+        "global|True": {
+            "sgd": {"0": near(0.89, std), "0.9": near(0.55, std)},
+            "sam": {"0": near(0.98), "0.9": near(0.64)},
+        },
+        "2:4|False": {
+            "sgd": {"0": near(0.89, std), "0.5": near(0.21, std)},
+            "sam": {"0": near(0.98), "0.5": near(0.3)},
+        },
+        "2:4|True": {
+            "sgd": {"0": near(0.89, std), "0.5": near(0.86, std)},
+            "sam": {"0": near(0.98), "0.5": near(0.95)},
+        },
+    }
+    assert data["patterns"] == ["global", "2:4"]
+    assert (data["seeds"], data["methods"]["sam"][0]) == (2, "SAM (1 of 2 seeds)")
+    assert "± std (n = ${data.seeds})" in markup
+
+
+def cells_of(markup):
+    rows = re.findall(r"<tr.*?</tr>", markup, re.DOTALL)
+    return [[html.unescape(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)] for row in rows]
+
+
+def test_the_page_shows_the_tables_it_stands_on_and_one_dense_accuracy(built):
+    index = (built.folder / "index.html").read_text()
+    shown = [cells_of(markup) for markup in re.findall(r"<table .*?</table>", index, re.DOTALL) if "<td>" in markup]
+    summary = pd.read_csv(built.folder / "tables" / "accuracy_summary.csv", dtype=str).fillna("")
+    verdicts = pd.read_csv(built.folder / "tables" / "verdicts_summary.csv", dtype=str).fillna("")
+    trained = ["trained at", "dense", "30, 40 … 90 %"]
+    accuracy, decided = (next(table for table in shown if name in table[0]) for name in ("trained at", "quantity"))
+    assert [row[1] for row in accuracy] == trained
+    assert [row[:1] + row[2:] for row in accuracy] == [list(summary.columns), *summary.to_numpy().tolist()]
+    assert decided == [list(verdicts.columns), *verdicts.to_numpy().tolist()]
+    data = json.loads(re.search(r"const data = (\{.*?\}), \$ =", index)[1])
+    for name, dense in zip(("sgd", "cram+-multi"), summary["dense"], strict=True):
+        for tuned in ("True", "False"):
+            assert f"{100 * data['values'][f'global|{tuned}'][name]['0'][0]:.1f}" == dense
+    for sentence in findings.findings(built.folder, report.DEFAULT):
+        assert f'<p class="result">{pages.text(sentence)}</p>' in index
+    assert len(re.findall('class="result"', index)) == 2
+    assert index.index('class="result"') < index.index("<img")
+
+
+def test_facts_are_english_and_escaped():
+    def run(seed, threads, **settings):
+        known = {"dataset": "cifar10", "model": "resnet20", "epochs": 15, "seed": seed, "precision": "bfloat16"}
+        return {
+            "settings": known | settings,
+            "commit": "abc",
+            "device": "a <b> & c",
+            "threads": threads,
+            "seconds": 90.0,
+        }
+
+    machine = {"command": "x", "commit": "def", "versions": {"python": "3.11"}}
+    one = pages.facts([run(0, 1)], "report -p a '<b>'", machine)
+    assert one["Experiment"] == "cifar10, resnet20 (shortcuts without parameters), 15 epochs, seed 0, bfloat16"
+    assert one["Device"] == "a &lt;b&gt; &amp; c; 1.5 minutes of training in all, on 1 thread"
+    assert one["Command"] == "<code>report -p a &#x27;&lt;b&gt;&#x27;</code>"
+    runs = [run(2, 2, model="resnet20-projection"), run(0, 1), run(1, 1, epochs=1), {**run(3, 9), "failure": "nan"}]
+    several = pages.facts(runs, "", machine, measured="<then>")
+    assert several["Experiment"] == "cifar10, resnet20-projection, 1 and 15 epochs, seeds 0, 1, 2 and 3, bfloat16"
+    assert several["Device"].endswith("4.5 minutes of training in all, on 1 or 2 threads")
+    assert (several["Measured"], several["Command"]) == ("&lt;then&gt;", "<code>x</code>")
+    assert "def" in several["Report made"]
+
+
+def test_what_a_page_is_told_is_escaped(tmp_path):
+    (tmp_path / "tables").mkdir()
+    pd.DataFrame({"accuracy, %": ["<i>"], "dense": ["<u>"]}).to_csv(
+        tmp_path / "tables" / "language_summary.csv", index=False
+    )
+    pages.index(tmp_path, ["language"], [], {"<b>": "<script>"}, {}, "<em>", "<name>")
+    index = (tmp_path / "index.html").read_text()
+    for mark in ("<i>", "<u>", "<b></b>", "<script>", "<em>", "<name>"):
+        assert mark not in index.replace("<i>n</i>", "")
+    for mark in ("&lt;i&gt;", "&lt;u&gt;", "&lt;b&gt;", "&lt;script&gt;", "&lt;em&gt;", "&lt;name&gt;"):
+        assert mark in index

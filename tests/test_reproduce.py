@@ -55,6 +55,8 @@ def test_what_differs_is_said(built, tmp_path, capsys):
     assert "by 0.25 at most" in said
     rows = reproduce(edited, tmp_path / "again", progress=False).set_index("name")
     assert rows.loc["accuracy_vs_sparsity.html", "state"] == "missing"
+    states = {name: rows.loc[name, "state"] for name in rows.index[rows["kind"] == "run"]}
+    assert states == {about["runs"][0]["id"]: "differs", about["runs"][1]["id"]: "same"}
     assert set(rows.loc["tables/accuracy_vs_sparsity.csv", "state"]) == {"edited", "differs"}
 
 

@@ -19,6 +19,7 @@ from cram_bench.probes.over_runs import (
     ablation_means,
     accuracy_table,
     mean_and_std,
+    over_changes,
     over_runs,
     seeds_left,
     transfer_accuracy,
@@ -26,13 +27,14 @@ from cram_bench.probes.over_runs import (
 from cram_bench.probes.paths import loss_along_path, loss_at, loss_on_plane
 from cram_bench.probes.sharpness import cram_gap, sam_sharpness, sharpness_over_radii
 from cram_bench.probes.sparsity import LEVELS, sparsity_curve
-from cram_bench.probes.stability import stability, verdicts
+from cram_bench.probes.stability import comparable, stability, verdict_table, verdicts, with_random_directions
 
 __all__ = [
     "LEVELS",
     "ablation_means",
     "accuracy_table",
     "calibration_curve",
+    "comparable",
     "cram_gap",
     "curvature",
     "flips",
@@ -48,6 +50,7 @@ __all__ = [
     "loss_on_grid",
     "loss_on_plane",
     "mean_and_std",
+    "over_changes",
     "over_runs",
     "predictions",
     "random_direction",
@@ -58,6 +61,8 @@ __all__ = [
     "spectral_density",
     "stability",
     "transfer_accuracy",
+    "verdict_table",
     "verdicts",
     "weight_histogram",
+    "with_random_directions",
 ]

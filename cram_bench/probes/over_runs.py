@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -62,6 +62,19 @@ def over_runs(
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["method", "seed"])
 
 
+def over_changes(
+    runs: Mapping[str, Sequence[Run]], measure: Callable[..., pd.DataFrame], *arguments: Any, **options: Any
+) -> pd.DataFrame:
+    """Return ``measure(runs, *arguments, **options)`` for every entry, stacked, with its name in a last column ``changed``.
+
+    >>> over_changes({"ρ = 0": [], "ramp": []}, lambda runs: pd.DataFrame({"runs": [len(runs)]}))["changed"].tolist()
+    ['ρ = 0', 'ramp']
+    """
+    instance("runs", runs, Mapping, "a mapping of names to lists of runs")
+    tables = [measure(found, *arguments, **options).assign(changed=name) for name, found in runs.items()]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["changed"])
+
+
 def mean_and_std(table: pd.DataFrame, value: str, by: Sequence[str]) -> pd.DataFrame:
     """Reduce over seeds: columns `by`, then mean, std (sample standard deviation; NaN for one seed) and seeds.
 
@@ -99,6 +112,8 @@ def partly(left: int, every: int) -> str:
 def accuracy_table(curves: pd.DataFrame, calibrated: bool = True, pattern: str = "global") -> pd.DataFrame:
     """Lay out test accuracy in per cent, a row per method and a column per sparsity, as ``mean ± std`` over seeds.
 
+    The head says what ± is and over how many seeds: ``accuracy, % ± std (n = 3)``; of one seed there is none.
+
     Patterns n:m, whose sparsity is their own, have a column each after those of `pattern`.
 
     Args:
@@ -114,6 +129,8 @@ def accuracy_table(curves: pd.DataFrame, calibrated: bool = True, pattern: str =
     pruned = (curves["sparsity"] > 0) & fixed & (curves["calibrated"] == calibrated)
     kept = pd.concat([curves[dense].assign(pattern=""), curves[pruned]])
     reduced = mean_and_std(kept, "accuracy", ["method", "pattern", "sparsity"])
+    seeds = int(reduced["seeds"].max()) if len(reduced) else 0
+    head = "accuracy, %" + (f" ± std (n = {seeds})" if seeds > 1 else "")
     cells: dict[str, dict[str, str]] = {}
     for row in sorted(reduced.to_dict("records"), key=lambda row: ":" in row["pattern"]):
         spread = "" if pd.isna(row["std"]) else f" ± {100 * row['std']:.1f}"
@@ -124,7 +141,7 @@ def accuracy_table(curves: pd.DataFrame, calibrated: bool = True, pattern: str =
     for method in curves.loc[curves["accuracy"].isna(), "method"].unique():
         cells.setdefault(method, {}).setdefault("dense", "failed")
     cells = {METHODS[method].label + partly(*left[method]): row for method, row in cells.items()}
-    return pd.DataFrame.from_dict(cells, orient="index").rename_axis("accuracy, %").fillna("")
+    return pd.DataFrame.from_dict(cells, orient="index").rename_axis(head).fillna("")
 
 
 def ablation_means(curves: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,288 @@
+"""What a report found, in one or two sentences computed from its tables. What speaks against a claim is said as what speaks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cram_bench.experiment import METHODS
+from cram_bench.probes.stability import QUANTITIES
+
+Tables = Mapping[str, pd.DataFrame]
+
+
+def findings(folder: Path, questions: Sequence[str]) -> list[str]:
+    """Return the result of a report, a text of one or two sentences for each of its notebooks that has one.
+
+    Args:
+        folder: of the report; its ``tables/*.csv`` are read.
+        questions: names of notebooks. One whose tables are missing or empty has no result.
+    """
+    said: list[str] = []
+    for question in questions:
+        if question in _FINDINGS:
+            names, tell = _FINDINGS[question]
+            files = [folder / "tables" / f"{name}.csv" for name in names]
+            if all(file.is_file() for file in files):
+                tables = {file.stem: pd.read_csv(file) for file in files}
+                said += filter(None, [tell(tables)])
+    return said
+
+
+def listed(things: Sequence[Any], word: str = "and") -> str:
+    """Return ``a, b and c``.
+
+    >>> listed([0, 1, 2]), listed(["a"]), listed([1, 2], "or")
+    ('0, 1 and 2', 'a', '1 or 2')
+    """
+    texts = [str(thing) for thing in things]
+    return f" {word} ".join(filter(None, [", ".join(texts[:-1]), *texts[-1:]]))
+
+
+def counted(number: int, word: str) -> str:
+    """Return a number and a noun in its number.
+
+    >>> counted(1, "thread"), counted(3, "seed")
+    ('1 thread', '3 seeds')
+    """
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
+def percents(specs: Sequence[str]) -> str:
+    """Say what a method is trained at: sparsities in per cent, and what else there is as it is called.
+
+    >>> percents([f"global@{s / 10:g}" for s in range(3, 10)]), percents(["global@0.7", "global@0.95", "2:4"]), percents([])
+    ('30, 40 … 90 %', '70 and 95 %, 2:4', 'dense')
+    """
+    shares = [round(100 * float(spec.partition("@")[2]), 6) for spec in specs if spec.startswith("global@")]
+    others = [spec for spec in specs if not spec.startswith("global@")]
+    names, start = [], 0
+    while start < len(shares):
+        end = start
+        while end + 1 < len(shares) and round(shares[end + 1] - shares[end], 6) == 10:
+            end += 1
+        run = [f"{share:g}" for share in shares[start : end + 1]]
+        names += run if len(run) < 4 else [f"{run[0]}, {run[1]} … {run[-1]}"]
+        start = end + 1
+    parts = [f"{listed(names)} %"] if names else []
+    return ", ".join([*parts, *others]) or "dense"
+
+
+def seeds_and_epochs(seeds: Sequence[int], epochs: Sequence[int]) -> str:
+    """Say how much stands behind a number.
+
+    >>> seeds_and_epochs([0, 1, 2], [15]), seeds_and_epochs([0], [8])
+    ('Means of seeds 0, 1 and 2, 15 epochs.', 'One seed, 8 epochs: what one training gives.')
+    """
+    trained = f"{listed(epochs)} {'epoch' if list(epochs) == [1] else 'epochs'}"
+    if len(seeds) == 1:
+        return f"One seed, {trained}: what one training gives."
+    return f"Means of seeds {listed(seeds)}, {trained}."
+
+
+def trained_at(identities: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return label of a method → the compressions it was trained at, ``dense`` where none; fine-tunings do not count.
+
+    Args:
+        identities: the runs of a report as ``report.json`` has them.
+    """
+    found: dict[str, list[str]] = {}
+    for settings in (identity["settings"] for identity in identities):
+        if not settings.get("start"):
+            texts = found.setdefault(METHODS[settings["method"]].label, [])
+            text = percents(settings.get("compressors", []))
+            texts += [text] * (text not in texts)
+    return {label: " or ".join(texts) for label, texts in found.items()}
+
+
+# ---------------------------------------------------------------- differences in points
+
+
+def _label(method: str) -> str:
+    return METHODS[method].label if method in METHODS else method
+
+
+def _at(level: float) -> str:
+    return "dense" if level == 0 else f"{100 * level:g} %"
+
+
+def _levels(levels: Sequence[float]) -> str:
+    """Return ``dense``, ``at 70 and 80 %``, or both."""
+    shares = [f"{100 * level:g}" for level in levels if level]
+    return listed([*(["dense"] if 0 in levels else []), *([f"at {listed(shares)} %"] if shares else [])])
+
+
+def means(curves: pd.DataFrame) -> dict[str, dict[float, float]]:
+    """Return method → sparsity → mean accuracy in per cent to one decimal, as the tables show it.
+
+    Dense untuned; pruned with BatchNorm tuning where there is one. Only the pattern ``global``.
+
+    Args:
+        curves: columns method, sparsity, accuracy, and perhaps pattern and calibrated.
+    """
+    shown = curves.dropna(subset=["accuracy"])
+    if "pattern" in shown:
+        shown = shown[(shown["pattern"] == "global") | (shown["sparsity"] == 0)]
+    if "calibrated" in shown:
+        tuned = shown["calibrated"].astype(bool)
+        pruned = shown["sparsity"] > 0
+        shown = shown[tuned == pruned] if tuned[pruned].any() else shown[~tuned]
+    found: dict[str, dict[float, float]] = {}
+    reduced = shown.groupby(["method", "sparsity"], sort=False)["accuracy"].mean().reset_index()
+    for method, sparsity, accuracy in reduced.to_numpy().tolist():
+        found.setdefault(str(method), {})[float(sparsity)] = round(100 * accuracy, 1)
+    return found
+
+
+def _differences(ours: Mapping[float, float], theirs: Mapping[float, float]) -> dict[float, float]:
+    return {level: round(ours[level] - theirs[level], 1) for level in sorted(ours.keys() & theirs.keys())}
+
+
+def _across(table: Mapping[str, Mapping[float, float]], baseline: str, level: float) -> str:
+    """Compare every method with the baseline at one sparsity."""
+    differences = {
+        _label(method): _differences(own, table[baseline])[level]
+        for method, own in table.items()
+        if method != baseline and level in own
+    }
+    texts: list[str] = []
+    name = f"{_label(baseline)} ({table[baseline][level]:.1f} %)"
+    for sign, word in ((-1, "below"), (1, "above")):
+        sizes = {label: abs(value) for label, value in differences.items() if value * sign > 0}
+        if sizes:
+            first, *rest = [
+                f"{label} {'is ' * (not place)}{size:.1f}" for place, (label, size) in enumerate(sizes.items())
+            ]
+            texts.append(f"{listed([first, *rest])} points {word} {'it' if texts else name}")
+    if equal := [label for label, value in differences.items() if value == 0]:
+        texts.append(f"{listed(equal)} {'is' if len(equal) == 1 else 'are'} level with {'it' if texts else name}")
+    return f"{'dense' if level == 0 else f'at {_at(level)}'}, {listed(texts)}" if texts else ""
+
+
+def _along(table: Mapping[str, Mapping[float, float]], method: str, baseline: str, name: str = "") -> str:
+    """Compare one method with the baseline at every sparsity: where it is below and where above, and by how much."""
+    differences = _differences(table[method], table[baseline])
+    texts: list[str] = []
+    for sign, word in ((-1, "below"), (1, "above")):
+        sizes = {level: f"{abs(value):.1f}" for level, value in differences.items() if value * sign > 0}
+        if sizes:
+            other = "it" if texts else _label(baseline)
+            texts.append(f"{word} {other} {_levels(list(sizes))} (by {listed(list(sizes.values()))} points)")
+    return f"{name or _label(method)} is {listed(texts) or f'level with {_label(baseline)} everywhere'}"
+
+
+def _sentence(*texts: str) -> str:
+    joined = "; ".join(filter(None, texts))
+    return f"{joined[0].upper()}{joined[1:]}." if joined else ""
+
+
+def _behind(runs: pd.DataFrame) -> str:
+    return seeds_and_epochs(sorted(set(runs["seed"])), sorted(set(runs["epochs"])))
+
+
+# ---------------------------------------------------------------- a function a notebook
+
+
+def _accuracy(tables: Tables) -> str:
+    runs, curves = tables.values()
+    table, baseline = means(curves), str(runs["method"].iloc[0])
+    if baseline not in table or len(table) < 2 or len(table[baseline]) < 2:
+        return ""
+    high = 0.9 if 0.9 in table[baseline] else max(table[baseline])
+    return f"{_sentence(_across(table, baseline, 0.0), _across(table, baseline, high))} {_behind(runs)}"
+
+
+def _equal_cost(tables: Tables) -> str:
+    runs, curves = tables.values()
+    baseline = str(runs["method"].iloc[0])
+    spent: dict[str, set[float]] = {}
+    for method, gradients in zip(runs["method"], runs["gradients"], strict=True):
+        spent.setdefault(str(method), set()).add(float(gradients))
+
+    def nearest(method: str, cost: float) -> float:
+        return min(sorted(spent[method]), key=lambda gradients: abs(gradients - cost))
+
+    # The cost that all have: the one from which the farthest method's nearest training is least far.
+    every = sorted(set().union(*spent.values()))
+    cost = min(every, key=lambda at: max(abs(nearest(method, at) - at) for method in spent))
+    at_cost = {method: nearest(method, cost) for method in spent}
+    table = means(curves[curves["gradients"] == curves["method"].map(at_cost)])
+    if baseline not in table or len(table) < 2:
+        return ""
+    costs = listed([f"{gradients:g}" for gradients in sorted(set(at_cost.values()))], "or")
+    first, *rest = [_along(table, method, baseline) for method in table if method != baseline]
+    return f"{_sentence(f'at equal cost, {costs} gradients an image, {first}', *rest)} {_behind(runs)}"
+
+
+def _ablations(tables: Tables) -> str:
+    runs, curves = tables.values()
+    table, whole = means(curves.assign(method=curves["changed"])), str(runs["changed"].iloc[0])
+    told = [("ρ = 0", "with ρ = 0, compression without ascent, accuracy"), ("without +", "without +, plain CrAM, it")]
+    texts = [_along(table, change, whole, name) for change, name in told if change in table and whole in table]
+    return f"{_sentence(*texts)} {_behind(runs)}" if texts else ""
+
+
+def _transfer(tables: Tables) -> str:
+    runs, accuracy = tables.values()
+    table, baseline = means(accuracy), str(accuracy["method"].iloc[0])
+    if baseline not in table or len(table) < 2:
+        return ""
+    *rest, last = [_along(table, method, baseline) for method in table if method != baseline]
+    return f"{_sentence(f'on the new data, {last}', *rest)} {_behind(runs)}"
+
+
+def _stability(tables: Tables) -> str:
+    found, measured = tables.values()
+    if found.empty:
+        return ""
+    baseline = _label(str(found["baseline"].iloc[0]))
+    texts = []
+    for weights in dict.fromkeys(found["weights"].astype(str)):
+        part = found[found["weights"] == weights]
+        pruned = f"to {_at(float(weights[7:]))}" if weights.startswith("global@") else f"by {weights}"
+        where = "at the dense weights" if weights == "dense" else f"at weights pruned {pruned}"
+        each = [_verdicts_of(_label(str(method)), own) for method, own in part.groupby("method", sort=False)]
+        if (part["verdict"] == "not comparable").all():
+            losses = [f"{value:.2f}" for value in (part["loss"].min(), part["loss"].max())]
+            theirs = f"{part['baseline_loss'].iloc[0]:.2f}"
+            texts.append(
+                f"{where} nothing can be compared: the loss of {baseline} is {theirs} nats there, that of the others "
+                f"{' to '.join(dict.fromkeys(losses))}"
+            )
+        elif (part["verdict"] == "undecided").all():
+            texts.append(f"{where} no difference to {baseline} is decided")
+        else:
+            texts.append(f"{where}, against {baseline}, {listed(each)}")
+    seeds = int(max(found["seeds"].max(), found["baseline_seeds"].max()))
+    missing = [name for name in QUANTITIES if name not in measured or measured[name].isna().all()]
+    notes = [
+        "One seed decides nothing."
+        if seeds == 1
+        else f"Welch's test over {seeds} seeds, p ≤ 0.05 after Holm's correction."
+    ]
+    notes += [f"Not measured in this report: {listed(missing)}."] if missing else []
+    return " ".join([_sentence(*texts), *notes])
+
+
+def _verdicts_of(label: str, own: pd.DataFrame) -> str:
+    texts: list[str] = []
+    for verdict, word in (("supports", "more stable"), ("contradicts", "less stable")):
+        quantities = list(own.loc[own["verdict"] == verdict, "quantity"])
+        if quantities:
+            texts.append(f"{word} in {len(quantities)} of {len(own)} quantities ({', '.join(quantities)})")
+    if unlike := int((own["verdict"] == "not comparable").sum()):
+        texts.append(f"not comparable in {unlike}")
+    return f"{label} is {listed(texts) if texts else f'more stable in 0 of {len(own)} quantities'}"
+
+
+_FINDINGS: dict[str, tuple[tuple[str, ...], Callable[[Tables], str]]] = {
+    "accuracy_vs_sparsity": (("runs", "accuracy_vs_sparsity"), _accuracy),
+    "loss_stability": (("verdicts", "stability"), _stability),
+    "equal_cost": (("equal_cost_runs", "accuracy_by_cost"), _equal_cost),
+    "ablations": (("ablations_runs", "ablations"), _ablations),
+    "transfer": (("transfer_runs", "transfer"), _transfer),
+    "language": (("language_runs", "language_curves"), _accuracy),
+}
