@@ -326,9 +326,9 @@ def recipe(dataset: str, method: str = "sgd", **changes: Any) -> Experiment:
     """Return the experiment that suits a data set, with the constants of a method, and any setting changed by name.
 
     Args:
-        dataset: a name or the path of an image folder. Where that holds few images, the batch is smaller than 128, and the
-            learning rate with it: in proportion for SGD (arXiv 1706.02677), by the square root for AdamW (arXiv 2205.10287),
-            and not where `changes` has either.
+        dataset: a name or the path of an image folder. Where that holds few images, the batch is smaller than 128, and SGD's
+            learning rate with it, in proportion (arXiv 1706.02677), unless `changes` has either; AdamW keeps its own, which
+            did better so.
         method: one of `METHODS`.
         changes: settings of `Experiment`.
 
@@ -360,9 +360,9 @@ def recipe(dataset: str, method: str = "sgd", **changes: Any) -> Experiment:
         settings |= {"model": "resnet20", "epochs": 10, "precision": "bfloat16"}
         if "batch_size" not in changes:
             settings["batch_size"] = size = _batch_size(dataset)
-            if size < 128 and "lr" not in changes:
-                adaptive = changes.get("optimizer", settings.get("optimizer")) == "adamw"
-                settings["lr"] = settings.get("lr", 0.1) * (size / 128) ** (0.5 if adaptive else 1)
+            optimizer = changes.get("optimizer", settings.get("optimizer"))
+            if size < 128 and "lr" not in changes and optimizer != "adamw":
+                settings["lr"] = settings.get("lr", 0.1) * size / 128
     settings["warmup_epochs"] = (
         min(_typed("epochs", changes.get("epochs", settings["epochs"]), int), 10**9) / 40
     )  # the paper's 5 of 200

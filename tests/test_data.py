@@ -712,3 +712,63 @@ assert cli.main(["train", "--dataset", "d\\udcc3"]) == 1
     assert b"\\u2026 \\u03c1" in done.stdout
     assert b"Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].endswith(b"where the locale is not UTF-8, set PYTHONUTF8=1")
+
+
+def rows(part) -> set[bytes]:
+    return {image.numpy().tobytes() for image in part.images}
+
+
+def test_a_holdout_is_of_the_training_images_the_same_for_every_seed_and_method_and_disjoint():
+    train, test = cb.data.load("digits")
+    held = []
+    for method, seed in (("sgd", 0), ("sgd", 1), ("sam", 7)):
+        rest, kept = cb.experiment.recipe("digits", method, seed=seed, holdout=200).load_data()
+        assert (len(rest), len(kept)) == (1097, 200)
+        assert not rows(rest) & rows(kept)
+        assert rows(rest) | rows(kept) == rows(train)
+        assert not (rows(rest) | rows(kept)) & rows(test)
+        held.append(kept)
+    assert all(torch.equal(kept.images, held[0].images) and torch.equal(kept.labels, held[0].labels) for kept in held)
+
+
+def test_tests_are_normalised_by_the_training_images_and_not_their_own():
+    train, test = cb.data.load("digits")
+    pixels = train.images.double() / 255
+    for part in (train, test):
+        assert float(part.mean) == pytest.approx(float(pixels.mean()), abs=1e-6)
+        assert float(part.std) == pytest.approx(float(pixels.std(correction=0)), abs=1e-6)
+    assert float(test.mean) != pytest.approx(float((test.images.double() / 255).mean()), abs=1e-6)
+
+
+def test_samples_and_tuning_data_are_of_the_set_they_are_taken_from():
+    train, test = cb.data.load("digits")
+    assert rows(train.sample(300, seed=3)) < rows(train)
+    assert not rows(train.sample(300, seed=3)) & rows(test)
+    inputs = torch.cat([x for x, _ in train.calibration(300, augment=False)])
+    seen = ((inputs * train.std + train.mean) * 255).round().to(torch.uint8)
+    assert {image.numpy().tobytes() for image in seen.contiguous()} < rows(train)
+    assert len(seen) == 300
+    first, second = (train.sample(300, seed=seed).images for seed in (0, 1))
+    assert not torch.equal(first, second)
+
+
+def test_labels_stay_beside_their_images():
+    train, _ = cb.data.load("digits")
+    known = {image.numpy().tobytes(): int(label) for image, label in zip(train.images, train.labels, strict=True)}
+    parts = [train.sample(200, seed=2), *train.split(200, seed=4), train.take([5, 3, 900])]
+    for part in parts:
+        assert [known[image.numpy().tobytes()] for image in part.images] == part.labels.tolist()
+    for x, y in train.batches(64, seed=9):
+        images = ((x * train.std + train.mean) * 255).round().to(torch.uint8)
+        assert [known[image.numpy().tobytes()] for image in images] == y.tolist()
+
+
+def test_every_image_of_a_batch_has_crops_and_coins_of_its_own():
+    images = torch.arange(1, 65, dtype=torch.uint8).view(1, 1, 8, 8).expand(1000, 1, 8, 8)
+    ours = cb.data.augmented(images, torch.Generator().manual_seed(0))
+    looks = {image.numpy().tobytes() for image in ours}
+    assert len(looks) == 3 * 3 * 2  # an eighth of 8 pixels up or down, left or right, mirrored or not
+    middle = images[0, 0]
+    plain, mirrored = (int((ours[:, 0] == look).all(-1).all(-1).sum()) for look in (middle, middle.flip(1)))
+    assert 30 < plain < 85  # a ninth of a half of 1000 each
+    assert 30 < mirrored < 85

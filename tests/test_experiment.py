@@ -50,11 +50,13 @@ def test_the_rate_shrinks_with_the_batch_of_a_small_folder(method, tmp_path):
     usual = recipe("cifar10", method)
     small = recipe(str(tmp_path), method)
     assert (usual.batch_size, small.batch_size) == (128, 16)
-    assert small.lr == pytest.approx({"adamw": 1e-3 / 8**0.5}.get(method, 0.1 / 8))
+    assert small.lr == pytest.approx({"adamw": 1e-3}.get(method, 0.1 / 8))
     assert usual.lr == {"adamw": 1e-3}.get(method, 0.1)
     assert recipe(str(tmp_path), method, lr=0.3).lr == 0.3
     assert recipe(str(tmp_path), method, batch_size=16).lr == usual.lr  # who chooses the batch chooses the rate
     assert recipe("digits", method, batch_size=16).lr == usual.lr
+    if method not in ("sgd", "adamw"):
+        assert recipe(str(tmp_path), method, optimizer="adamw").lr == 0.1  # only SGD's is scaled
 
 
 @pytest.mark.parametrize(("images", "batch_size", "epochs"), [(0, 128, 2), (3, 2, 60), (100, 8, 60), (2000, 128, 5)])

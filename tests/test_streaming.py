@@ -3,8 +3,10 @@
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -223,7 +225,13 @@ def test_the_readmes_commands_are_experiments(folder, monkeypatch):
         r"^(?:torchrun .* -m cram_bench|cram-bench) (train .*(?:--recipe|-s crop).*)$", readme, re.MULTILINE
     )
     asked = []
-    monkeypatch.setattr(runs, "ensure", lambda wanted, **how: asked.append(wanted) or runs.Run(folder, wanted))
+    history = pd.DataFrame([{"epoch": 1, "train_accuracy": 0.5, "test_accuracy": 0.5}])
+
+    def ensure(wanted, **how):
+        asked.append(wanted)
+        return SimpleNamespace(history=history, experiment=wanted, label="a run", path=folder)
+
+    monkeypatch.setattr(runs, "ensure", ensure)
     for line in lines:
         assert cb.cli.main(shlex.split(re.sub(r"~/\w+", str(folder), line))) == 0
     assert [wanted.model for wanted in asked] == ["torchvision:resnet50", "torchvision:resnet50", "resnet20"]
@@ -239,3 +247,41 @@ def test_resnet50_takes_a_step_of_the_recipe(folder):
     history = cb.train.fit(model, wanted.build_optimizer(model), train.take([0, 20]), epochs=1, batch_size=2)
     assert np.isfinite(history[0]["train_loss"])
     assert not torch.equal(before, model.conv1.weight)
+
+
+def test_flips_are_by_a_coin_mirror_exactly_and_can_be_turned_off(folder):
+    (train, _), (plain, _) = (streaming.load(folder, CROP, 0, flip) for flip in (True, False))
+    assert (train.flip, plain.flip, plain.sample(2).flip) == (True, False, False)
+    mirrored = 0
+    for seed in range(6):
+        for (x, _), (other, _) in zip(
+            train.batches(26, seed=seed, augment=True), plain.batches(26, seed=seed, augment=True), strict=True
+        ):
+            for ours, straight in zip(x, other, strict=True):  # the crops are the same
+                same, flipped = torch.equal(ours, straight), torch.equal(ours.flip(-1), straight)
+                assert same or flipped
+                mirrored += not same
+    assert 0.35 < mirrored / (6 * len(train)) < 0.65
+
+
+def test_crops_and_order_are_drawn_anew_for_every_seed(folder):
+    train, _ = streaming.load(folder, CROP, 0)
+    first, second = (next(train.batches(26, seed=seed, augment=True)) for seed in (0, 1))
+    assert not torch.equal(first[1], second[1])
+    one = train.take([3])
+    crops = [next(one.batches(1, seed=seed, augment=True))[0] for seed in range(4)]
+    assert all(not torch.equal(crops[0], crop) for crop in crops[1:])
+
+
+def test_a_streamed_holdout_is_the_same_for_every_seed_and_disjoint(folder):
+    held = [settings(folder, holdout=6, seed=seed).load_data(workers=0) for seed in (0, 5)]
+    for rest, kept in held:
+        assert sorted(rest.images.tolist() + kept.images.tolist()) == list(range(26))
+        assert len(kept) == 6
+    assert torch.equal(held[0][1].images, held[1][1].images)
+
+
+def test_streamed_labels_are_those_of_their_files(folder):
+    for part in streaming.load(folder, CROP, 0):
+        for place, label in zip(part.images.tolist(), part.labels.tolist(), strict=True):
+            assert f"/{part.classes[label]}/" in part.files[place].decode()

@@ -60,7 +60,7 @@ def test_batches_in_order_keep_the_order():
 def folder(path, rows=ROWS):
     (path / "sst2").mkdir()
     for split in ("train", "test"):
-        (path / "sst2" / f"{split}.tsv").write_text("".join(f"{s}\t{label}\n" for s, label in rows))
+        (path / "sst2" / f"{split}.tsv").write_text("".join(f"{s}\t{label}\n" for s, label in rows), encoding="utf-8")
     return path
 
 
