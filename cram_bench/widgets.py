@@ -451,7 +451,7 @@ def _lines(lines: Sequence[str]) -> str:
 
 
 def _table(rows: Sequence[tuple[str, float, float, float, int]], where: str, count: int) -> str:
-    cell = "text-align:right;padding:.1em .4em"
+    cell = "text-align:right;padding:.1em 0 .1em clamp(.3em,1vw,1em)"  # narrow on a telephone
     names = ("accuracy, % ± standard error", "to dense, points", "loss, nats", "classes changed")
     head = "".join(f"<th style='{cell}'>{name}</th>" for name in names)
     body = ""
@@ -461,4 +461,4 @@ def _table(rows: Sequence[tuple[str, float, float, float, int]], where: str, cou
         cells = "".join(f"<td style='{cell}'>{text}</td>" for text in (first, second, f"{loss:.3f}", changed))
         body += f"<tr><td>{html.escape(label)}</td>{cells}</tr>"
     caption = f"<caption style='text-align:left'>{html.escape(where)}</caption>"
-    return f"<table style='line-height:1.3;font-size:.92em;overflow-wrap:anywhere'>{caption}<tr><th style='text-align:left'>run</th>{head}</tr>{body}</table>"
+    return f"<table style='line-height:1.3;font-size:.92em;border-collapse:collapse'>{caption}<tr><th style='text-align:left'>run</th>{head}</tr>{body}</table>"

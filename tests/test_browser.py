@@ -78,7 +78,15 @@ SEEN = """() => {
   const pictures = [...root.querySelectorAll('img')].map(e => ({
     alt: e.alt, title: e.title, natural: e.naturalWidth, width: e.getBoundingClientRect().width, high: e.getBoundingClientRect().height
   }));
-  return {pictures, outside, scrolled, faint, text: root.innerText, back: light(behind(root))};
+  const torn = [];
+  for (const e of root.querySelectorAll('th, td')) for (const node of [...e.childNodes].filter(n => n.nodeType === 3)) {
+    for (const word of node.data.matchAll(/[\\w.]+/g)) {
+      const range = document.createRange();
+      range.setStart(node, word.index); range.setEnd(node, word.index + word[0].length);
+      if (range.getClientRects().length > 1) torn.push(word[0]);
+    }
+  }
+  return {torn, pictures, outside, scrolled, faint, text: root.innerText, back: light(behind(root))};
 }"""
 
 
@@ -110,7 +118,7 @@ class Viewer:
             assert picture["alt"] == picture["title"]
             assert picture["natural"] > 100
             assert min(picture["width"], picture["high"]) > 50
-        assert (seen["outside"], seen["scrolled"], seen["faint"]) == ([], [], [])
+        assert {key: seen[key] for key in ("outside", "scrolled", "faint", "torn") if seen[key]} == {}
         assert "hold Ctrl or Shift" in seen["text"]
         assert (seen["back"] < 0.2) == dark
         assert self.complaints == []
