@@ -779,6 +779,8 @@ PROBES = [
         ValueError,
         ("1 numbers", "(1, 2)"),
     ),
+    ("sam_sharpness: forward", probe("sam_sharpness", forward="mean"), TypeError, ("forward", "function", "'mean'")),
+    ("curvature: loss", probe("curvature", loss=0.5), TypeError, ("loss", "function", "0.5")),
     ("sam_sharpness: text", probe("sam_sharpness", "x"), TypeError, ("rho", "list", "'x'")),
     ("sam_sharpness: negative", probe("sam_sharpness", [0.1, -1]), ValueError, ("rho", ">= 0", "-1")),
     (

@@ -49,13 +49,22 @@ PROBES = {
     "layer_blame": lambda m, d, **k: cb.probes.layer_blame(m, d, "global@0.5", **k),
     "layer_sensitivity": lambda m, d, **k: cb.probes.layer_sensitivity(m, d, [0.0, 0.5], **k),
     "layer_sensitivity, tuned": lambda m, d, **k: cb.probes.layer_sensitivity(m, d, [0.5], [(X,)], **k),
+    "stability": lambda m, d, **k: cb.probes.stability(m, d, "global@0.5", [(X,)], **k),
     "curvature": lambda m, d, **k: cb.probes.curvature(m, d, vectors=2, parts=2, **k),
     "gauss-newton": lambda m, d, **k: cb.probes.curvature(m, d, 1, "gauss-newton", vectors=2, parts=2, **k),
     "spectral_density": lambda m, d, **k: cb.probes.spectral_density(
         m, d, points=8, lanczos=4, repeats=1, parts=2, **k
     ),
 }
-GRADIENTS = {"cram_gap", "sam_sharpness", "sharpness_over_radii", "curvature", "gauss-newton", "spectral_density"}
+GRADIENTS = {
+    "cram_gap",
+    "stability",
+    "sam_sharpness",
+    "sharpness_over_radii",
+    "curvature",
+    "gauss-newton",
+    "spectral_density",
+}
 
 
 def loader(shuffled=True, noisy=True, drop_last=True):

@@ -11,10 +11,10 @@ import pandas as pd
 from torch import nn
 
 from cram_bench._checks import columns, items, number, unknown
-from cram_bench.compress import Compressor, applied, parse, tune_batchnorm
-from cram_bench.data import Batches, batches_of
+from cram_bench.compress import Compressor, applied, parse
+from cram_bench.data import Batches
 from cram_bench.experiment import METHODS
-from cram_bench.probes.common import tuning_data
+from cram_bench.probes.common import Forward, Loss, Problem, probing, tuning_data
 from cram_bench.probes.hessian import curvature
 from cram_bench.probes.sharpness import cram_gap, sam_sharpness
 
@@ -54,6 +54,8 @@ def stability(
     radius: float = 0.05,
     few: Batches | None = None,
     seed: int = 0,
+    forward: Forward | None = None,
+    loss: Loss | None = None,
 ) -> pd.DataFrame:
     """Measure loss, CrAM gap, SAM-sharpness, top Hessian eigenvalue and trace at dense and at compressed weights.
 
@@ -68,6 +70,7 @@ def stability(
         radius: of SAM-sharpness (`sam_sharpness`).
         few: a smaller sample for the curvature (`curvature`), by default `data`.
         seed: of the random vectors for the trace.
+        forward, loss: how outputs are read, and what is measured in place of the cross-entropy: `cram_bench.probes.common`.
 
     Returns:
         Two rows, weights ``dense`` and the compressor's specification, with loss, gap, pruning_gap (of plain compression,
@@ -80,19 +83,21 @@ def stability(
     number("radius", radius, 0)
 
     def measured(weights: str) -> dict[str, float | str]:
-        gaps = cram_gap(model, data, [compressor], rho, calibration).iloc[0]
+        gaps = cram_gap(model, problem, [compressor], rho, calibration, forward, loss).iloc[0]
         row: dict[str, float | str] = {"weights": weights}
         row |= {name: float(gaps[name]) for name in ("loss", "gap", "pruning_gap", "ascent_gap")}
-        row["sharpness"] = float(sam_sharpness(model, data, radius)["sharpness"].iloc[0])
-        bent = curvature(model, data if few is None else few, seed=seed)
+        row["sharpness"] = float(sam_sharpness(model, problem, radius, forward, loss)["sharpness"].iloc[0])
+        bent = curvature(model, fewer, seed=seed, forward=forward, loss=loss)
         for quantity, value, error in zip(bent["quantity"], bent["value"], bent["error"], strict=True):
             row |= {quantity: value, f"{quantity}_error": error}
         return row
 
+    problem = Problem(model, data, forward, loss)  # one sample for all, whatever a loader gives the next time
+    fewer = problem if few is None else Problem(model, few, forward, loss)
     rows = [measured("dense")]
-    with applied(model, compressor):
+    with probing(model), applied(model, compressor):
         if calibration is not None:
-            tune_batchnorm(model, batches_of(calibration))
+            problem.tune(calibration)
         rows.append(measured(str(compressor)) | {"pruning_gap": float("nan")})
     order = ["weights", "loss", "gap", "pruning_gap", "ascent_gap", "sharpness"]
     return pd.DataFrame(rows)[[*order, "eigenvalue", "eigenvalue_error", "trace", "trace_error"]]
