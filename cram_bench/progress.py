@@ -77,7 +77,7 @@ class Progress(Callback):
         elif self.bar is not None:  # the last state of the bar is that of the finished epoch
             self.shown = time.perf_counter()
             self.bar.set_postfix_str(f"loss {row['train_loss']:.3f}, accuracy {row['train_accuracy']:.1%}{test}")
-        elif last or fit.epoch % max(1, fit.epochs // 10) == 0:
+        elif last or fit.epoch % -(-fit.epochs // 10) == 0:
             print(f"{self.label}: {state}, {time_note}", file=self.stream, flush=True)
 
     def on_end(self, fit: Fit) -> None:

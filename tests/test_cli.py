@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -50,6 +51,33 @@ def test_train_prints_the_folder_last_and_finds_it_again(capsys, tmp_path):
     assert {path.stem for path in (tmp_path / "out" / "tables").iterdir()} == {
         "sparsity_curve", "cram_gap", "sam_sharpness", "loss_in_ball", "layer_blame", "curvature",
     }  # fmt: skip
+
+
+def test_probe_measures_what_the_library_does_on_the_data_of_the_run(capsys, tmp_path):
+    settings = ("-s", "augment", "false", "-s", "holdout", "300")
+    status, out, err = run(capsys, "train", "--dataset", "digits", "--epochs", "1", *settings)
+    assert status == 0
+    trained = cb.runs.Run.open(Path(out[-1]))
+    accuracy = pd.read_csv(trained.path / "history.csv")["test_accuracy"].iloc[-1]
+    assert err.endswith(f"{accuracy:.1%} in validation\n")
+    _, out, _ = run(capsys, "runs")
+    assert f"{accuracy:.1%}" in out[-1]
+    options = ("--sample", "60", "--calibration", "200", "--out", str(tmp_path / "out"))
+    assert run(capsys, "probe", trained.id, *options)[0] == 0
+    train, held_out = trained.experiment.load_data()
+    model, sample = trained.load_model(), train.sample(60)
+    for name, expected in {
+        "sparsity_curve": cb.probes.sparsity_curve(
+            model, held_out, ["global@0.9"], train.calibration(200, augment=False)
+        ),
+        "cram_gap": cb.probes.cram_gap(model, sample, ["global@0.9"]),
+        "sam_sharpness": cb.probes.sam_sharpness(model, sample, [0.05, 0.1, 0.2]),
+        "layer_blame": cb.probes.layer_blame(model, sample, "global@0.9"),
+    }.items():
+        found = pd.read_csv(tmp_path / "out" / "tables" / f"{name}.csv")
+        if "pattern" in found:
+            found = found[found["sparsity"].isin(expected["sparsity"]) & (found["pattern"] == "global")]
+        pd.testing.assert_frame_equal(found.reset_index(drop=True), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_somebody_elses_weights_are_probed(capsys, tmp_path):
@@ -302,6 +330,33 @@ def test_the_last_state_of_the_bar_is_that_of_the_last_epoch():
                         callbacks=[cb.progress.Progress("it", terminal)])  # fmt: skip
     last = re.split(r"[\r\n]+", terminal.getvalue().strip())[-1]
     assert f"accuracy {rows[-1]['train_accuracy']:.1%}, test {rows[-1]['test_accuracy']:.1%}" in last
+
+
+def shown_in_a_log(monkeypatch, epochs, start=0):
+    """The lines of a training of so many epochs that goes on after `start`; an epoch takes 4 s by this clock."""
+    clock = SimpleNamespace(now=100.0, perf_counter=lambda: clock.now)
+    monkeypatch.setattr(cb.progress, "time", clock)
+    log = io.StringIO()
+    progress = cb.progress.Progress("it", log)
+    row = {"train_loss": 0.5, "train_accuracy": 0.9}
+    fit = SimpleNamespace(epoch=start, epochs=epochs, steps_per_epoch=1, history=[row])
+    progress.on_start(fit)
+    while fit.epoch < epochs:
+        fit.epoch, clock.now = fit.epoch + 1, clock.now + 4
+        progress.on_epoch(fit)
+    return log.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("epochs", [1, 9, 10, 11, 12, 19, 20, 95, 101, 200])
+def test_a_log_has_ten_lines_at_most_and_the_last_epoch(epochs, monkeypatch):
+    lines = shown_in_a_log(monkeypatch, epochs)
+    assert min(epochs, 5) <= len(lines) <= 10
+    assert lines[-1] == f"it: epoch {epochs}/{epochs}, loss 0.500, accuracy 90.0%, {4 * epochs} s"
+
+
+def test_the_time_left_of_a_training_that_goes_on_is_by_the_epochs_of_now(monkeypatch):
+    lines = shown_in_a_log(monkeypatch, 10, start=6)
+    assert [line.rpartition(", ")[2] for line in lines] == ["12 s left", "8 s left", "4 s left", "16 s"]
 
 
 def test_a_folder_of_images_trains_with_no_code_change(capsys, tmp_path):

@@ -5,6 +5,7 @@ import html
 import json
 import re
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
 import pandas as pd
 import pytest
@@ -50,6 +51,9 @@ def test_the_slider_carries_means_and_deviations_of_its_table():
     assert data["values"]["global|True"]["sgd"]["0.9"] == pytest.approx([0.575, 0.0777817], abs=1e-6)
     assert data["values"]["global|False"]["sgd"]["0"] == pytest.approx([0.93, 0.0282843], abs=1e-6)
     assert data["seeds"] == 2
+    alone = told(pages.slider(curves().query("seed == 0")))
+    assert alone["seeds"] == 1
+    assert alone["values"]["global|True"]["sgd"]["0.9"] == [0.52, None]  # one seed has no deviation
 
 
 def test_no_name_ends_the_script_of_the_slider_or_becomes_markup():
@@ -82,6 +86,9 @@ def test_titles_names_and_alternative_texts_are_escaped(tmp_path):
     pages.shelf(tmp_path)
     found = _Read((tmp_path / "index.html").read_text())
     assert not {"script", "b"} & set(found.tags)
+    (link,) = {value for value in found.values if value and value.endswith("/index.html")}
+    assert unquote(link) == f"{folder.name}/index.html"
+    assert not set(link) & set("&\"' #?%") - {"%"}
     assert [cell.strip() for cell in found.cells] == ["accuracy, %", "90 %", EVIL, "12.3 ± 0.4"]
 
 

@@ -295,8 +295,8 @@ def calibration_curve():
 
 def gaps():
     rows = table(pattern=["global"], sparsity=[0.5, 0.9]).assign(rho=0.2, gap=lambda t: 1 + t["gap"])
-    rows["ascent_gap"] = rows["seed"] + rows["method"].map({"sgd": 0.3, "cram+-multi": 0.17})  # one a model
-    rows["loss"] = rows["seed"] * rows["method"].map({"sgd": 0.21, "cram+-multi": 0.4}) + 0.1
+    rows["ascent_gap"] = rows["seed"] ** 2 + rows["method"].map({"sgd": 0.3, "cram+-multi": 0.17})  # one a model
+    rows["loss"] = rows["seed"] ** 2 * rows["method"].map({"sgd": 0.21, "cram+-multi": 0.4}) + 0.1
     figure = cb.plots.gaps(rows)
     loss, ascent, pruning, gap = figure.axes
     check_strip(loss, rows, "loss")
@@ -323,7 +323,7 @@ def gaps():
 
 def sharpness():
     rows = table(rho=[0.02, 0.1, 0.2])
-    rows["loss"] = rows["seed"] * rows["method"].map({"sgd": 0.21, "cram+-multi": 0.4}) + 0.1
+    rows["loss"] = rows["seed"] ** 2 * rows["method"].map({"sgd": 0.21, "cram+-multi": 0.4}) + 0.1
     figure = cb.plots.sharpness(rows)
     loss, axis = figure.axes
     check_strip(loss, rows, "loss")
@@ -496,6 +496,8 @@ def loss_planes():
     check_plane(figure, left, first)
     check_plane(figure, right, second)
     check_loss_bar(bar, rows)
+    higher = rows.assign(loss=rows["loss"].where(rows["method"] == "sgd", 30 * rows["loss"]))
+    check_loss_bar(cb.plots.loss_planes(higher).axes[-1], higher)  # of all planes, not of one
     assert [axis.get_xlabel() for axis in (left, right)] == ["direction 1, filter norms"] * 2
     assert left.get_ylabel() == "direction 2, filter norms"
     assert all(list(zip(*axis.get_lines()[0].get_data(), strict=True)) == [(0, 0)] for axis in (left, right))
@@ -1057,6 +1059,9 @@ def test_seeds_that_failed_are_counted_where_a_mean_is_drawn():
     figure = cb.plots.accuracy_vs_sparsity(pd.concat([frame, lost], ignore_index=True))
     assert "SGD: 2 of 4 seeds failed" in below(figure)
     summary = cb.probes.accuracy_table(pd.concat([frame, lost], ignore_index=True))
+    cost = frame.assign(epochs=1, gradients=1)
+    figure = cb.plots.equal_cost(cost, pd.concat([cost, lost], ignore_index=True))  # failed at equal cost alone
+    assert "SGD: 2 of 4 seeds failed" in below(figure)
     assert "SGD (2 of 4 seeds)" in summary.index
     assert "CrAM+-Multi" in summary.index
 
@@ -1074,6 +1079,9 @@ def test_the_axis_of_gaps_is_logarithmic_where_they_are_positive_and_shows_zero_
     assert mixed.get_yscale() == "symlog"
     assert mixed.get_ylim()[0] < 0 < mixed.get_ylim()[1]
     assert mixed.get_ylabel() == "rise of the loss, nats\n(linear to 0.01, then log)"
+    falls = cb.plots.gaps(positive.assign(pruning_gap=-0.3)).axes[1]  # a part falls where the gap does not
+    assert falls.get_yscale() == "symlog"
+    assert falls.get_ylim()[0] < -0.3
 
 
 def test_no_point_lies_on_the_frame_of_a_symlog_axis():
@@ -1096,6 +1104,8 @@ def test_spectra_of_very_different_reach_share_an_axis_that_shows_both():
     assert axis.get_xscale() == "symlog"
     check_numbers(axis.xaxis)
     assert cb.plots.spectral_density(spectra[spectra["method"] == "dense"]).axes[0].get_xscale() == "linear"
+    below_zero = spectra.assign(eigenvalue=[-1.0, 0.0, 0.9, -100.0, 0.0, 0.95])  # far apart on that side alone
+    assert cb.plots.spectral_density(below_zero).axes[0].get_xscale() == "symlog"
 
 
 def test_a_narrow_axis_of_per_cent_has_no_two_equal_ticks():

@@ -77,6 +77,17 @@ def test_data_in_the_order_of_their_classes_are_spread_over_the_parts():
     assert [sum(len(y) for _, y in piece) for piece in parts] == [33] * 3
 
 
+def test_each_part_has_sign_vectors_of_its_own(problem):
+    """Of parts that are alike the error of the trace is that of the vectors, and not nothing."""
+    model, data = problem
+    x, y = data[0]
+    alike = [(x.repeat_interleave(4, 0), y.repeat_interleave(4))]
+    trace = cb.probes.curvature(model, alike, vectors=5).iloc[-1]
+    matrix = dense(model, x, y, "hessian").detach()
+    noise = float((2 * (matrix - matrix.diag().diag()).square().sum() / 5).sqrt()) / 4**0.5
+    assert 0.2 * noise < trace["error"] < 3 * noise
+
+
 def test_the_density_integrates_to_one_and_lies_where_the_eigenvalues_are(problem):
     model, data = problem
     settings = {"points": 256, "lanczos": 24, "repeats": 2, "parts": 2}

@@ -55,6 +55,12 @@ def test_layer_sensitivity_prunes_one_layer_at_a_time(model, digits):
         )
     tuned = cb.probes.layer_sensitivity(model, digits[1], [0.9], calibration=digits[0])
     assert not np.allclose(tuned["loss"], cb.probes.layer_sensitivity(model, digits[1], [0.9])["loss"])
+    tuned = cb.probes.layer_sensitivity(model, digits[1], [0.9, 0.5], calibration=digits[0])
+    for row in tuned.itertuples():  # each from the dense weights, whatever was pruned before
+        other = copy.deepcopy(model)
+        cb.compress.Magnitude(row.sparsity).apply_({row.layer: other.get_parameter(row.layer)})
+        cb.compress.tune_batchnorm(other, digits[0].calibration())
+        assert row.loss == pytest.approx(float(F.cross_entropy(logits(other, digits[1]), digits[1].labels)), abs=1e-5)
 
 
 @pytest.mark.parametrize("spec", ["global@0.7", "uniform@0.7", "2:4"])
@@ -155,6 +161,8 @@ def test_a_plane_goes_through_its_three_models(model, digits):
     other = copy.deepcopy(model)
     nn.utils.vector_to_parameters(vector.float(), other.parameters())
     assert point["loss"] == pytest.approx(float(F.cross_entropy(logits(other, digits[1]), digits[1].labels)), rel=1e-3)
+    models[1][2].running_var *= 9  # beyond the corners, on the other side, a variance comes out negative
+    assert np.isfinite(cb.probes.loss_on_plane(*models, digits[1], points=3)[0]["loss"]).all()
     with pytest.raises(ValueError, match="on one line"):
         cb.probes.loss_on_plane(model, models[1], copy.deepcopy(model), digits[1])
     with pytest.raises(ValueError, match="differ in 1.bias"):

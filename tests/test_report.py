@@ -241,6 +241,17 @@ def test_the_outputs_of_a_notebook_are_known_beforehand(built):
     assert listed == found
 
 
+def test_a_table_keeps_eight_digits_and_its_named_index(tmp_path):
+    table = pd.DataFrame({"loss": [0.12345678, 123456.78]}, index=["a", "b"])
+    shown = report.Output(tmp_path).table(table, "plain")
+    report.Output(tmp_path).table(table.rename_axis("what"), "named")
+    assert shown is table
+    pd.testing.assert_frame_equal(
+        pd.read_csv(tmp_path / "tables" / "plain.csv"), table.reset_index(drop=True), rtol=1e-7
+    )
+    assert list(pd.read_csv(tmp_path / "tables" / "named.csv")) == ["what", "loss"]
+
+
 def test_notebooks_are_committed_bare_and_hold_no_functions():
     for path in sorted(report.notebooks_folder().glob("*.ipynb")):
         cells = json.loads(path.read_text())["cells"]

@@ -3,13 +3,16 @@
 import io
 import json
 import shutil
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
 from cram_bench import cli, report
 from cram_bench._files import sealed, unsealed
-from cram_bench.reproduce import ReportError, reproduce
+from cram_bench.experiment import recipe
+from cram_bench.reproduce import ReportError, _run, _table, reproduce
+from cram_bench.train import DivergedError
 
 SMALL = {"epochs": 2, "sparsities": [0.5, 0.9], "methods": ["sgd", "cram-single"]}
 
@@ -58,6 +61,51 @@ def test_what_differs_is_said(built, tmp_path, capsys):
     states = {name: rows.loc[name, "state"] for name in rows.index[rows["kind"] == "run"]}
     assert states == {about["runs"][0]["id"]: "differs", about["runs"][1]["id"]: "same"}
     assert set(rows.loc["tables/accuracy_vs_sparsity.csv", "state"]) == {"edited", "differs"}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "state"),
+    [("x\n1.5\n", "x\n1.5\n", "same"), ("x,y\n1,\n", "x,y\n1,\n", "same"), ("x,y\n1,2\n", "x,y\n1,\n", "differs"),
+     ("x,y\n1,\n", "x,y\n1,2\n", "differs"), ("x\n1\n", "x\n1\n2\n", "differs"), ("x\na\n", "x\nb\n", "differs")],
+)  # fmt: skip
+def test_a_value_that_came_or_went_differs_too(before, now, state, tmp_path):
+    for name, text in (("old.csv", before), ("new.csv", now)):
+        (tmp_path / name).write_text(text)
+    assert _table(tmp_path / "old.csv", tmp_path / "new.csv")[0] == state
+
+
+def test_a_run_is_trained_as_it_was_and_one_that_failed_must_fail_again(monkeypatch):
+    then = {"id": "0123456789ab", "settings": recipe("digits", "sgd", epochs=1).settings()}
+    asked = []
+
+    def train(experiment, store, **how):
+        asked.append(how)
+        return SimpleNamespace(environment={"sha256": {"model.safetensors": "f" * 64}})
+
+    monkeypatch.setattr("cram_bench.runs.ensure", train)
+    how = {"threads": 3, "compile": False, "device_type": "cpu"}
+    assert _run(then | how | {"weights": "f" * 64}, None, False)[2] == "same"
+    assert _run(then | how | {"weights": "0" * 64}, None, False)[2] == "differs"
+    assert _run(then | {"failure": "the loss is nan"}, None, False)[2] == "differs"
+    assert asked[0] == {"device": "cpu", "threads": 3, "compile": False, "progress": False}
+
+    def fail(*arguments, **how):
+        raise DivergedError("the loss is nan")
+
+    monkeypatch.setattr("cram_bench.runs.ensure", fail)
+    assert _run(then | {"failure": "the loss is nan"}, None, False)[2] == "same"
+    assert _run(then | how | {"weights": "f" * 64}, None, False)[2] == "differs"
+
+
+@pytest.mark.parametrize(
+    ("kind", "state", "status"),
+    [("version", "differs", 0), ("device", "differs", 0), ("run", "differs", 1), ("table", "differs", 1),
+     ("table", "missing", 1), ("notebook", "differs", 1), ("file", "edited", 1), ("table", "same", 0)],
+)  # fmt: skip
+def test_the_exit_status_is_1_where_a_result_differs(kind, state, status, monkeypatch, tmp_path):
+    rows = pd.DataFrame([("run", "a", "same", ""), (kind, "b", state, "")], columns=["kind", "name", "state", "detail"])
+    monkeypatch.setattr("cram_bench.reproduce.reproduce", lambda *a, **k: rows)
+    assert cli.main(["reproduce", "there", "--into", str(tmp_path / "here")]) == status
 
 
 def test_a_damaged_or_an_old_note_is_refused(built, tmp_path):

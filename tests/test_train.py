@@ -149,8 +149,8 @@ def test_progress_in_a_log_is_plain_lines(digits):
     model = network()
     fit(model, sgd(model), *digits, epochs=12, batch_size=128, callbacks=[Progress("SGD, seed 0", log)])
     lines = log.getvalue().splitlines()
-    assert len(lines) <= 12
-    assert lines[0].startswith("SGD, seed 0: epoch 1/12, loss ")
+    assert len(lines) <= 10
+    assert lines[0].startswith("SGD, seed 0: epoch 2/12, loss ")
     assert "s left" in lines[0]
     assert lines[-1].startswith("SGD, seed 0: epoch 12/12")
     assert "left" not in lines[-1]

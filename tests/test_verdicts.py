@@ -64,6 +64,10 @@ def test_they_are_welchs_test_on_logarithms_after_holms_correction_for_every_met
     assert first[["mean", "baseline_mean", "std", "loss", "baseline_loss"]].tolist() == pytest.approx(
         [2.1, 1.1, 0.1, 0.2, 0.2]
     )
+    trace = found.set_index(["method", "quantity"]).loc[("b", "trace")]
+    assert [trace["std"], trace["baseline_std"]] == pytest.approx(
+        [np.std([5, 7, 8], ddof=1), np.std([5, 6, 9], ddof=1)]
+    )
     assert found.set_index(["method", "quantity"])["verdict"].to_dict() == {
         ("b", "gap"): "contradicts", ("c", "gap"): "undecided",
         ("b", "trace"): "undecided", ("c", "trace"): "supports",

@@ -142,6 +142,27 @@ def test_a_sample_in_the_order_of_its_classes_is_looked_at_in_all_of_them():
     assert len(torch.cat([labels for _, labels in subject._few]).unique()) == 10
 
 
+def test_every_run_is_tuned_on_images_as_in_its_training(runs):
+    plain = cb.runs.ensure(cb.experiment.recipe("digits", epochs=1, augment=False), progress=False)
+    for order in ([runs[0], plain], [plain, runs[0]]):
+        explorer = cb.widgets.explorer(order, sample=50, calibration=100)
+        assert explorer.wait()
+        for label, run in zip(explorer.runs.options, order, strict=True):
+            train = run.experiment.load_data()[0]
+            expected = train.calibration(100, augment=run.experiment.augment, batch_size=AT_ONCE)
+            tuned_on = explorer._subjects[label].calibration
+            assert all(torch.equal(ours[0], theirs[0]) for ours, theirs in zip(tuned_on, expected, strict=True))
+
+
+def test_what_is_remembered_is_that_of_its_compression(runs):
+    train, test = runs[0].experiment.load_data()
+    subject = cb.widgets.Subject(runs[0].load_model(), test.sample(50), train.calibration(100))
+    for ask in (subject.slice, subject.blame):
+        much, little = (ask(parse(spec), lambda: None) for spec in ("global@0.9", "global@0.5"))
+        assert not much.equals(little)
+        assert ask(parse("global@0.9"), lambda: None) is much
+
+
 def test_without_runs_there_is_nothing_to_explore(runs):
     with pytest.raises(ValueError, match="at least one finished run"):
         cb.widgets.explorer([])
