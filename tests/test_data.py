@@ -417,6 +417,10 @@ def test_resized_images_are_three_channels_and_keep_their_looks():
     assert torch.equal(large.images[:, 0], large.images[:, 2])
     back = torch.nn.functional.avg_pool2d(large.images[:, :1].float(), 4)
     assert (back - train.images.float()).abs().mean() < 25  # of 255: strokes are blurred, not moved
+    exact = torch.nn.functional.interpolate(
+        train.images[:20].double(), size=(32, 32), mode="bilinear", antialias=True, align_corners=False
+    )
+    assert (large.images[:20, :1].double() - exact).abs().max() <= 0.5 + 1e-4  # rounded, not cut off
     assert large.resized(32) is large
 
 
@@ -611,8 +615,23 @@ def test_images_of_many_sizes_and_too_many_images_are_told_of_crop(folder, monke
     assert (len(train), len(test), train.image_size) == (12, 6, 16)
 
 
-def test_the_memory_that_is_left_is_some():
-    assert 2**20 < data.folders.memory_left() < 2**50
+def test_the_memory_that_is_left_is_what_the_machine_says():
+    lines = Path("/proc/meminfo")
+    if not lines.is_file():
+        pytest.skip("this system has no /proc/meminfo")
+    kilobytes = next(int(line.split()[1]) for line in lines.read_text().splitlines() if line.startswith("MemAvailable"))
+    total = next(int(line.split()[1]) for line in lines.read_text().splitlines() if line.startswith("MemTotal"))
+    assert 2**20 < data.folders.memory_left() <= total * 1024
+    if data.folders.memory_left() > total * 512:  # no control group allows less
+        assert data.folders.memory_left() == pytest.approx(kilobytes * 1024, rel=0.5)
+
+
+def test_images_of_one_value_normalise_to_zero(folder):
+    for path in folder.rglob("*.png"):
+        Image.fromarray(np.full((32, 32, 3), 7, np.uint8)).save(path)
+    train, _ = data.load(folder)
+    inputs, _ = next(train.batches(4))
+    assert inputs.abs().max() < 1e-6
 
 
 def test_without_flip_nothing_is_mirrored(folder):

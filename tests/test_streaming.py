@@ -285,3 +285,13 @@ def test_streamed_labels_are_those_of_their_files(folder):
     for part in streaming.load(folder, CROP, 0):
         for place, label in zip(part.images.tolist(), part.labels.tolist(), strict=True):
             assert f"/{part.classes[label]}/" in part.files[place].decode()
+
+
+def test_processes_of_one_machine_share_its_cpus(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert cb.data.streaming.default_workers() == 8  # at most
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert cb.data.streaming.default_workers() == 4
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "100")
+    assert cb.data.streaming.default_workers() == 1
