@@ -267,6 +267,9 @@ class Explorer:
     def _finish(self, wanted: int, problem: str) -> None:
         with self._lock:
             if self._wanted == wanted:
+                # Voilà builds the page while the first answers come in, and misses what is sent just then.
+                for shown in (self.numbers, self.blamed, self.curve, self.slice, self.layers, self.flips):
+                    shown.send_state("value")
                 self.status.value = _status(problem, "#e0364c") if problem else _status("ready", "#2e8b3d")
                 self._done.set()
 

@@ -444,3 +444,20 @@ def test_the_thread_of_the_explorer_changes_no_setting_of_matplotlib(runs, monke
     assert len(met) > 3
     assert all(found == before for found in met)
     assert {name: mpl.rcParams[name] for name in cb.plots.STYLE} == before
+
+
+def test_everything_is_sent_once_more_before_it_is_ready(runs, monkeypatch):
+    explorer = cb.widgets.explorer(runs, sample=60)
+    assert explorer.wait()
+    sent = []
+    for name in ("numbers", "blamed", "curve", "slice", "layers", "flips"):
+        part = getattr(explorer, name)
+        monkeypatch.setattr(
+            type(part), "send_state", lambda self, key=None: sent.append((self.value, "ready" in explorer.status.value))
+        )
+    explorer.sparsity.value = 0.61
+    assert explorer.wait()
+    last = sent[-6:] if "ready" not in sent[-1][0] else sent[-7:-1]
+    assert {value for value, _ in last} == {
+        getattr(explorer, name).value for name in ("numbers", "blamed", "curve", "slice", "layers", "flips")
+    }
