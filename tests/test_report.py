@@ -472,8 +472,9 @@ def test_a_folder_that_cannot_be_written_is_noticed_before_training(tmp_path, mo
     assert cli.main(["report", "--reports", str(tmp_path / "file" / "reports")]) == 1
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert "the report cannot be written to" in err
-    assert "name another folder with --reports" in err
+    assert "--reports must be a folder, and" in err
+    with pytest.raises(ValueError, match="the report cannot be written to .*name another folder with --reports"):
+        report.build("digits", reports=tmp_path / "file" / "reports")
 
     def refuses(*, dir):
         assert dir == tmp_path
