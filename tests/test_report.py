@@ -104,7 +104,8 @@ def test_the_tables_are_what_the_library_gives(built):
     summary = probes.accuracy_table(tables["accuracy_vs_sparsity"])
     assert tables["accuracy_summary"].set_index("accuracy, %").astype(str).equals(summary.astype(str))
     shown = pd.read_csv(built.folder / "tables" / "verdicts_summary.csv", dtype=str).fillna("")
-    assert shown.to_numpy().tolist() == probes.verdict_table(decided).to_numpy().tolist()
+    # of the table that was written: on another number of threads the last digit of a trace is another
+    assert shown.to_numpy().tolist() == probes.verdict_table(tables["verdicts"]).to_numpy().tolist()
 
 
 def test_no_path_of_this_machine_is_written_into_the_report(built, folders):
