@@ -231,6 +231,8 @@ def test_line_to_the_compressed_weights_has_the_right_ends(model, data):
     pruned = cb.compress.compressed(model, cb.compress.Magnitude(0.5))
     assert line["loss"].iloc[0] == pytest.approx(joined_loss(model, data).item(), abs=1e-6)
     assert line["loss"].iloc[-1] == pytest.approx(joined_loss(pruned, data).item(), abs=1e-6)
+    beyond = cb.probes.loss_along_compression(model, data, "global@0.5", points=3, end=1.5)
+    assert beyond["t"].tolist() == [0, 0.75, 1.5]
 
 
 def test_landscape_of_the_grid_equals_a_direct_walk(model, data):
@@ -262,6 +264,10 @@ def test_sparsity_curve_rows(model, data):
     cb.compress.tune_batchnorm(pruned, data)
     assert curve["loss"].iloc[3] == pytest.approx(joined_loss(pruned.eval(), data).item(), abs=1e-6)
     assert set(cb.probes.sparsity_curve(model, data, ["2:4"])["calibrated"]) == {False}
+    some = cb.probes.sparsity_curve(model, data, ["global@0.5"], exclude=["0.*"]).iloc[-1]
+    only = copy.deepcopy(model).eval()
+    cb.compress.Magnitude(0.5).apply_({"4.weight": only[4].weight})
+    assert some["loss"] == pytest.approx(joined_loss(only, data).item(), abs=1e-6)
 
 
 def test_mean_and_std_over_seeds():

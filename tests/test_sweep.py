@@ -169,6 +169,15 @@ def test_a_wrong_call_is_one_line_before_anything_trains(arguments, message, tmp
     assert not Store().root.exists()
 
 
+@pytest.mark.parametrize(("state", "status"), [("finished", 0), ("failed", 1), ("died", 1)])
+def test_the_exit_status_is_1_where_an_experiment_has_no_result(state, status, tmp_path, capsys, monkeypatch):
+    (tmp_path / "s.yaml").write_text("epochs: 1\nseeds: 2")
+    found = pd.DataFrame({"id": ["a", "b"], "state": ["finished", state]} | dict.fromkeys(sweep.OF_THE_MACHINE, 1))
+    monkeypatch.setattr(sweep, "run", lambda *a, **k: found)
+    assert cli.main(["sweep", str(tmp_path / "s.yaml")]) == status
+    assert ("cram-bench: 1 of 2 experiments have no result" in capsys.readouterr().err) == bool(status)
+
+
 def test_a_start_that_is_nowhere_is_refused_before_anything_trains():
     with pytest.raises(runs.RunError, match="0 finished runs .* '0123456789ab'"):
         sweep.run([tiny(), tiny(start="0123456789ab")])
