@@ -407,6 +407,8 @@ def test_labels_and_layers_are_shown_as_they_are_written(runs, monkeypatch):
     assert "<i>" not in explorer.numbers.value + explorer.blamed.value
     table = pd.DataFrame({"layer": ["<u>"], "rise": [1.0], "sparsity": [0.5]})
     assert "<b class='layer'>&lt;u&gt;</b>" in cb.widgets._blamed({"a": table}, 10)
+    table = pd.DataFrame({"layer": ["dear", "cheap"], "rise": [2.0, -1.0], "sparsity": [0.1, 0.9]})
+    assert "<b class='layer'>dear</b> (10 % zeros) costs most, +2.00 nats" in cb.widgets._blamed({"a": table}, 10)
     assert "&lt;b&gt;" in cb.widgets._status("<b>", "red")
 
 
