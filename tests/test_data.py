@@ -3,6 +3,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -102,8 +103,6 @@ def extra_class(folder):
 
 
 def one_class(folder):
-    import shutil
-
     shutil.rmtree(folder / "train" / "dog")
     shutil.rmtree(folder / "test" / "dog")
 
@@ -791,3 +790,17 @@ def test_every_image_of_a_batch_has_crops_and_coins_of_its_own():
     plain, mirrored = (int((ours[:, 0] == look).all(-1).all(-1).sum()) for look in (middle, middle.flip(1)))
     assert 30 < plain < 85  # a ninth of a half of 1000 each
     assert 30 < mirrored < 85
+
+
+@pytest.mark.parametrize("crop", [0, 16])
+def test_of_several_folders_of_test_images_it_is_test_and_the_others_are_named(crop, folder):
+    for name in ("val", "validation"):
+        shutil.copytree(folder / "test", folder / name)
+        (folder / name / "cat" / "0.png").unlink()
+    with pytest.warns(
+        UserWarning, match=r"2 files or folders are skipped: 2 not used beside test/ \(val/, validation/\)"
+    ):
+        assert len(cb.data.load(folder, crop=crop, workers=0)[1]) == 6
+    shutil.rmtree(folder / "test")
+    with pytest.warns(UserWarning, match=r"1 not used beside val/ \(validation/\)"):
+        assert len(cb.data.load(folder, crop=crop, workers=0)[1]) == 5
