@@ -361,7 +361,7 @@ def recipe(dataset: str, method: str = "sgd", **changes: Any) -> Experiment:
         if "batch_size" not in changes:
             settings["batch_size"] = size = _batch_size(dataset)
             optimizer = changes.get("optimizer", settings.get("optimizer"))
-            if size < 128 and "lr" not in changes and optimizer != "adamw":
+            if size < 128 and optimizer != "adamw":
                 settings["lr"] = settings.get("lr", 0.1) * size / 128
     settings["warmup_epochs"] = (
         min(_typed("epochs", changes.get("epochs", settings["epochs"]), int), 10**9) / 40
