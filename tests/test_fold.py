@@ -120,3 +120,45 @@ def test_other_threads_compute_while_one_traces():
     computing.join()
     assert not wrong
     assert nn.Module.__call__ is call
+
+
+class Noting(nn.Module):
+    """Its forward leaves something behind: in a buffer, or in attributes."""
+
+    def __init__(self, buffer):
+        super().__init__()
+        self.conv, self.norm, self.noted = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), None
+        if buffer:
+            self.register_buffer("ran", torch.zeros(()))
+
+    def forward(self, x):
+        if hasattr(self, "ran"):
+            self.ran += 1
+        self.noted = self.new = x
+        return self.norm(self.conv(x)).mean((2, 3))
+
+
+def test_a_tracing_leaves_nothing_in_the_network_and_takes_none_that_counts():
+    model = Noting(buffer=True).eval()
+    assert Folded.of(model) is None
+    assert float(model.ran) == 0
+    model = Noting(buffer=False).eval()
+    assert len(Folded.of(model).folds) == 1
+    assert model.noted is None
+    assert not hasattr(model, "new")
+
+
+@torch.no_grad()
+def test_tied_convolutions_are_folded_each_with_its_own_norm():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.Flatten())
+    model[2].weight = model[0].weight
+    for norm in (model[1], model[3]):
+        norm.running_mean.normal_(), norm.running_var.uniform_(0.5, 2), norm.weight.normal_()
+    images = torch.randn(4, 3, 9, 9)
+    graph = Folded.of(model.eval())
+    assert len(graph.folds) == 2
+    torch.testing.assert_close(graph.module(images), model(images), rtol=1e-4, atol=1e-5)
+    model[0].weight.mul_(0.5)  # of both
+    torch.testing.assert_close(graph.refolded()(images), model(images), rtol=1e-4, atol=1e-5)
+    assert model[2].weight is model[0].weight

@@ -178,6 +178,8 @@ def test_a_loss_of_ones_own_is_what_is_measured(name):
     targets = X[:, :3] * 0.5
     data = [(X[:40], targets[:40]), (X[40:], targets[40:])]
     one = PROBES[name](network(), data, loss=F.mse_loss)
+    curve = cb.probes.sparsity_curve(network(), data, ["2:4"], loss=F.mse_loss)  # batches of 40 and of 20
+    assert curve["loss"].iloc[0] == pytest.approx(float(F.mse_loss(network().eval()(X), targets).detach()), rel=1e-5)
     two = PROBES[name](network(), data, loss=lambda outputs, y: 2 * F.mse_loss(outputs, y))
     if name == "sam_sharpness":
         expected = float(F.mse_loss(network().eval()(X), targets).detach())
@@ -239,6 +241,8 @@ def test_probes_within_no_grad_and_inference_mode(name, context):
     model, expected = network(), PROBES[name](network(), DATA)
     with context():
         pd.testing.assert_frame_equal(PROBES[name](model, [(x.clone(), y.clone()) for x, y in DATA]), expected)
+    with torch.no_grad():
+        assert common.loss_and_gradient(network(), DATA)[1]
     with torch.inference_mode():
         inside = network()
     with pytest.raises(ValueError, match=r"0.weight of the model was made in inference_mode.*make it outside"):

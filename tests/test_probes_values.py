@@ -64,19 +64,20 @@ class Auxiliary(nn.Module):
     def __init__(self):
         super().__init__()
         self.norm, self.head, self.aux = nn.BatchNorm1d(4), nn.Linear(4, 3), nn.BatchNorm1d(4)
-        self.unused = nn.BatchNorm1d(2)
+        self.unused, self.second = nn.BatchNorm1d(2), nn.BatchNorm1d(4)
 
     def forward(self, x):
-        x = self.norm(input=x)  # by name
+        x = self.second(self.norm(input=x))  # by name
         return (self.head(x), self.aux(x)) if self.training else self.head(x)
 
 
 def test_batchnorms_that_do_not_run_stay_and_are_named_and_counted():
     torch.manual_seed(0)
     model, x = Auxiliary(), torch.randn(20, 4) * 3 + 1
-    with pytest.warns(UserWarning, match=r"^2 of 3 BatchNorms did not run and keep their statistics, aux, unused$"):
+    with pytest.warns(UserWarning, match=r"^2 of 4 BatchNorms did not run and keep their statistics, aux, unused$"):
         cb.compress.tune_batchnorm(model, [x])
     np.testing.assert_allclose(model.norm.running_mean, x.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(model.second.running_var, [20 / 19] * 4, rtol=1e-4)  # of 20 values scaled to one
     assert model.aux.running_var.tolist() == [1] * 4
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("default")
@@ -271,6 +272,8 @@ def test_the_density_is_that_of_the_eigenvalues_under_a_kernel_that_parts_do_not
     where = table["eigenvalue"].to_numpy()
     expected = gaussian(where, eigenvalues, width)
     assert np.abs(table["density"] - expected).sum() * step < 0.15  # of 2 at most; 40 starting vectors
+    wide = cb.probes.spectral_density(model, [(x, y)], lanczos=4, repeats=1, parts=2)
+    assert float((wide["density"] * wide["eigenvalue"].diff().iloc[1]).sum()) == pytest.approx(1, abs=1e-6)
     below = float(table.loc[table["eigenvalue"] < 0, "density"].sum() * step)
     smooth = float(expected[where < 0].sum() * step)
     assert below == pytest.approx(smooth, abs=0.05)
@@ -390,6 +393,8 @@ def test_layer_probes_by_hand(model, sample):
             other[1].running_mean.copy_(h.mean(0))
             other[1].running_var.copy_(h.var(0))
         assert row.loss == pytest.approx(loss_of(other, x, y), rel=1e-5)
+        with torch.no_grad():
+            assert row.accuracy == pytest.approx(float((other.eval()(x).argmax(1) == y).double().mean()))
         assert row.rise == pytest.approx(loss_of(other, x, y) - dense, abs=1e-5)  # over the dense model, not tuned
     blame = cb.probes.layer_blame(model, [(x, y)], "global@0.6").set_index("layer")
     values = torch.cat([model[0].weight.flatten(), model[3].weight.flatten()]).abs()
