@@ -345,9 +345,7 @@ def _runs(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     from cram_bench import report
-    from cram_bench._files import check_writable
 
-    check_writable(arguments.reports, "--reports")
     built = report.build(
         arguments.dataset,
         arguments.profile,

@@ -16,7 +16,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,9 +25,9 @@ from typing import Any, get_args, get_origin
 import pandas as pd
 
 from cram_bench import comparisons, compress, experiment, pages, runs
-from cram_bench._checks import instance, integer, items, needs, number, said, shown, unknown
+from cram_bench._checks import instance, integer, items, needs, number, shown, unknown
 from cram_bench._executing import Notebook, default_parameters, execute_all, outputs
-from cram_bench._files import sealed, sha256, unsealed, whole, write
+from cram_bench._files import check_writable, sealed, sha256, unsealed, whole, write
 from cram_bench.data import is_folder
 from cram_bench.experiment import Experiment
 
@@ -251,14 +250,12 @@ def build(
     """
     if name is not None:
         check_name(name)
-    if Path(reports).exists() and not Path(reports).is_dir():
-        raise ValueError(f"the folder of reports must be a folder, and {reports} is none")
+    check_writable(reports, "--reports")  # before hours of training, not after
     plan = _plan(dataset, profile, seeds, parameters, questions, notebooks)
     title = re.sub(r"[:/\\]", "-", f"{Path(plan.wanted[0].dataset).name}-{plan.wanted[0].model}")
     folder = Path(reports).absolute() / (
         name or "-".join([title, *(["quick"] if profile == "quick" else []), *_beyond(questions)])
     )
-    _refuse_unwritable(folder)
     store = store or runs.Store(also=[folder / "runs"])
     trained = runs.ensure_all(plan.wanted, store, **how)
     folder.mkdir(parents=True, exist_ok=True)
@@ -298,6 +295,9 @@ def renew(folder: str | os.PathLike[str], notebooks: str | os.PathLike[str] | No
             tables.
     """
     folder = Path(folder).resolve()
+    old = folder.with_name(f".{folder.name}.old")
+    if old.is_dir() and not folder.exists():  # a renewal was killed between its two last steps
+        os.rename(old, folder)
     about = note(folder)
     for name, digest in about["sha256"].items():
         if name.endswith(".csv") and (not (folder / name).is_file() or sha256(folder / name) != digest):
@@ -309,7 +309,7 @@ def renew(folder: str | os.PathLike[str], notebooks: str | os.PathLike[str] | No
     for path in plan.paths:
         if "tables" not in plan.defaults[path]:
             raise ReportError(f"the notebook {path.stem} measures as it goes; build the report instead")
-    part, old = (folder.with_name(f".{folder.name}.{word}") for word in ("part", "old"))
+    part = folder.with_name(f".{folder.name}.part")
     for left in (part, old):
         shutil.rmtree(left, ignore_errors=True)
     shutil.copytree(folder, part, ignore=shutil.ignore_patterns(".done"))
@@ -332,7 +332,11 @@ def renew(folder: str | os.PathLike[str], notebooks: str | os.PathLike[str] | No
         pages.index(part, plan.questions, about["runs"], {}, facts, reason, folder.name)
         _write_note(part, about | {"facts": facts, "renewed": machine["commit"]}, plan.paths)
         os.rename(folder, old)
-        os.rename(part, folder)
+        try:
+            os.rename(part, folder)
+        except BaseException:
+            os.rename(old, folder)
+            raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
@@ -444,18 +448,6 @@ def _write_note(folder: Path, about: Mapping[str, Any], notebooks: Sequence[Path
         "sha256": {path.relative_to(folder).as_posix(): sha256(path) for path in _made(folder, notebooks)},
     }
     write(folder / "report.json", sealed(content, "report.json"))
-
-
-def _refuse_unwritable(folder: Path) -> None:
-    """Refuse a folder that cannot be written before hours of training, not after; leave nothing behind."""
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    try:
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"the report cannot be written to {folder}: {there}: {said(error)}; name another folder with --reports"
-        ) from None
 
 
 def _identity(run: runs.Run) -> dict[str, Any]:

@@ -359,10 +359,11 @@ class Score:
 def _objective(model: nn.Module, train: Dataset, batch_size: int, precision: str, compile: bool) -> Objective:
     """Build the cross-entropy of the model in the asked precision, compiled if asked and possible."""
     kind = train.labels.device.type
-    fit_in = fitting(model)
+    weight_type = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
     def objective(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        inputs = fit_in(inputs)  # of a model in float64, say
+        if inputs.is_floating_point():
+            inputs = inputs.to(weight_type)  # of a model in float64, say; what `fitting` does would break the graph
         with torch.autocast(kind, torch.bfloat16, enabled=precision == "bfloat16"):
             logits = classes_of(logits_of(model(inputs)))
         logits = logits if logits.dtype is torch.float64 else logits.float()

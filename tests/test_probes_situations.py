@@ -278,9 +278,7 @@ def test_labels_of_any_integer_type(name, kind):
 @pytest.mark.parametrize("name", PROBES)
 def test_lazy_models_say_what_is_missing(name):
     model = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 3))
-    with pytest.raises(
-        ValueError, match=r"0.weight of the model has no shape yet: run one batch through the model first"
-    ):
+    with pytest.raises(ValueError, match=r"'0.weight' is not initialised yet: call the model on one batch before this"):
         PROBES[name](model, DATA)
 
 

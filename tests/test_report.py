@@ -3,8 +3,10 @@
 import base64
 import html
 import json
+import os
 import re
 import shutil
+from pathlib import Path
 
 import nbformat
 import pandas as pd
@@ -409,6 +411,28 @@ def test_a_report_that_cannot_be_made_anew_stays_as_it_was(built, tmp_path, caps
     assert not list(tmp_path.glob(".moved*"))
 
 
+def test_a_report_made_anew_is_never_lost_between_the_old_and_the_new(built, tmp_path, monkeypatch):
+    folder = tmp_path / "moved"
+    shutil.copytree(built.folder, folder)
+    before = contents(folder)
+    rename = os.rename
+
+    def breaks(source, target):
+        if Path(target) == folder and Path(source).name.endswith(".part"):
+            raise OSError(5, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(report, "_execute", lambda *a, **k: {})
+    monkeypatch.setattr("os.rename", breaks)
+    with pytest.raises(OSError, match="Input/output error"):
+        report.renew(folder)
+    assert contents(folder) == before
+    monkeypatch.setattr("os.rename", rename)
+    os.rename(folder, tmp_path / ".moved.old")  # as a kill between the two would leave it
+    report.renew(folder)
+    assert {name for name in contents(folder) if name.suffix == ".csv"} == {n for n in before if n.suffix == ".csv"}
+
+
 def test_notebooks_measure_through_their_output_alone():
     """What is measured beside it would be trained and measured when a report is made anew from tables."""
     for stem in report.NOTEBOOKS:
@@ -474,15 +498,8 @@ def test_a_folder_that_cannot_be_written_is_noticed_before_training(tmp_path, mo
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert "--reports must be a folder, and" in err
-    with pytest.raises(ValueError, match="the report cannot be written to .*name another folder with --reports"):
-        report.build("digits", reports=tmp_path / "file" / "reports")
-
-    def refuses(*, dir):
-        assert dir == tmp_path
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(report.tempfile, "TemporaryFile", refuses)
-    with pytest.raises(ValueError, match="Permission denied; name another folder with --reports"):
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(OSError, match="--reports cannot be written"):
         report.build("digits", reports=tmp_path / "none")
     assert not (tmp_path / "none").exists()
 

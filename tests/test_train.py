@@ -1,6 +1,7 @@
 import copy
 import io
 import math
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -168,6 +169,23 @@ def test_progress_on_a_terminal_is_a_bar(digits):
     assert "SGD" in terminal.getvalue()
     assert "8/8" in terminal.getvalue()
     assert "loss" in terminal.getvalue()
+
+
+def test_the_compiled_loss_is_one_graph(digits, monkeypatch):
+    """What breaks the graph costs time in every step and changes no number, so that only this sees it."""
+    compiled = []
+
+    def whole(function, **options):
+        compiled.append(options)
+        return compile_(function, fullgraph=True, backend="eager", **options)
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", whole)
+    model = cb.models.create("convnet", 10, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        fit(model, sgd(model), digits[0], epochs=1, batch_size=64, precision="bfloat16", compile=True)
+    assert compiled
 
 
 def test_a_compiler_that_fails_without_a_word(digits, monkeypatch):

@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.parameter import is_lazy
 
-from cram_bench._checks import instance, labels_within, shown
+from cram_bench._checks import initialised, instance, labels_within, shown
 from cram_bench._fold import folded
 from cram_bench._outputs import classes_of, fitting, logits_of, normal, tensors_of
 from cram_bench._preserve import buffers_kept, modes_kept, preserved
@@ -65,9 +64,8 @@ def ready(model: nn.Module) -> None:
         ValueError: the model is lazy and has not run yet, or its weights were made in ``inference_mode``.
     """
     instance("model", model, nn.Module, "a torch model")
+    initialised(model)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if is_lazy(tensor):
-            raise ValueError(f"{name} of the model has no shape yet: run one batch through the model first")
         if tensor.is_inference():
             raise ValueError(f"{name} of the model was made in inference_mode, and cannot be probed: make it outside")
 
