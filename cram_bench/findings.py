@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from cram_bench.experiment import METHODS
+from cram_bench.probes.over_runs import apart
 from cram_bench.probes.stability import QUANTITIES
 
 Tables = Mapping[str, pd.DataFrame]
@@ -125,7 +126,7 @@ def means(curves: pd.DataFrame) -> dict[str, dict[float, float]]:
     """
     shown = curves.dropna(subset=["accuracy"])
     if "pattern" in shown:
-        shown = shown[(shown["pattern"] == "global") | (shown["sparsity"] == 0)]
+        shown = shown[((shown["pattern"] == "global") | (shown["sparsity"] == 0)) & ~apart(shown)]
     if "calibrated" in shown:
         tuned = shown["calibrated"].astype(bool)
         pruned = shown["sparsity"] > 0

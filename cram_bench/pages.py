@@ -20,7 +20,7 @@ from cram_bench._page import OURS, page, text
 from cram_bench.findings import counted, findings, listed, trained_at
 from cram_bench.plots import look
 from cram_bench.probes import mean_and_std, seeds_left
-from cram_bench.probes.over_runs import partly
+from cram_bench.probes.over_runs import apart, partly
 from cram_bench.probes.stability import LOSS_FACTOR, LOSS_NATS, SIGNIFICANCE
 
 
@@ -185,20 +185,21 @@ def slider(curves: pd.DataFrame) -> str:
         curves: columns method, seed, pattern, sparsity, calibrated, accuracy.
     """
     known = curves.dropna(subset=["accuracy"])
-    reduced = mean_and_std(known, "accuracy", ["method", "pattern", "sparsity", "calibrated"])
-    patterns = [
-        p for p in dict.fromkeys(known["pattern"]) if (known.loc[known["pattern"] == p, "sparsity"] > 0).sum() > 0
-    ]
-    flags = sorted({bool(flag) for flag in known.loc[known["sparsity"] > 0, "calibrated"]}) or [False]
+    known = known.assign(apart=apart(known))
+    reduced = mean_and_std(known, "accuracy", ["method", "pattern", "sparsity", "calibrated", "apart"])
+    compressed = known[known["apart"] | (known["sparsity"] > 0)]
+    patterns = list(dict.fromkeys(compressed["pattern"]))
+    flags = sorted({bool(flag) for flag in compressed["calibrated"]}) or [False]
     values: dict[str, dict[str, dict[str, list[float | None]]]] = {}
     for row in reduced.to_dict("records"):
-        dense = row["sparsity"] == 0
+        dense = row["sparsity"] == 0 and not row["apart"]
         if dense and row["calibrated"]:
             continue  # the dense model is untuned here, as in the table below
         for pattern in patterns if dense else [row["pattern"]]:
             for flag in flags if dense else [bool(row["calibrated"])]:
                 place = values.setdefault(f"{pattern}|{flag}", {}).setdefault(row["method"], {})
-                place[f"{row['sparsity']:g}"] = [row["mean"], None if pd.isna(row["std"]) else row["std"]]
+                level = row["pattern"] if row["sparsity"] == 0 and row["apart"] else f"{row['sparsity']:g}"
+                place[level] = [row["mean"], None if pd.isna(row["std"]) else row["std"]]
     left = seeds_left(curves, "accuracy")
     methods = {
         name: [look(name)[0] + partly(*left[name]), look(name)[1], _DASHES[place % len(_DASHES)]]
@@ -278,14 +279,15 @@ _SLIDER = """<div class="slider"><p><b>Move the slider</b> over the measured spa
   $("seeds").textContent = data.seeds + (data.seeds > 1 ? " seeds" : " seed");
   for (const name of data.patterns) $("pattern").add(new Option(name));
   const told = s => s.replace(/[&<>"']/g, c => "&#" + c.charCodeAt(0) + ";");
-  const percent = s => s === "0" ? "dense" : +(100 * s).toFixed(2) + " %";
+  const percent = s => s === "0" ? "dense" : isNaN(s) ? s : +(100 * s).toFixed(2) + " %";
+  const share = s => isNaN(s) ? 1e-9 : +s;  // quantized and not pruned: next to the dense
   function chosen() {
     const tuned = $("tuned").checked, all = data.values;
     return all[$("pattern").value + "|" + (tuned ? "True" : "False")] || all[$("pattern").value + "|False"] || {};
   }
   function draw() {
     const curves = chosen(), first = Object.values(curves)[0] || {};
-    const levels = Object.keys(first).sort((a, b) => a - b), slider = $("where");
+    const levels = Object.keys(first).sort((a, b) => share(a) - share(b)), slider = $("where");
     slider.max = levels.length - 1;
     const at = Math.min(+slider.value, levels.length - 1), level = levels[at];
     $("level").textContent = percent(level);
@@ -295,7 +297,7 @@ _SLIDER = """<div class="slider"><p><b>Move the slider</b> over the measured spa
     for (const v of [0, 0.25, 0.5, 0.75, 1])
       svg += `<line x1="44" x2="624" y1="${y(v)}" y2="${y(v)}" stroke="#e4e4e4"/>` +
         `<text x="38" y="${y(v) + 4}" font-size="11" text-anchor="end">${100 * v}</text>`;
-    levels.forEach((l, i) => svg += `<text x="${x(i)}" y="246" font-size="11" text-anchor="middle">${percent(l)}</text>`);
+    levels.forEach((l, i) => svg += `<text x="${x(i)}" y="246" font-size="11" text-anchor="middle">${told(percent(l))}</text>`);
     svg += `<line x1="${x(at)}" x2="${x(at)}" y1="16" y2="226" stroke="#888"/>`;
     for (const [method, [label, colour, dashes]] of Object.entries(data.methods)) {
       const curve = curves[method];

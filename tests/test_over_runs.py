@@ -39,3 +39,22 @@ def test_a_result_is_that_of_the_last_epoch():
     found = cb.probes.transfer_accuracy([tuned], [source]).iloc[0]
     assert found.to_dict() == {"method": "sam", "seed": 3, "sparsity": 0.9, "accuracy": 0.7}
     assert cb.runs.summary([tuned])["dense_accuracy"].tolist() == [0.7]
+
+
+def test_a_table_of_accuracies_has_a_column_for_what_is_quantized_alone():
+    """Beside the dense column, not in it; pruned to the pattern asked for, quantized or not."""
+    cells = {("global", 0.0, False): 0.9, ("global", 0.0, True): 0.1, ("int8", 0.0, False): 0.2, ("int8", 0.0, True): 0.7,
+             ("global", 0.5, True): 0.6, ("2:4", 0.5, True): 0.5, ("uniform", 0.5, True): 0.3, ("global", 0.5, False): 0.15,
+             ("global+int4", 0.0, True): 0.4, ("global+int4", 0.5, True): 0.35, ("2:4+int8", 0.5, True): 0.45}  # fmt: skip
+    rows = [("sgd", 0, *where, accuracy) for where, accuracy in cells.items()]
+    curves = pd.DataFrame(rows, columns=["method", "seed", "pattern", "sparsity", "calibrated", "accuracy"])
+    shown = cb.probes.accuracy_table(curves).loc["SGD"].to_dict()
+    own = {"int8": "70.0", "2:4": "50.0", "global+int4": "40.0", "2:4+int8": "45.0"}
+    assert shown == {"dense": "90.0", "50 %": "60.0", **own}
+    assert list(shown) == ["dense", "50 %", *own]
+    assert cb.probes.accuracy_table(curves, pattern="global+int4").loc["SGD", "50 %"] == "35.0"
+    assert cb.probes.accuracy_table(curves, calibrated=False).loc["SGD"].to_dict() == {
+        "dense": "90.0",
+        "50 %": "15.0",
+        "int8": "20.0",
+    }

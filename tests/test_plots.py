@@ -946,10 +946,10 @@ def test_a_pattern_that_is_not_drawn_is_named():
 
 def test_quantized_weights_are_not_the_dense_ones():
     rows = table(methods=["sgd"], pattern=["global"], sparsity=[0.0, 0.5], calibrated=[False])
-    coarse = table(methods=["sgd"], pattern=["int8"], sparsity=[0.0], calibrated=[False]).assign(accuracy=0.01)
-    axis = cb.plots.accuracy_vs_sparsity(pd.concat([rows, coarse])).axes[0]
+    coarse = table(methods=["sgd"], pattern=["int8", "global+int4"], sparsity=[0.0], calibrated=[False])
+    axis = cb.plots.accuracy_vs_sparsity(pd.concat([rows, coarse.assign(accuracy=0.01)])).axes[0]
     check_means(axis, rows, "sparsity", "accuracy", "std", {0.0: 0, 0.5: 1})
-    assert tick_texts(axis.xaxis) == ["dense", "50", "int8"]
+    assert tick_texts(axis.xaxis) == ["dense", "50", "int8", "global+int4"]
 
 
 def test_gaps_of_several_patterns_are_not_averaged():
@@ -1082,6 +1082,13 @@ def test_the_axis_of_gaps_is_logarithmic_where_they_are_positive_and_shows_zero_
     falls = cb.plots.gaps(positive.assign(pruning_gap=-0.3)).axes[1]  # a part falls where the gap does not
     assert falls.get_yscale() == "symlog"
     assert falls.get_ylim()[0] < -0.3
+
+
+def test_losses_that_are_alike_lie_below_the_frame_of_an_axis_from_zero():
+    rows = table(rho=[0.1], seeds=[0]).assign(loss=[0.34, 0.33])
+    low, high = cb.plots.sharpness(rows).axes[0].get_ylim()
+    assert low == 0
+    assert high > 1.04 * 0.34
 
 
 def test_no_point_lies_on_the_frame_of_a_symlog_axis():

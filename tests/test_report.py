@@ -579,6 +579,21 @@ def test_every_number_of_the_slider_is_a_mean_of_the_table():
     assert "± std (n = ${data.seeds})" in markup
 
 
+def test_quantized_weights_have_a_level_of_their_own_and_are_not_the_dense_ones():
+    cells = {("global", 0.0, False): 0.88, ("global", 0.0, True): 0.5, ("global", 0.9, False): 0.1, ("global", 0.9, True): 0.54,
+             ("int8", 0.0, False): 0.7, ("int8", 0.0, True): 0.75,
+             ("global+int4", 0.0, True): 0.3, ("global+int4", 0.9, True): 0.2}  # fmt: skip
+    curves = table_of("sgd", 0, cells)
+    data = json.loads(re.search(r"const data = (\{.*?\}), \$ =", pages.slider(curves))[1])
+    assert data["patterns"] == ["global", "int8", "global+int4"]
+    shown = {key: {level: mean for level, (mean, _) in of["sgd"].items()} for key, of in data["values"].items()}
+    assert shown["global|True"] == {"0": 0.88, "0.9": 0.54}
+    assert shown["int8|False"] == {"0": 0.88, "int8": 0.7}
+    assert shown["int8|True"] == {"0": 0.88, "int8": 0.75}
+    assert shown["global+int4|True"] == {"0": 0.88, "global+int4": 0.3, "0.9": 0.2}
+    assert findings.means(curves) == {"sgd": {0.0: 88.0, 0.9: 54.0}}
+
+
 def cells_of(markup):
     rows = re.findall(r"<tr.*?</tr>", markup, re.DOTALL)
     return [[html.unescape(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)] for row in rows]

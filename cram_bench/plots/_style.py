@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from cram_bench._checks import unknown
 from cram_bench.experiment import METHODS
-from cram_bench.probes.over_runs import seeds_left
+from cram_bench.probes.over_runs import apart, seeds_left
 
 # Okabe and Ito's palette, its yellow replaced, and a wine of Paul Tol's: distinguishable with colour-blind vision, of
 # different lightness.
@@ -166,13 +166,8 @@ def in_order(table: pd.DataFrame) -> list[str]:
     return known + [method for method in present if method not in known]
 
 
-def has_own_sparsity(pattern: Any) -> bool:
-    """Say whether a pattern decides its sparsity itself, as n:m and integer weights do: it is no point of a curve."""
-    return ":" in str(pattern) or str(pattern).startswith("int")
-
-
 def at_even_steps(table: pd.DataFrame, pattern: str | None = None) -> tuple[pd.DataFrame, list[str], str, list[str]]:
-    """Give every sparsity of a pattern a place at equal steps, and after them every n:m pattern a place of its own.
+    """Give every sparsity of a pattern a place at equal steps, and after them each pattern that is apart a place of its own.
 
     The interesting sparsities crowd near 1 on a linear axis.
 
@@ -186,7 +181,7 @@ def at_even_steps(table: pd.DataFrame, pattern: str | None = None) -> tuple[pd.D
     """
     patterns = table["pattern"] if "pattern" in table else pd.Series("global", index=table.index)
     measured = table["sparsity"].notna() & patterns.notna()
-    own = measured & patterns.map(has_own_sparsity)
+    own = measured & apart(table.assign(pattern=patterns))
     pruned = patterns[measured & ~own & (table["sparsity"] > 0)].unique()
     known = list(patterns[measured].unique())
     if pattern is not None and known and pattern not in known:
@@ -329,8 +324,8 @@ def strip(axis: Axes, table: pd.DataFrame, value: str) -> None:
 def losses(axis: Axes, table: pd.DataFrame) -> None:
     """Draw the loss itself, which stands beside every number of flatness: a network that fits nothing is flat."""
     strip(axis, table, "loss")
-    if (table["loss"].dropna() > 0).any():
-        axis.set_ylim(bottom=0)
+    if (highest := table["loss"].max()) > 0:
+        axis.set_ylim(0, 1.07 * highest)  # the margin of what is drawn is not that of an axis from zero
     axis.set_ylabel("L(θ), nats")
     axis.set_title("Loss")
 

@@ -109,12 +109,29 @@ def partly(left: int, every: int) -> str:
     return f" ({left} of {every} seeds)" if 0 < left < every else ""
 
 
+def apart(table: pd.DataFrame) -> pd.Series:
+    """Tell which rows are no point on a curve over sparsities, but have a place of their own, by the pattern's name.
+
+    A pattern n:m decides its sparsity itself, and weights that were quantized are not the dense ones, though none be zero.
+
+    Args:
+        table: columns pattern, sparsity.
+
+    >>> table = pd.DataFrame({"pattern": ["global", "2:4", "int8", "global+int8", "global+int8"], "sparsity": [0, 0.5, 0, 0, 0.9]})
+    >>> apart(table).tolist()
+    [False, True, True, True, False]
+    """
+    pattern = table["pattern"].astype(str)
+    return pattern.str.contains(":") | (pattern.str.contains(r"\bint\d") & (table["sparsity"] == 0))
+
+
 def accuracy_table(curves: pd.DataFrame, calibrated: bool = True, pattern: str = "global") -> pd.DataFrame:
     """Lay out test accuracy in per cent, a row per method and a column per sparsity, as ``mean ± std`` over seeds.
 
     The head says what ± is and over how many seeds: ``accuracy, % ± std (n = 3)``; of one seed there is none.
 
-    Patterns n:m, whose sparsity is their own, have a column each after those of `pattern`.
+    Patterns n:m, whose sparsity is their own, and weights that are quantized and not pruned, have a column each after those of
+    `pattern`.
 
     Args:
         curves: columns method, seed, pattern, sparsity, calibrated, accuracy.
@@ -124,18 +141,19 @@ def accuracy_table(curves: pd.DataFrame, calibrated: bool = True, pattern: str =
     A method of which some seeds failed is called ``SAM (2 of 3 seeds)``; one of which all did has ``failed`` for a result.
     """
     columns(curves, "method", "seed", "pattern", "sparsity", "calibrated", "accuracy")
-    dense = (curves["sparsity"] == 0) & ~curves["calibrated"].astype(bool)
-    fixed = curves["pattern"].astype(str).str.contains(":") | (curves["pattern"] == pattern)
-    pruned = (curves["sparsity"] > 0) & fixed & (curves["calibrated"] == calibrated)
-    kept = pd.concat([curves[dense].assign(pattern=""), curves[pruned]])
-    reduced = mean_and_std(kept, "accuracy", ["method", "pattern", "sparsity"])
+    curves = curves.assign(apart=apart(curves))
+    dense = (curves["sparsity"] == 0) & ~curves["apart"]
+    compressed = curves["apart"] | ((curves["sparsity"] > 0) & (curves["pattern"] == pattern))
+    shown = (dense & ~curves["calibrated"].astype(bool)) | (compressed & (curves["calibrated"] == calibrated))
+    kept = curves.assign(pattern=curves["pattern"].mask(dense, ""))[shown]
+    reduced = mean_and_std(kept, "accuracy", ["method", "pattern", "sparsity", "apart"])
     seeds = int(reduced["seeds"].max()) if len(reduced) else 0
     head = "accuracy, %" + (f" ± std (n = {seeds})" if seeds > 1 else "")
     cells: dict[str, dict[str, str]] = {}
-    for row in sorted(reduced.to_dict("records"), key=lambda row: ":" in row["pattern"]):
+    for row in sorted(reduced.to_dict("records"), key=lambda row: (row["apart"], row["pattern"] != "")):
         spread = "" if pd.isna(row["std"]) else f" ± {100 * row['std']:.1f}"
-        plain = row["pattern"] if ":" in row["pattern"] else f"{100 * row['sparsity']:g} %"
-        name = "dense" if row["sparsity"] == 0 else plain
+        share = "dense" if row["sparsity"] == 0 else f"{100 * row['sparsity']:g} %"
+        name = row["pattern"] if row["apart"] else share
         cells.setdefault(row["method"], {})[name] = f"{100 * row['mean']:.1f}{spread}"
     left = seeds_left(curves, "accuracy")
     for method in curves.loc[curves["accuracy"].isna(), "method"].unique():
