@@ -22,6 +22,7 @@ def page(title: str, body: str) -> str:
 <html lang="en"><head><meta charset="utf-8"><title>{text(title)}</title>
 <meta name="viewport" content="width=device-width">{OURS}
 <style>
+:root {{ color-scheme: light; background: #fff }}
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
 img {{ max-width: 100%; height: auto }} figure {{ margin: 1.5rem 0 }} figcaption {{ color: #555; font-size: .85rem }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; display: block; overflow-x: auto }}
@@ -33,6 +34,7 @@ dt {{ font-weight: 600 }} dd {{ margin: 0 0 .4rem }}
 .shelf {{ display: flex; flex-wrap: wrap; gap: 2rem }} .shelf section {{ flex: 1 1 26rem; min-width: 0 }}
 .slider {{ border: 1px solid #ddd; border-radius: 6px; padding: .8rem 1rem; margin: 1rem 0 }}
 .slider input[type=range] {{ width: 100% }} .slider #chart {{ width: 100%; height: auto }}
+.slider #chart text {{ font-size: 11px }} @media (max-width: 34rem) {{ .slider #chart text {{ font-size: 19px }} }}
 .result {{ font-size: 1.1rem }} .remark {{ color: #555; border-left: 4px solid #ccc; padding-left: 1rem }}
 .failed {{ border-left: 4px solid #D55E00; padding-left: 1rem }} .anchor-link {{ display: none }}
 </style></head><body>

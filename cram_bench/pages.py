@@ -271,7 +271,7 @@ _SLIDER = """<div class="slider"><p><b>Move the slider</b> over the measured spa
 <input type="range" id="where" min="0" step="1" value="0">
 <p><label>pattern <select id="pattern"></select></label>
 <label><input type="checkbox" id="tuned" checked> BatchNorm tuned after pruning; the dense model is untuned</label></p>
-<svg id="chart" viewBox="0 0 640 260" role="img" aria-label="accuracy against sparsity"></svg>
+<svg id="chart" viewBox="0 -16 640 276" role="img" aria-label="accuracy against sparsity"></svg>
 <table id="numbers"></table></div>
 <script>
 (() => {
@@ -292,12 +292,12 @@ _SLIDER = """<div class="slider"><p><b>Move the slider</b> over the measured spa
     const at = Math.min(+slider.value, levels.length - 1), level = levels[at];
     $("level").textContent = percent(level);
     slider.setAttribute("aria-valuetext", percent(level));
-    const x = i => 44 + i * 580 / Math.max(1, levels.length - 1), y = v => 226 - 210 * v;
-    let svg = "", rows = `<tr><th>method</th><th>accuracy, %</th><th>${data.seeds > 1 ? `± std (n = ${data.seeds})` : ""}</th></tr>`;
+    const x = i => 44 + i * 560 / Math.max(1, levels.length - 1), y = v => 226 - 210 * v;
+    let svg = `<text x="2" y="0">test accuracy, %</text>`, rows = `<tr><th>method</th><th>accuracy, %</th><th>${data.seeds > 1 ? `± std (n = ${data.seeds})` : ""}</th></tr>`;
     for (const v of [0, 0.25, 0.5, 0.75, 1])
-      svg += `<line x1="44" x2="624" y1="${y(v)}" y2="${y(v)}" stroke="#e4e4e4"/>` +
-        `<text x="38" y="${y(v) + 4}" font-size="11" text-anchor="end">${100 * v}</text>`;
-    levels.forEach((l, i) => svg += `<text x="${x(i)}" y="246" font-size="11" text-anchor="middle">${told(percent(l))}</text>`);
+      svg += `<line x1="44" x2="604" y1="${y(v)}" y2="${y(v)}" stroke="#e4e4e4"/>` +
+        `<text x="38" y="${y(v) + 4}" text-anchor="end">${100 * v}</text>`;
+    levels.forEach((l, i) => svg += `<text x="${x(i)}" y="246" text-anchor="middle">${told(percent(l))}</text>`);
     svg += `<line x1="${x(at)}" x2="${x(at)}" y1="16" y2="226" stroke="#888"/>`;
     for (const [method, [label, colour, dashes]] of Object.entries(data.methods)) {
       const curve = curves[method];

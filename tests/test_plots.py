@@ -496,7 +496,7 @@ def loss_planes():
     check_plane(figure, left, first)
     check_plane(figure, right, second)
     check_loss_bar(bar, rows)
-    higher = rows.assign(loss=rows["loss"].where(rows["method"] == "sgd", 30 * rows["loss"]))
+    higher = rows.assign(loss=rows["loss"].where(rows["method"] == "sgd", 1.5 * rows["loss"]))
     check_loss_bar(cb.plots.loss_planes(higher).axes[-1], higher)  # of all planes, not of one
     assert [axis.get_xlabel() for axis in (left, right)] == ["direction 1, filter norms"] * 2
     assert left.get_ylabel() == "direction 2, filter norms"
@@ -546,7 +546,9 @@ def check_looks(axis, x, y, tables) -> None:
         drawn = line(axis, label)
         assert list(drawn.get_xdata()) == pytest.approx(list(tables[label][x]))
         assert list(drawn.get_ydata()) == pytest.approx(list(tables[label][y]))
-        assert (drawn.get_color(), drawn.get_linestyle()) == (cb.plots.look(method)[1], DASHES[label])
+        colour, marker = cb.plots.look(method)[1:]
+        assert to_hex(drawn.get_markerfacecolor()) == to_hex(drawn.get_color()) == colour.lower()
+        assert (drawn.get_marker(), drawn.get_linestyle()) == (marker, DASHES[label])
 
 
 def loss_slice():
@@ -658,6 +660,7 @@ def explorer_curve():
     assert any(set(each.get_xdata()) == {0.8} for each in axis.get_lines())
     check_per_cent(axis.xaxis)
     check_per_cent(axis.yaxis)
+    assert [(text.get_text(), text.xy) for text in axis.texts] == [("guessing", (0, 0.1))]
     assert axis.get_xlabel() == "sparsity, % of prunable weights that are zero"
     assert axis.get_ylabel() == "accuracy on the sample, %"
     assert below(figure) == list(RUNS)
@@ -684,6 +687,7 @@ def examples():
     assert not figure.axes[5].images
     grey = cb.plots.examples(images[:1, :1], ["x"], "t")
     assert grey.axes[0].images[0].get_array().tolist() == images[0, 0].tolist()
+    assert grey.axes[0].images[0].get_clim() == (0, 255)  # a faint image stays faint
     return figure
 
 
@@ -1113,6 +1117,33 @@ def test_spectra_of_very_different_reach_share_an_axis_that_shows_both():
     assert cb.plots.spectral_density(spectra[spectra["method"] == "dense"]).axes[0].get_xscale() == "linear"
     below_zero = spectra.assign(eigenvalue=[-1.0, 0.0, 0.9, -100.0, 0.0, 0.95])  # far apart on that side alone
     assert cb.plots.spectral_density(below_zero).axes[0].get_xscale() == "symlog"
+
+
+@pytest.mark.parametrize(("lowest", "highest"), [(0.3, 300.0), (0.004, 100.0)])
+def test_a_loss_of_astronomers_leaves_the_colours_to_the_others(lowest, highest):
+    losses = lowest * np.array([1.0, 3.0, 20.0, 1e30])
+    grid = pd.DataFrame({"a": [0.0, 1.0, 0.0, 1.0], "b": [0.0, 0.0, 1.0, 1.0], "loss": losses})
+    figure = cb.plots.loss_on_plane(grid, grid[["a", "b"]].head(3))
+    bar = figure.axes[1]
+    assert [as_number(tick_texts(bar.yaxis)[end]) for end in (0, -1)] == pytest.approx([lowest, highest], rel=0.05)
+    low, middle, high = (
+        brightness(figure, figure.axes[0], *where) for where in ((0.1, 0.15), (0.15, 0.75), (0.9, 0.9))
+    )
+    assert low + 10 < middle < high - 60
+
+
+@pytest.mark.parametrize("step", [1.0, 0.15])
+def test_names_on_a_plane_lie_apart(step):
+    """Also where the step from the first to the second model is short."""
+    grid = plane(range(12))
+    corners = pd.DataFrame({"a": [0.0, step, step / 2], "b": [0.0, 0.0, 2.0]})
+    figure = cb.plots.loss_on_plane(grid, corners)
+    rendered(figure)
+    axis = figure.axes[0]
+    boxes = [text.get_window_extent() for text in axis.texts]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    inside = axis.get_window_extent()
+    assert all(inside.x0 < box.x0 and box.x1 < inside.x1 and inside.y0 < box.y0 and box.y1 < inside.y1 for box in boxes)
 
 
 def test_a_narrow_axis_of_per_cent_has_no_two_equal_ticks():

@@ -31,13 +31,17 @@ def explorer_curve(
         figure = Figure(figsize=(5.4, 3.2))
         axis = figure.subplots()
         for label, colour, marker, dashes, curve in looks(curves, methods):
-            axis.plot(curve["sparsity"], curve["accuracy"], color=colour, label=label, linewidth=1.5, linestyle=dashes)
+            axis.plot(
+                curve["sparsity"], curve["accuracy"], color=colour, label=label, linewidth=1.5, linestyle=dashes, marker=marker,
+                markevery=[],
+            )  # fmt: skip  # the marker is for the legend
             if points[label] is not None:
                 axis.plot(
                     sparsity, points[label].accuracy, color=colour, marker=marker, markersize=9, markeredgecolor="white"
                 )
         axis.axvline(sparsity, color="#888888", linewidth=0.8)
         axis.axhline(chance, color="#888888", linestyle=":", linewidth=1.2)
+        axis.annotate("guessing", (0, chance), (0, 3), textcoords="offset points", color="#666666", fontsize=8)
         axis.set_xlim(-0.02, 1.02)
         axis.set_ylim(0, 1.02)
         per_cent(axis.xaxis)
@@ -71,6 +75,12 @@ def examples(images: Any, captions: Sequence[str], title: str, columns: int = 6)
             axis.set_axis_off()
             if index < len(captions):
                 image = images[index]
-                axis.imshow(image if image.shape[2] == 3 else image[:, :, 0], cmap="gray_r", interpolation="nearest")
+                axis.imshow(
+                    image if image.shape[2] == 3 else image[:, :, 0],
+                    cmap="gray_r",
+                    vmin=0,
+                    vmax=255,
+                    interpolation="nearest",
+                )
                 axis.set_title(captions[index], fontsize=7, loc="center", fontweight="normal")
     return figure

@@ -108,11 +108,16 @@ def _plane(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _levels(losses: pd.Series) -> np.ndarray:
-    """Return 13 levels from the lowest to the highest loss, as logarithms to base 10."""
+    """Return 13 levels from the lowest to the highest loss, as logarithms to base 10.
+
+    Far from the models BatchNorm's mixed statistics fit nothing, and losses of 10³⁰ would leave one colour for all that is
+    of interest: the highest level is at most 100 nats or a thousand times the lowest loss, and what lies above has its colour.
+    """
     finite = np.log10(losses[np.isfinite(losses)].clip(lower=1e-12))
     if not len(finite):
         raise ValueError("the table must hold losses, and none is finite")
-    return np.linspace(finite.min(), max(finite.max(), finite.min() + 0.1), 13)
+    low = finite.min()
+    return np.linspace(low, max(min(finite.max(), max(low + 3, 2.0)), low + 0.1), 13)
 
 
 def loss_along_path(table: pd.DataFrame, ends: tuple[str, str] = ("first model", "second model")) -> Figure:
@@ -149,7 +154,9 @@ def loss_slice(tables: Mapping[str, pd.DataFrame], methods: Mapping[str, str] | 
         figure = Figure(figsize=(4.6, 3.2))
         axis = figure.subplots()
         for label, colour, marker, dashes, table in looks(tables, methods):
-            axis.plot(table["t"], table["loss"], color=colour, label=label, linestyle=dashes)
+            axis.plot(
+                table["t"], table["loss"], color=colour, label=label, linestyle=dashes, marker=marker, markevery=[]
+            )
             at = table.iloc[(table["t"] - 1).abs().argmin()]
             axis.plot(at["t"], at["loss"], color=colour, marker=marker, markersize=8, markeredgecolor="white")
         log_axis(axis)
@@ -178,8 +185,10 @@ def loss_on_plane(
     if len(names) != len(corners):
         raise ValueError(f"there must be a name a corner, {len(corners)}, not {len(names)}")
     losses, levels = _plane(grid), _levels(grid["loss"])
+    width, height = (float(np.ptp(side.to_numpy(dtype=float))) for side in (losses.columns, losses.index))
+    shape = height / width if 0.4 < height / width < 2.5 else 1.0
     with style():
-        figure = Figure(figsize=(5.4, 4.4))
+        figure = Figure(figsize=(max(4.0, 3.4 / max(shape, 1.0) + 2.0), 3.4 * min(shape, 1.0) + 1.0))
         axis = figure.subplots()
         axis.grid(False)
         filled = contours(axis, losses, levels)
@@ -187,13 +196,13 @@ def loss_on_plane(
             corners["a"], corners["b"], color="white", marker="o", linewidth=1.6, markeredgecolor="black",
             path_effects=outlined(3.0),
         )  # fmt: skip
-        for name, a, b in zip(names, corners["a"], corners["b"], strict=True):
+        for place, (name, a, b) in enumerate(zip(names, corners["a"], corners["b"], strict=True)):
             left = a > grid["a"].median()  # a name stays inside the axes
+            under = place % 2 == 1  # the first two lie at one height, and may be near each other
             axis.annotate(
-                name, (a, b), (-7 if left else 7, 6), textcoords="offset points", ha="right" if left else "left",
-                color="white", fontweight="bold", fontsize=9, path_effects=outlined(2.5),
+                name, (a, b), (-7 if left else 7, -6 if under else 6), textcoords="offset points", ha="right" if left else "left",
+                va="top" if under else "baseline", color="white", fontweight="bold", fontsize=9, path_effects=outlined(2.5),
             )  # fmt: skip
-        width, height = (float(np.ptp(side.to_numpy(dtype=float))) for side in (losses.columns, losses.index))
         axis.set_aspect("equal" if 0.4 < height / width < 2.5 else "auto")
         axis.set_xlabel("along the first step, distance between weights")
         axis.set_ylabel("orthogonal to it")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from matplotlib.colors import LogNorm, SymLogNorm
+from matplotlib.colors import LogNorm, SymLogNorm, to_rgba
 from matplotlib.ticker import FuncFormatter
 
 from cram_bench._checks import columns, items
@@ -72,9 +72,9 @@ def layer_profile(tables: Mapping[str, pd.DataFrame], methods: Mapping[str, str]
             for label, colour, marker, dashes, table in looks(tables, methods):
                 if column not in table:
                     continue
-                axis.plot(
-                    table[column], range(len(table)), color=colour, marker=marker, label=label, linewidth=1, linestyle=dashes,
-                    markeredgecolor="white", markeredgewidth=0.5,
+                axis.plot(  # a pale line, which leads the eye from a layer to the next and says nothing of what is between
+                    table[column], range(len(table)), color=to_rgba(colour, 0.4), marker=marker, label=label, linewidth=1,
+                    linestyle=dashes, markerfacecolor=colour, markeredgecolor="white", markeredgewidth=0.5,
                 )  # fmt: skip
         axes[0].set_yticks(range(len(layers)), layers, fontsize=7)
         axes[0].set_ylim(len(layers) - 0.5, -0.5)

@@ -224,13 +224,23 @@ def verdict_table(found: pd.DataFrame) -> pd.DataFrame:
     for row in found.to_dict("records"):
         ours, theirs = (METHODS[name].label if name in METHODS else name for name in (row["method"], row["baseline"]))
         loss = rows.setdefault((row["weights"], "loss"), {})
-        loss |= {theirs: f"{row['baseline_loss']:.3g}", ours: f"{row['loss']:.3g}"}
+        loss |= {theirs: _short(row["baseline_loss"]), ours: _short(row["loss"])}
         p = "" if pd.isna(row["p"]) else f" (p = {row['p']:.2g})"
         cells = rows.setdefault((row["weights"], row["quantity"]), {})
-        cells |= {theirs: f"{row['baseline_mean']:.3g}", ours: f"{row['mean']:.3g}: {row['verdict']}{p}"}
+        cells |= {theirs: _short(row["baseline_mean"]), ours: f"{_short(row['mean'])}: {row['verdict']}{p}"}
     laid_out = pd.DataFrame.from_dict(rows, orient="index") if rows else pd.DataFrame(columns=[])
     laid_out.index = pd.MultiIndex.from_tuples(list(rows), names=["weights", "quantity"])
     return laid_out.fillna("").reset_index()
+
+
+def _short(value: float) -> str:
+    """Write a number to three digits, without an exponent up to millions.
+
+    >>> _short(2183.0), _short(0.02744), _short(-45210.0), _short(3e9)
+    ('2180', '0.0274', '-45200', '3e+09')
+    """
+    text = f"{value:.3g}"
+    return f"{float(text):.0f}" if "e+0" in text and abs(value) < 1e7 else text
 
 
 def _welch(ours: pd.Series, theirs: pd.Series) -> float:
