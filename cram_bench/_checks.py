@@ -149,9 +149,12 @@ def pairs(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def initialised(model: nn.Module) -> None:
-    """Refuse a lazy model that has not run yet."""
-    if lazy := [name for name, p in (*model.named_parameters(), *model.named_buffers()) if is_lazy(p)]:
+    """Refuse a lazy model that has not run yet, and one on the meta device, which has shapes alone."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    if lazy := [name for name, tensor in tensors if is_lazy(tensor)]:
         raise ValueError(f"{lazy[0]!r} is not initialised yet: call the model on one batch before this")
+    if empty := [name for name, tensor in tensors if tensor.is_meta]:
+        raise ValueError(f"{empty[0]!r} is on the meta device and has no values: build the model on a real device")
 
 
 def labels_within(labels: Tensor, classes: int) -> None:

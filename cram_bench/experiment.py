@@ -20,6 +20,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from cram_bench import compress, data, models, text
 from cram_bench._checks import instance, integer, items, shown, unknown
+from cram_bench._defaults import usual_defaults
 from cram_bench._documented import unknown_setting
 from cram_bench.optim import SAM, CrAM, CrAMSingle, MomentumSAM
 
@@ -220,7 +221,7 @@ class Experiment:
         """Build the network with the initial weights that `seed` gives."""
         import torch
 
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), usual_defaults():
             torch.manual_seed(self.seed)
             return models.create(self.model, train.num_classes, train.channels, train.image_size)
 

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from cram_bench._checks import integer, unknown
+from cram_bench._defaults import usual_defaults
 from cram_bench.data import SENTENCES, DataError, Dataset, data_root
+from cram_bench.data.dataset import shuffled
 from cram_bench.models.encoder import tokenizer
 
 
@@ -59,16 +61,16 @@ class Sentences(Dataset):
         end = len(self) - len(self) % batch_size if drop_last else len(self)
         lengths = (self.images != self.pad).sum(1).cpu()
         if seed is None:
-            parts = list(torch.arange(end).split(batch_size))
+            parts = list(torch.arange(end, device="cpu").split(batch_size))
         else:
             generator = torch.Generator().manual_seed(seed)
-            order = torch.randperm(len(self), generator=generator)[:end]
+            order = shuffled(len(self), generator)[:end]
             chunks = [chunk[lengths[chunk].argsort(stable=True)] for chunk in order.split(8 * batch_size)]
             sorted_parts = [part for chunk in chunks for part in chunk.split(batch_size)]
             # Shuffled again, among the batches and within each: a half of a batch must not be the shorter half.
             parts = [
-                sorted_parts[index][torch.randperm(len(sorted_parts[index]), generator=generator)]
-                for index in torch.randperm(len(sorted_parts), generator=generator)
+                sorted_parts[index][shuffled(len(sorted_parts[index]), generator)]
+                for index in shuffled(len(sorted_parts), generator)
             ]
         rank, world = share
         for part in parts:
@@ -100,12 +102,22 @@ def load(
     read = {split: _read(folder / f"{split}.tsv", len(SENTENCES[name])) for split in ("train", "test")}
     encode = tokenizer(model)
     encode.padding_side = "right"  # batches are cut there
-    none = torch.zeros(1)
+    none = torch.zeros(1, device="cpu", dtype=torch.float32)
     parts = []
     for sentences, labels in read.values():
-        ids = encode(sentences, padding=True, truncation=True, max_length=longest, return_tensors="pt")["input_ids"]
+        with usual_defaults():
+            ids = encode(sentences, padding=True, truncation=True, max_length=longest, return_tensors="pt")["input_ids"]
         parts.append(
-            Sentences(name, ids, torch.tensor(labels), SENTENCES[name], none, none + 1, False, encode.pad_token_id)
+            Sentences(
+                name,
+                ids,
+                torch.tensor(labels, device="cpu"),
+                SENTENCES[name],
+                none,
+                none + 1,
+                False,
+                encode.pad_token_id,
+            )
         )
     return parts[0], parts[1]
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -177,7 +178,7 @@ def fit(
         while state.epoch < epochs:
             start, lr = time.perf_counter(), optimizer.param_groups[0]["lr"]
             epoch_seed = seed * 1_000_003 + state.epoch
-            with _seeded(epoch_seed + group.rank * 2**40):
+            with _seeded(_seed_of(epoch_seed, group.rank)):
                 size = min(batch_size, len(train))
                 batches = train.batches(
                     size, seed=epoch_seed, augment=augment, drop_last=True, channels_last=True, share=group.share
@@ -387,6 +388,11 @@ def _objective(model: nn.Module, train: Dataset, batch_size: int, precision: str
         )
         return objective
     return compiled
+
+
+def _seed_of(seed: int, rank: int) -> int:
+    """Return a process's own seed, of the first `seed` itself; they differ in the 32 bits that torch reads on the CPU."""
+    return seed if rank == 0 else int(np.random.SeedSequence([seed, rank]).generate_state(1, np.uint64)[0] >> 1)
 
 
 @contextlib.contextmanager

@@ -804,3 +804,99 @@ def test_of_several_folders_of_test_images_it_is_test_and_the_others_are_named(c
     shutil.rmtree(folder / "test")
     with pytest.warns(UserWarning, match=r"1 not used beside val/ \(validation/\)"):
         assert len(cb.data.load(folder, crop=crop, workers=0)[1]) == 5
+
+
+def test_a_changed_shard_is_read_again(tmp_path):
+    """Other labels in a file of the same name, beside one that stays; the decoded images of before are not taken."""
+    folder = tmp_path / "cifar10"
+    write_parquet(folder, "train", [3, 0, 9])
+    write_parquet(folder, "test", [1])
+    shard = folder / "train-00000-of-00001.parquet"
+    assert cb.data.load("cifar10", root=tmp_path)[0].labels.tolist() == [3, 0, 9]
+    size, time = shard.stat().st_size, shard.stat().st_mtime_ns
+    write_parquet(folder, "train", [3, 0, 8])
+    assert shard.stat().st_size == size  # or this would test less
+    os.utime(shard, ns=(time + 1, time + 1))
+    assert cb.data.load("cifar10", root=tmp_path)[0].labels.tolist() == [3, 0, 8]
+    write_parquet(folder, "train", [3, 0, 8, 7])  # larger
+    os.utime(shard, ns=(time + 1, time + 1))
+    assert cb.data.load("cifar10", root=tmp_path)[0].labels.tolist() == [3, 0, 8, 7]
+    write_parquet(folder, "test", [2])
+    os.utime(folder / "test-00000-of-00001.parquet", ns=(time + 2, time + 2))
+    assert cb.data.load("cifar10", root=tmp_path)[1].labels.tolist() == [2]
+    assert len(list((data.cache_root() / "decoded").iterdir())) == 4
+
+
+def test_images_that_came_went_or_moved_are_noticed(folder):
+    def labels():
+        train, test = cb.data.load(folder)
+        return train.labels.tolist(), test.labels.tolist()
+
+    noted = [data.fingerprint(str(folder))]
+    assert labels() == ([0] * 6 + [1] * 6, [0] * 3 + [1] * 3)
+    for change, expected in (
+        (lambda: (folder / "train" / "cat" / "5.png").unlink(), ([0] * 5 + [1] * 6, [0] * 3 + [1] * 3)),
+        (lambda: (folder / "train" / "cat" / "0.png").rename(folder / "train" / "dog" / "x.png"),
+         ([0] * 4 + [1] * 7, [0] * 3 + [1] * 3)),
+        (lambda: (folder / "test" / "dog" / "0.png").rename(folder / "test" / "cat" / "x.png"),
+         ([0] * 4 + [1] * 7, [0] * 4 + [1] * 2)),
+    ):  # fmt: skip
+        change()
+        assert labels() == expected
+        noted.append(data.fingerprint(str(folder)))
+    os.utime(folder / "test" / "dog" / "1.png", ns=(1, 1))  # of the same size, perhaps with other pixels
+    noted.append(data.fingerprint(str(folder)))
+    assert len(set(noted)) == 5
+
+
+def test_classes_are_in_the_order_of_torchvisions_image_folder(folder):
+    """Capitals before small letters, and 10 before 9: networks of others have their outputs in this order."""
+    import torchvision.datasets
+
+    for split in ("train", "test"):
+        for name in ("Bird", "10", "9"):
+            (folder / split / name).mkdir()
+            Image.new("RGB", (32, 32)).save(folder / split / name / "0.png")
+    for split, ours in zip(("train", "test"), cb.data.load(folder), strict=True):
+        theirs = torchvision.datasets.ImageFolder(folder / split)
+        assert list(ours.classes) == theirs.classes
+        assert ours.labels.tolist() == theirs.targets
+
+
+def test_cifar100_has_its_fine_labels(tmp_path):
+    """The hub's files hold the twenty coarse ones too."""
+    for split in ("train", "test"):
+        write_parquet(tmp_path / "cifar100", split, [99, 4], label="fine_label")
+        file = tmp_path / "cifar100" / f"{split}-00000-of-00001.parquet"
+        table = pq.read_table(file)
+        both = {"img": table.column("img"), "coarse_label": pa.array([1, 2]), "fine_label": table.column("fine_label")}
+        pq.write_table(pa.table(both), file)
+    for part in cb.data.load("cifar100", root=tmp_path):
+        assert part.labels.tolist() == [99, 4]
+        assert part.num_classes == 100
+
+
+def test_mean_and_deviation_are_those_of_all_pixels_channel_by_channel():
+    """Of the pixels there are, not of a population that they were drawn from; and scaled images keep them."""
+    pixels = torch.randint(256, (4, 3, 2, 2), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    pixels[:, 2] //= 4
+    arrays = {split: (pixels, torch.tensor([0, 1, 0, 1])) for split in ("train", "test")}
+    train, _ = data.dataset.built("four", arrays, classes=("a", "b"), flip=True)
+    exact = (pixels.double() / 255).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(train.mean.double(), exact.mean(1), rtol=0, atol=1e-7)
+    torch.testing.assert_close(train.std.double(), exact.std(1, correction=0), rtol=0, atol=1e-7)
+    scaled = train.resized(4)
+    assert torch.equal(scaled.mean, train.mean)
+    assert torch.equal(scaled.std, train.std)
+
+
+def test_images_scaled_down_are_averaged():
+    """A fine chequered pattern becomes grey; without antialiasing it would become black, white, or a coarse one."""
+    board = ((torch.arange(32)[:, None] + torch.arange(32)) % 2 * 255).to(torch.uint8).expand(2, 3, 32, 32)
+    board = torch.cat([board[:, :, :, :20], torch.full((2, 3, 32, 12), 255, dtype=torch.uint8)], 3)
+    names = ("a", "b")
+    boards = cb.data.Dataset("board", board, torch.arange(2), names, torch.zeros(3), torch.ones(3))
+    small = boards.resized(8).images
+    assert small.shape == (2, 3, 8, 8)
+    assert (small[..., :4].float() - 127.5).abs().max() <= 1
+    assert (small[..., 6:] == 255).all()

@@ -1,10 +1,16 @@
+import dataclasses
 import hashlib
 import io
 import json
 import os
+import platform
+import shutil
 import subprocess
 import sys
+import warnings
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import ClassVar
 
 import pandas as pd
 import pytest
@@ -475,10 +481,15 @@ def test_a_model_that_returns_a_tuple_is_trained(monkeypatch):
 
 def test_buffers_that_are_not_saved_are_those_of_the_training(monkeypatch):
     """They are drawn from the seed, as they were then."""
-    run = ensure(odd(monkeypatch, ""))
-    torch.manual_seed(123)
-    accuracy = cb.train.evaluate(run.load_model(), cb.data.load("digits")[1])["accuracy"]
-    assert accuracy == pytest.approx(run.history["test_accuracy"].iloc[-1])
+    drawn = []
+    for seed in (0, 1):
+        run = ensure(dataclasses.replace(odd(monkeypatch, ""), seed=seed))
+        torch.manual_seed(123)
+        model = run.load_model()
+        accuracy = cb.train.evaluate(model, cb.data.load("digits")[1])["accuracy"]
+        assert accuracy == pytest.approx(run.history["test_accuracy"].iloc[-1])
+        drawn.append(model.drawn)
+    assert not torch.equal(*drawn)
 
 
 def test_a_buffer_that_training_changes_and_nobody_saves_is_named(monkeypatch):
@@ -498,3 +509,275 @@ def test_classifiers_of_torchvision_that_are_awkward(name):
             ValueError, match="cannot take images of 3 × 64 × 64: Wrong image height! Expected 224 but got 64"
         ):
             ensure(wanted)
+
+
+class Noting(torch.nn.Module):
+    """A classifier that notes, while it is trained, what is said to have been so."""
+
+    noted: ClassVar[list] = []
+
+    def __init__(self, num_classes, in_channels, image_size):
+        super().__init__()
+        self.linear = torch.nn.Linear(in_channels * image_size**2, num_classes)
+
+    def forward(self, x):
+        if self.training:
+            self.noted.append((torch.get_num_threads(), self.linear.weight.device.type))
+        return self.linear(x.flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "threads", "expected"), [({}, None, 1), ({}, 2, 2), ({"resize": 16}, None, 3), ({"resize": 16}, 1, 1)]
+)
+def test_threads_are_those_that_trained(changes, threads, expected, monkeypatch):
+    """One for tiny images, else as many as the process has; or what was asked for."""
+    monkeypatch.setitem(cb.models.BUILDERS, "noting", Noting)
+    monkeypatch.setattr(Noting, "noted", [])
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        run = ensure(tiny(model="noting", epochs=1, **changes), device="cpu", threads=threads)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert set(Noting.noted) == {(expected, "cpu")}
+    assert run.environment["threads"] == expected
+    assert run.environment["device_type"] == "cpu"
+
+
+def test_the_environment_says_what_ran_and_when(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/some/where/cram-bench", "train", "--dataset", "digits"])
+    before = datetime.now().astimezone() - timedelta(seconds=1)  # times are noted in whole seconds
+    run = ensure(tiny("sam", epochs=2), device="cpu")
+    after = datetime.now().astimezone()
+    facts = run.environment
+    assert facts["command"] == "cram-bench train --dataset digits"
+    assert facts["versions"]["torch"] == torch.__version__
+    assert facts["versions"]["python"] == platform.python_version()
+    assert facts["platform"] == platform.platform()
+    assert facts["device"].endswith(f", {os.cpu_count()} cores")
+    started, finished = (datetime.fromisoformat(facts[name]) for name in ("started", "finished"))
+    assert before <= started <= finished <= after
+    assert facts["seconds"] == round(run.history["seconds"].sum(), 1)
+    assert facts["compile"] is False
+    shape = {name: facts["data"][name] for name in ("num_classes", "channels", "image_size", "train", "test")}
+    assert shape == {"num_classes": 10, "channels": 1, "image_size": 8, "train": 1297, "test": 500}
+    assert facts["data"]["fingerprint"] is None
+    assert facts["sha256"].keys() == {"settings.json", "history.csv", "model.safetensors", "environment.json"}
+    for name in ("settings.json", "history.csv", "model.safetensors"):
+        assert facts["sha256"][name] == hashlib.sha256((run.path / name).read_bytes()).hexdigest()
+
+
+def test_a_gpu_is_named_by_its_own_number(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: f"GPU at {device}")
+    assert runs.machine("cuda:1")["device"] == "GPU at cuda:1"
+    assert runs.machine("cuda:1")["device_type"] == "cuda"
+
+
+def test_commit_and_command_are_those_at_the_start(monkeypatch):
+    """Whoever goes on working while a training runs does not change what it was trained by."""
+    train = runs.training.fit
+
+    def changed(*arguments, **options):
+        history = train(*arguments, **options)
+        monkeypatch.setattr("cram_bench.runs.environment.commit", lambda: "later")
+        return history
+
+    monkeypatch.setattr("cram_bench.runs.environment.commit", lambda: "earlier")
+    monkeypatch.setattr("cram_bench.runs.training.fit", changed)
+    assert ensure(tiny(epochs=1)).environment["commit"] == "earlier"
+
+
+def repository(folder):
+    """Make a repository with one file in one commit; return a function that calls git there."""
+
+    def git(*command):
+        identity = ["-c", "user.name=somebody", "-c", "user.email=somebody@example.org"]
+        return subprocess.run(
+            ["git", "-C", folder, *identity, *command], check=True, capture_output=True, text=True
+        ).stdout
+
+    folder.mkdir()
+    git("init", "--quiet")
+    (folder / "notes.txt").write_text("of their own")
+    git("add", "notes.txt")
+    git("commit", "--quiet", "--message", "notes")
+    return git
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is needed")
+def test_the_commit_is_that_of_this_packages_own_checkout(tmp_path, monkeypatch):
+    git = repository(tmp_path / "theirs")
+    package = tmp_path / "theirs" / "cram_bench"
+    (package / "runs").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    monkeypatch.setattr("cram_bench.runs.environment.__file__", str(package / "runs" / "environment.py"))
+    assert runs.commit() == "unknown"  # installed inside a repository that does not hold it
+    git("add", "cram_bench")
+    git("commit", "--quiet", "--message", "a checkout")
+    head = git("rev-parse", "HEAD")[:12]
+    assert runs.commit() == head
+    (tmp_path / "theirs" / "notes.txt").write_text("changed")  # which is no code of this package
+    assert runs.commit() == head
+    (package / "__init__.py").write_text("changed = True")
+    assert runs.commit() == f"{head}+changes"
+    shutil.rmtree(tmp_path / "theirs" / ".git")
+    assert runs.commit() == "unknown"
+
+
+def test_the_seconds_of_a_resumed_training_are_those_of_all_its_epochs(monkeypatch):
+    write = runs.Checkpoint.on_epoch
+
+    def slow(self, fit):
+        fit.history[-1]["seconds"] += 1000
+        write(self, fit)
+        if fit.epoch == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.Checkpoint, "on_epoch", slow)
+        with pytest.raises(KeyboardInterrupt):
+            ensure(tiny(epochs=2))
+    run = ensure(tiny(epochs=2))
+    assert run.history["seconds"].tolist()[0] > 1000 > run.history["seconds"].tolist()[1]
+    assert 1000 < run.environment["seconds"] == round(run.history["seconds"].sum(), 1)
+
+
+def test_every_row_of_a_summary_is_its_own_runs():
+    """In whatever order the runs come, and the result is that of the last epoch, not of the best."""
+    wanted = [tiny(method, seed=seed, epochs=epochs) for method, seed, epochs in
+              (("sam", 3, 1), ("sgd", 1, 2), ("sgd", 0, 1), ("sam", 0, 2))]  # fmt: skip
+    failed = tiny(seed=2, epochs=1, lr=1e30)
+    listed = ensure_all([wanted[0], failed, *wanted[1:]])
+    falling = listed[2]  # its first epoch becomes its best
+    history = falling.history
+    history["test_accuracy"] = [0.875, 0.25]
+    (falling.path / "history.csv").write_text(history.to_csv(index=False))
+    facts = falling.environment
+    facts["sha256"]["history.csv"] = hashlib.sha256((falling.path / "history.csv").read_bytes()).hexdigest()
+    (falling.path / "environment.json").write_text(sealed(facts, "environment.json"))
+    for order in ([0, 1, 2, 3, 4], [4, 2, 0, 1, 3]):
+        given = [listed[place] for place in order]
+        rows = runs.summary(given).to_dict("records")
+        assert len(rows) == 5
+        for row, run in zip(rows, given, strict=True):
+            own = (run.id, run.experiment.method, run.experiment.seed, run.experiment.epochs)
+            assert tuple(row[name] for name in ("run", "method", "seed", "epochs")) == own
+            if run.failure:
+                assert row["state"] == f"failed: {run.failure}"
+                assert pd.isna(row["dense_accuracy"])
+                assert pd.isna(row["seconds"])
+            else:
+                assert row["state"] == "finished"
+                assert row["dense_accuracy"] == run.history["test_accuracy"].iloc[-1]
+                for name in ("seconds", "device", "threads", "compile", "commit", "finished"):
+                    assert row[name] == run.environment[name]
+    table = Store().table().set_index("run")
+    assert table.loc[falling.id, "accuracy"] == 0.25
+    for run in listed:
+        assert table.loc[run.id, "seed"] == run.experiment.seed
+        assert table.loc[run.id, "method"] == run.experiment.method
+        assert table.loc[run.id, "epochs"] == run.experiment.epochs
+    assert runs.summary([falling])["dense_accuracy"].tolist() == [0.25]
+
+
+def test_a_run_that_lost_its_weights_is_named(tmp_path):
+    """In every list, where it is asked for by its id, and where it is trained again."""
+    kept, bare = ensure(tiny(epochs=1)), ensure(tiny(epochs=1, seed=1))
+    weights = (bare.path / "model.safetensors").read_bytes()
+    (bare.path / "model.safetensors").unlink()
+    words = rf"{bare.path} has lost its model.safetensors"
+    remedy = "; put that file back, or train it again"
+    with pytest.warns(UserWarning, match=f"left out: {words}{remedy}$") as caught:
+        assert Store().runs() == [kept]
+    assert len(caught) == 1
+    with pytest.warns(UserWarning, match=f"left out: {words}"):
+        assert Store().table()["run"].tolist() == [kept.id]
+    beside = Store(tmp_path / "own", also=[Store().root])
+    for store in (Store(), beside):
+        with pytest.raises(RunError, match=f"{words}{remedy}$"):
+            store.finished(bare.id)
+    assert Store(tmp_path / "empty", also=[Store().root]).finished(kept.id) == kept
+    with pytest.warns(UserWarning, match=f"{words} and is trained again$"):
+        again = ensure(tiny(epochs=1, seed=1), beside)
+    assert again.path == tmp_path / "own" / bare.id
+    assert beside.finished(bare.id) == again
+    with pytest.warns(UserWarning, match=f"{words} and is trained again$"):
+        assert ensure(tiny(epochs=1, seed=1)) == bare
+    assert (bare.path / "model.safetensors").read_bytes() == weights
+    (Store().root / "notes").mkdir()  # which is no run
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert {run.id for run in Store().runs()} == {kept.id, bare.id}
+        assert Store(tmp_path / "nowhere").runs() == []
+
+
+def test_ones_own_run_comes_before_one_beside_a_report(tmp_path):
+    first, second, own = (Store(tmp_path / name) for name in ("first", "second", "own"))
+    for store in (first, second, own):
+        ensure(tiny(epochs=1), store)
+    every = Store(own.root, also=[first.root, second.root])
+    assert [run.path.parent for run in every.runs()] == [own.root]
+    assert every.find(tiny(epochs=1)).path.parent == every.finished(tiny(epochs=1).id).path.parent == own.root
+    shutil.rmtree(own.root)
+    assert [run.path.parent for run in every.runs()] == [first.root]
+    assert every.find(tiny(epochs=1)).path.parent == every.finished(tiny(epochs=1).id).path.parent == first.root
+
+
+def test_a_start_brings_the_statistics_of_batchnorm_too(monkeypatch):
+    source = ensure(tiny(epochs=2))
+    started = []
+
+    def stopped(model, *arguments, **options):
+        started.append({name: value.clone() for name, value in model.state_dict().items()})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cram_bench.runs.training.fit", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        ensure(tiny(epochs=1, start=source.id))
+    theirs = source.load_model().state_dict()
+    assert started[0].keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert torch.equal(started[0][name], value), name
+
+
+def test_the_head_is_fresh_for_other_data_and_kept_for_other_sizes(tmp_path):
+    """Other images may have as many classes; the same images in another size have the same."""
+    for split in ("train", "test"):
+        for name in map(str, range(10)):
+            (tmp_path / "set" / split / name).mkdir(parents=True)
+            for index in range(2):
+                image = Image.new("RGB", (16, 16), (int(name) * 9, 100, index))
+                image.save(tmp_path / "set" / split / name / f"{index}.png")
+    source = ensure(tiny(epochs=1, resize=16))
+    still = {"model": "convnet", "epochs": 1, "lr": 1e-30, "weight_decay": 0.0, "start": source.id}
+    other = ensure(recipe(tmp_path / "set", batch_size=4, precision="float32", resize=16, **still))
+    larger = ensure(recipe("digits", resize=24, **still))
+    weight = source.load_model().linear.weight
+    torch.testing.assert_close(larger.load_model().linear.weight, weight, rtol=0, atol=1e-20)
+    fresh = other.experiment.build_model(other.experiment.load_data()[0]).linear.weight
+    torch.testing.assert_close(other.load_model().linear.weight, fresh, rtol=0, atol=1e-20)
+    assert not torch.equal(weight, fresh)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype"), [("meta", torch.float32), ("cpu", torch.float64), ("meta", torch.float64)]
+)
+def test_a_run_is_the_same_under_any_defaults_of_torch(device, dtype, tmp_path):
+    """What an experiment says decides its weights, not what the caller's notebook has set before."""
+    usual = ensure(tiny("cram+-multi", epochs=1), Store(tmp_path / "usual"))
+    torch.set_default_device(device)
+    torch.set_default_dtype(dtype)
+    try:
+        other = ensure(tiny("cram+-multi", epochs=1), Store(tmp_path / "other"), device="cpu")
+        loaded = other.load_model()
+        assert torch.get_default_dtype() is dtype
+        assert torch.get_default_device().type == device
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    assert (other.path / "model.safetensors").read_bytes() == (usual.path / "model.safetensors").read_bytes()
+    pd.testing.assert_frame_equal(other.history.drop(columns="seconds"), usual.history.drop(columns="seconds"))
+    for ours, theirs in zip(loaded.state_dict().values(), usual.load_model().state_dict().values(), strict=True):
+        assert ours.dtype is theirs.dtype
+        assert torch.equal(ours, theirs)

@@ -295,3 +295,48 @@ def test_processes_of_one_machine_share_its_cpus(monkeypatch):
     assert cb.data.streaming.default_workers() == 4
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "100")
     assert cb.data.streaming.default_workers() == 1
+
+
+def test_crops_cover_from_8_to_100_per_cent_of_the_area(tmp_path):
+    """Red tells the place across and green the place down, so that a crop says what it was cut from."""
+    across = np.tile(np.arange(256, dtype=np.uint8), (256, 1))
+    place = Image.fromarray(np.stack([across, across.T, np.zeros_like(across)], 2))
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            place.save(tmp_path / split / name / "0.png")
+    train, _ = streaming.load(tmp_path, 32, 0)
+    std, mean = (torch.tensor(values)[:, None, None] for values in ((0.229, 0.224, 0.225), (0.485, 0.456, 0.406)))
+    areas, shapes = [], []
+    for seed in range(60):
+        inputs, _ = next(train.batches(2, seed=seed, augment=True))
+        for pixels in inputs * std + mean:
+            assert pixels[2].abs().max() < 1e-6  # blue is 0: normalised by ImageNet's own numbers, channel by channel
+            width, height = (float(channel.max() - channel.min()) * 32 / 31 for channel in pixels[:2])
+            areas.append(width * height)
+            shapes.append(width / height)
+    assert 0.05 < min(areas) < 0.15
+    assert 0.85 < max(areas) < 1.05
+    assert sum(area < 0.54 for area in areas) / len(areas) == pytest.approx(0.5, abs=0.15)  # evenly in between
+    assert 0.7 < min(shapes) < 0.85
+    assert 1.2 < max(shapes) < 1.4  # from 3:4 to 4:3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streamed_images_are_the_same_under_any_defaults_of_torch(workers, folder):
+    def drawn():
+        train, test = streaming.load(folder, CROP, workers)
+        both = [*train.batches(8, seed=3, augment=True, drop_last=True), *test.batches(8), *train.sample(5).batches(5)]
+        return [*both, *train.calibration(10, batch_size=5)]
+
+    usual = drawn()
+    torch.set_default_device("meta")
+    torch.set_default_dtype(torch.float64)
+    try:
+        other = drawn()
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    assert len(usual) == len(other) == 8
+    assert same(usual, other)
+    assert all(inputs.dtype is torch.float32 for inputs, _ in other)

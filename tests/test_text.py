@@ -83,6 +83,31 @@ def test_sentences_and_images_go_with_their_own_models():
 
 
 @needs_encoder
+def test_sentences_are_the_same_under_any_defaults_of_torch(tmp_path):
+    def drawn():
+        train, _ = cb.text.load("sst2", "minilm", where)
+        return [(ids.tolist(), labels.tolist()) for ids, labels in [*train.batches(3, seed=1), *train.batches(3)]]
+
+    where = folder(tmp_path, ROWS * 4)
+    usual = drawn()
+    torch.set_default_device("meta")
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert drawn() == usual
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+
+
+def test_every_sentence_is_trained_on_in_some_epoch():
+    """A last smaller batch is left out, and of other sentences every time."""
+    data = sentences()
+    seen = {tuple(row) for seed in range(20) for ids, _ in data.batches(6, seed=seed, drop_last=True)
+            for row in torch.nn.functional.pad(ids, (0, 12 - ids.shape[1])).tolist()}  # fmt: skip
+    assert seen == {tuple(row) for row in data.images.tolist()}
+
+
+@needs_encoder
 def test_an_encoder_ignores_padding_and_names_its_prunable_weights(tmp_path):
     train, _ = cb.text.load("sst2", "minilm", folder(tmp_path))
     torch.manual_seed(0)

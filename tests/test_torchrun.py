@@ -54,6 +54,29 @@ def trained(method, group):
     return [parameter.detach().clone() for parameter in model.parameters()], history[0]
 
 
+class Dropped(nn.Module):
+    """A network that notes what its dropout leaves, step by step."""
+
+    def __init__(self):
+        super().__init__()
+        self.drop, self.head, self.masks = nn.Dropout(0.5), nn.Linear(64, 10), []
+
+    def forward(self, x):
+        if self.training:
+            self.masks.append(self.drop(torch.ones(64)))
+        return self.head(x.flatten(1))
+
+
+def dropped(group):
+    """Return a row per step of two epochs: what dropout left in this process."""
+    model = Dropped()
+    parallel = group.parallel(model)
+    optimizer = torch.optim.SGD(parallel.parameters(), lr=0.1)
+    train = cb.data.load("digits")[0].sample(256)
+    fit(parallel, optimizer, train, epochs=2, batch_size=64, group=group)
+    return torch.stack(model.masks)
+
+
 def slowly(method):
     """Train a network with BatchNorm for ten steps, so that ReLUs that flip on a last bit do little."""
     return recipe("digits", method, epochs=1, lr=0.01)
@@ -111,6 +134,7 @@ def work(rank, port, folder):
             halt(patch)
             with pytest.raises(Halted):
                 ensure(resumable(), store, group=group, progress=False)
+        results["dropped"] = dropped(group)
         results["told"] = group.told(lambda: f"by {rank}")
         results["order"] = group.in_order(lambda: (Path(folder, "made").exists(), Path(folder, "made").touch())[0])
     torch.save(results, f"{folder}/{rank}.pt")
@@ -171,6 +195,13 @@ def test_a_joint_batchnorm_in_one_process_is_batchnorm():
     assert torch.equal(plain(x), joint(x))
     assert torch.equal(plain.eval()(x), joint.eval()(x))
     assert joint.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_dropout_is_drawn_anew_in_every_process_step_and_epoch(both):
+    """And in the first process as in one alone."""
+    first, second = (results["dropped"] for results in both[1])
+    assert len(torch.cat([first, second]).unique(dim=0)) == 16
+    assert torch.equal(first, dropped(Group()))
 
 
 def test_an_uneven_batch_is_refused_in_every_process(both):

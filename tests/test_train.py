@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import io
 import math
 import warnings
@@ -300,6 +301,15 @@ def test_the_learning_rates_of_two_epochs_by_hand(digits):
     assert used.rates == pytest.approx([0.4, 0.34142135623730954, 0.2, 0.05857864376269045], abs=1e-15)
 
 
+@pytest.mark.parametrize(("warmup_epochs", "steps"), [(0.1, 0), (0.3, 1), (0.4, 2), (0.7, 3)])
+def test_a_warm_up_that_ends_within_a_step_is_the_nearest_number_of_steps(warmup_epochs, steps, digits):
+    model = network()
+    optimizer = sgd(model)
+    used = Used(optimizer)
+    fit(model, optimizer, digits[0], epochs=1, batch_size=64, warmup_epochs=warmup_epochs)
+    assert used.rates == pytest.approx([0.1 * cosine(4, steps)(step) for step in range(4)], abs=1e-15)
+
+
 def test_three_epochs_equal_a_plain_loop_and_every_row_is_its_own_epochs(digits):
     """The weights are those of the last epoch, whichever was best; rates, losses and tests are written out by hand."""
     train, test = digits
@@ -584,3 +594,48 @@ def test_lbfgs_and_lazy_models_are_one_line(digits):
     lazy = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(10))
     with pytest.raises(ValueError, match="'1.weight' is not initialised yet"):
         fit(lazy, sgd(lazy), digits[0], epochs=1, batch_size=64)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype"),
+    [("cpu", torch.float32), ("meta", torch.float32), ("cpu", torch.float64), ("meta", torch.float64)],
+)
+@pytest.mark.parametrize("method", cb.experiment.METHODS)
+def test_the_same_numbers_under_any_defaults_of_torch(method, device, dtype, digits):
+    """Order, crops, coins and draws: what lands on the meta device could not be read, and float64 draws other numbers."""
+    experiment, start = cb.experiment.recipe("digits", method, epochs=2), network()
+
+    def trained():
+        model = copy.deepcopy(start)
+        optimizer = experiment.build_optimizer(model)
+        train = dataclasses.replace(digits[0], flip=True)
+        options = {"batch_size": 64, "seed": 3, "warmup_epochs": 0.5, "halves": experiment.halves}
+        rows = fit(model, optimizer, train, digits[1], epochs=2, **options)
+        return model.state_dict(), [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+    weights, rows = trained()
+    torch.set_default_device(device)
+    torch.set_default_dtype(dtype)
+    try:
+        others, other_rows = trained()
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    assert other_rows == rows
+    for name, value in weights.items():
+        assert others[name].dtype is value.dtype
+        assert torch.equal(others[name], value), name
+
+
+def test_a_model_without_values_is_one_line(digits):
+    with torch.device("meta"):
+        model = cb.models.create("convnet", 10, 1)
+    for call in (
+        lambda: fit(model, sgd(model), digits[0], epochs=1, batch_size=64),
+        lambda: cb.optim.SAM(model, sgd(model)),
+        lambda: cb.probes.sparsity_curve(model, digits[1], ["global@0.5"]),
+    ):
+        with pytest.raises(
+            ValueError, match="is on the meta device and has no values: build the model on a real device$"
+        ):
+            call()

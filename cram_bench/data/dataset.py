@@ -99,7 +99,7 @@ class Dataset:
         integer("images of a sample", count, 1)
         if count >= len(self):
             return self
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        order = shuffled(len(self), torch.Generator().manual_seed(seed))
         return self.take(order[:count].sort().values)
 
     def calibration(
@@ -133,7 +133,7 @@ class Dataset:
         """Split off `count` random images: (the rest, those). For validation; the test set is for the final word."""
         if integer("held out images", count, 1) >= len(self):
             raise ValueError(f"cannot hold out {count} of {len(self)} images")
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        order = shuffled(len(self), torch.Generator().manual_seed(seed))
         return self.take(order[count:].sort().values), self.take(order[:count].sort().values)
 
     def normalise(self, images: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ class Dataset:
         self._check(batch_size, seed, augment, drop_last)
         rank, world = share
         generator = torch.Generator().manual_seed(seed or 0)
-        order = torch.arange(len(self)) if seed is None else torch.randperm(len(self), generator=generator)
+        order = torch.arange(len(self), device="cpu") if seed is None else shuffled(len(self), generator)
         end = len(self) - len(self) % batch_size if drop_last else len(self)
         for start in range(0, end, batch_size):
             whole = order[start : min(start + batch_size, end)].to(self.labels.device)
@@ -216,6 +216,11 @@ def batches_of(
     return pairs(data)
 
 
+def shuffled(count: int, generator: torch.Generator) -> Tensor:
+    """Return the numbers below `count` in an order drawn from a CPU generator, the same under any default device."""
+    return torch.randperm(count, generator=generator, device="cpu")
+
+
 def augmented(
     images: Tensor, generator: torch.Generator, flip: bool = True, share: tuple[int, int, int] | None = None
 ) -> Tensor:
@@ -235,11 +240,12 @@ def augmented(
     rank, world, whole = share or (0, 1, count)
     pad = max(1, height // 8)
     padded = torch.nn.functional.pad(images, (pad, pad, pad, pad))
-    top, left = torch.randint(2 * pad + 1, (2, whole), generator=generator)[:, rank::world]
-    rows = top[:, None] + torch.arange(height)
-    columns = left[:, None] + torch.arange(width)
+    top, left = torch.randint(2 * pad + 1, (2, whole), generator=generator, device="cpu")[:, rank::world]
+    rows = top[:, None] + torch.arange(height, device="cpu")
+    columns = left[:, None] + torch.arange(width, device="cpu")
     if flip:
-        mirror = torch.rand(whole, generator=generator)[rank::world] < 0.5
+        coins = torch.rand(whole, generator=generator, device="cpu", dtype=torch.float32)
+        mirror = coins[rank::world] < 0.5
         columns = torch.where(mirror[:, None], columns.flip(1), columns)
     rows, columns = rows.to(images.device), columns.to(images.device)
     # Advanced indices around a slice move the channels to the back; gather there and bring them forward again.
@@ -270,7 +276,7 @@ def built(
 
 def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
     """Exact mean and standard deviation per channel of uint8 images scaled to [0, 1], from their histograms."""
-    values = torch.arange(256, dtype=torch.float64) / 255
+    values = torch.arange(256, dtype=torch.float64, device="cpu") / 255
     means, stds = [], []
     for channel in range(images.shape[1]):
         counts = torch.bincount(images[:, channel].reshape(-1), minlength=256).double()

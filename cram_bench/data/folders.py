@@ -90,7 +90,7 @@ def load_folder(folder: Path, flip: bool = True) -> tuple[Dataset, Dataset]:
             images[place] = image
         parts = torch.from_numpy(images).split([len(pairs) for pairs in files.values()])
         return {
-            split: (part, torch.tensor([label for _, label in files[split]]))
+            split: (part, torch.tensor([label for _, label in files[split]], device="cpu"))
             for split, part in zip(files, parts, strict=True)
         }
 

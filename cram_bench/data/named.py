@@ -19,7 +19,7 @@ from torch import Tensor
 from cram_bench._checks import instance, integer, meant, said, shown
 from cram_bench.data import streaming
 from cram_bench.data.cache import cache_root, cached
-from cram_bench.data.dataset import Dataset, built
+from cram_bench.data.dataset import Dataset, built, shuffled
 from cram_bench.data.decoding import DataError, any_colour, contents, decode, stamp
 from cram_bench.data.folders import TEST, images_of, load_folder
 from cram_bench.data.parquet import read_parquet, shards
@@ -186,7 +186,7 @@ def _read_digits() -> dict[str, tuple[Tensor, Tensor]]:
     digits = load_digits()
     images = torch.from_numpy(np.round(digits.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
     labels = torch.from_numpy(digits.target.astype(np.int64))
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    order = shuffled(len(labels), torch.Generator().manual_seed(0))
     held, kept = order[:500].sort().values, order[500:].sort().values  # a fixed test set of 500
     return {"train": (images[kept], labels[kept]), "test": (images[held], labels[held])}
 
@@ -209,9 +209,9 @@ def _through_torchvision(name: str, root: Path) -> tuple[Dataset, Dataset]:
         raise DataError(f"{name} is not in {root} and could not be downloaded ({said(error)}): {how}") from None
     arrays = {}
     for split, source in splits.items():
-        images = torch.as_tensor(np.asarray(source.data))
+        images = torch.as_tensor(np.asarray(source.data), device="cpu")
         images = images.permute(0, 3, 1, 2) if images.ndim == 4 else images.unsqueeze(1)
-        arrays[split] = (images.contiguous(), torch.as_tensor(source.targets, dtype=torch.int64))
+        arrays[split] = (images.contiguous(), torch.as_tensor(source.targets, dtype=torch.int64, device="cpu"))
     return built(name, arrays, **_named(name))
 
 

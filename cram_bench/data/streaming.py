@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from cram_bench._checks import integer, said
-from cram_bench.data.dataset import Dataset
+from cram_bench._defaults import usual_defaults
+from cram_bench.data.dataset import Dataset, shuffled
 from cram_bench.data.decoding import DataError, decode
 from cram_bench.data.folders import listed
 
@@ -103,7 +104,7 @@ class Streamed(Dataset):
         """
         self._check(batch_size, seed, augment, drop_last)
         generator = torch.Generator().manual_seed(seed or 0)
-        order = torch.arange(len(self)) if seed is None else torch.randperm(len(self), generator=generator)
+        order = torch.arange(len(self), device="cpu") if seed is None else shuffled(len(self), generator)
         end = len(self) - len(self) % batch_size if drop_last else len(self)
         rank, world = share
         parts = [part[rank::world] for part in order[:end].split(batch_size)]
@@ -120,15 +121,17 @@ class Streamed(Dataset):
         """Yield a uint8 tensor (b, 3, crop, crop) for each of several tensors of places; without seed, the middles."""
         from torch.utils.data import DataLoader
 
-        loader: DataLoader[Any] = DataLoader(
-            _Images(self.folder, self.files, self.crop, self.flip),
-            batch_sampler=([(place, seed) for place in places.tolist()] for places in wanted),  # type: ignore[arg-type]
-            num_workers=min(self.workers, len(wanted)),
-            collate_fn=_together,
-            pin_memory=self.labels.device.type == "cuda",
-            generator=torch.Generator(),  # torch's own would be advanced, and dropout draws from that
-        )
-        for batch in loader:
+        with usual_defaults():
+            loader: DataLoader[Any] = DataLoader(
+                _Images(self.folder, self.files, self.crop, self.flip),
+                batch_sampler=([(place, seed) for place in places.tolist()] for places in wanted),  # type: ignore[arg-type]
+                num_workers=min(self.workers, len(wanted)),
+                collate_fn=_together,
+                pin_memory=self.labels.device.type == "cuda",
+                generator=torch.Generator(),  # torch's own would be advanced, and dropout draws from that
+            )
+            batches = iter(loader)
+        for batch in batches:
             if isinstance(batch, str):
                 raise DataError(batch)
             yield batch
@@ -154,7 +157,7 @@ class _Images(torch.utils.data.Dataset[Any]):
             return f"{path} is not readable: {said(error)}" if isinstance(error, OSError) else str(error)
         if seed is None:
             return self.middle(image)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), usual_defaults():
             torch.default_generator.manual_seed(
                 int(np.random.SeedSequence([seed, place]).generate_state(1, np.uint64)[0] >> 1)
             )
@@ -193,9 +196,10 @@ def load(
     parts = []
     for pairs in files.values():
         paths = np.array([os.fsencode(path.relative_to(folder)) for path, _ in pairs])
-        labels = torch.tensor([label for _, label in pairs])
-        places = torch.arange(len(pairs))
-        name, mean, std = folder.resolve().name, torch.tensor(MEAN), torch.tensor(STD)
+        labels = torch.tensor([label for _, label in pairs], device="cpu")
+        places = torch.arange(len(pairs), device="cpu")
+        name = folder.resolve().name
+        mean, std = (torch.tensor(values, device="cpu", dtype=torch.float32) for values in (MEAN, STD))
         parts.append(Streamed(name, places, labels, classes, mean, std, flip, str(folder), paths, crop, workers))
     return parts[0], parts[1]
 

@@ -17,7 +17,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
     """Describe what runs here: commit, versions, device, platform and command."""
     import torchvision
 
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else _processor()
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
     return {
         "commit": commit(),
         "versions": {
@@ -33,27 +33,21 @@ def machine(device: str = "cpu") -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Return the commit of this package's checkout, ``+changes`` when its code differs, or ``unknown``."""
+    """Return the commit of this package's checkout, ``+changes`` when its code differs, or ``unknown``.
+
+    It is unknown too where the package is installed inside somebody else's repository, whose commits are not its own.
+    """
     folder = Path(__file__).parents[1]
-    git = ["git", "-C", str(folder)]
+
+    def git(*command: str) -> str:
+        options: dict[str, Any] = {"capture_output": True, "encoding": "utf-8", "errors": "replace", "check": True}
+        return subprocess.run(["git", "-C", str(folder), *command], **options).stdout.strip()
+
     try:
-        head = subprocess.run(
-            [*git, "rev-parse", "--short=12", "HEAD"],
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            check=True,
-        ).stdout.strip()
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "--", "."],
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            check=True,
-        ).stdout
+        git("ls-files", "--error-unmatch", "--", "__init__.py")
+        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return head + ("+changes" if changed.strip() else "")
 
 
 def _processor() -> str:

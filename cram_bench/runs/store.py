@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import warnings
@@ -24,10 +25,12 @@ from torch import nn
 
 from cram_bench import models
 from cram_bench._checks import instance, said
+from cram_bench._defaults import usual_defaults
 from cram_bench._files import unsealed
 from cram_bench.experiment import METHODS, Experiment
 
 FILES = ("settings.json", "history.csv", "model.safetensors")
+_REMEDY = "put that file back, or train it again"
 FORMAT = 1  # of a run's folder; raise it when an older version could misread a new one
 
 
@@ -101,7 +104,7 @@ class Run:
             RunError: the weights do not match their checksum or the network.
         """
         content, shape = _read(self.path, "model.safetensors"), self.environment["data"]
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), usual_defaults():
             torch.manual_seed(self.experiment.seed)  # of what is drawn and not saved
             model = models.create(self.experiment.model, shape["num_classes"], shape["channels"], shape["image_size"])
         try:
@@ -180,12 +183,16 @@ class Store:
         for root in (self.root, *self.also):
             if (root / id / "model.safetensors").is_file():
                 return Run.open(root / id)
+        for path in (path for root in (self.root, *self.also) for path in lost(root, id)):
+            raise RunError(f"{path} has lost its model.safetensors; {_REMEDY}")
         raise RunError(f"no finished run in {self.root} is called {id!r}; `cram-bench runs` lists them")
 
     def runs(self) -> list[Run]:
         """Return all finished runs, ordered by their settings."""
         found = {}
         for root in (*reversed(self.also), self.root):
+            for path in lost(root):
+                warnings.warn(f"left out: {path} has lost its model.safetensors; {_REMEDY}", stacklevel=2)
             for path in _folders(root):
                 try:
                     found[path.name] = Run.open(path)
@@ -323,6 +330,12 @@ def _forgotten_by_children(file: Any) -> Iterator[None]:
 def _folders(root: Path) -> list[Path]:
     """Return the folders of finished runs in a store."""
     return [path for path in sorted(root.glob("[0-9a-f]*")) if (path / "model.safetensors").is_file()]
+
+
+def lost(root: Path, id: str = "*") -> list[Path]:
+    """Return the folders of runs whose weights are not there any more: a run gets its name when it has them."""
+    named = [path for path in sorted(root.glob(id)) if re.fullmatch("[0-9a-f]{12}", path.name) and path.is_dir()]
+    return [path for path in named if not (path / "model.safetensors").is_file()]
 
 
 def summary(runs: Sequence[Run]) -> pd.DataFrame:

@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cram_bench import compress, models
 from cram_bench._checks import instance, integer, said
+from cram_bench._defaults import usual_defaults
 from cram_bench._files import sealed, sha256, sync_folder, write, write_tensors
 from cram_bench._outputs import fitting, logits_of
 from cram_bench._preserve import modes_kept
@@ -33,7 +34,7 @@ from cram_bench.experiment import Experiment
 from cram_bench.optim import HeldMasks
 from cram_bench.progress import Progress
 from cram_bench.runs.environment import machine
-from cram_bench.runs.store import FILES, FORMAT, Run, RunError, Store, describe
+from cram_bench.runs.store import FILES, FORMAT, Run, RunError, Store, describe, lost
 from cram_bench.train import Callback, DivergedError, Fit, Ramp, check_trainable, fit
 
 
@@ -90,7 +91,8 @@ def ensure(
         if reason := group.told(lambda: store.failure(experiment)):
             again = f"delete {store.root / '.training' / experiment.id} to try again"
             raise DivergedError(f"{describe(experiment)} failed before: {reason}; {again}")
-        return _train(experiment, store, device, compile, threads, progress, workers, group)
+        with usual_defaults():
+            return _train(experiment, store, device, compile, threads, progress, workers, group)
 
 
 def _same_data(run: Run) -> Run:
@@ -150,6 +152,8 @@ def _train(
         optimizer = HeldMasks(model, optimizer, masks)
     work = store.root / ".training" / experiment.id
     if group.first:
+        for path in (path for root in (store.root, *store.also) for path in lost(root, experiment.id)):
+            warnings.warn(f"{path} has lost its model.safetensors and is trained again", stacklevel=3)
         work.mkdir(parents=True, exist_ok=True)
         note = work / "data.json"
         if note.exists() and note.read_bytes() != f"{json.dumps(images)}\n".encode():
@@ -158,7 +162,7 @@ def _train(
         write(note, json.dumps(images) + "\n")
         write(work / "settings.json", json.dumps(experiment.settings(), indent=2))
     group.wait()
-    started = time.time()
+    started, here = time.time(), machine(device)  # before the first step: the code may be changed while it trains
     callbacks: list[Callback] = [
         Checkpoint(work / "checkpoint.pt", write=group.first),
         *([Ramp()] if experiment.ramp else []),
@@ -204,7 +208,7 @@ def _train(
     write_tensors(staged / "model.safetensors", models.storable(inner))
     description = {
         "format": FORMAT,
-        **machine(device),
+        **here,
         **group.describe(),
         "threads": used,
         "compile": compile,
