@@ -15,7 +15,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from cram_bench import __version__
 
@@ -138,17 +138,21 @@ def _parser() -> argparse.ArgumentParser:
     _machine(sweep)
     sweep.set_defaults(run=_sweep)
 
-    report = commands.add_parser("report", help="train what is missing, execute the notebooks, write reports/NAME/")
+    report = commands.add_parser(
+        "report", help="train what is missing, execute the notebooks, write reports/NAME/", add_help=False
+    )
+    report.add_argument("-h", "--help", action="store_true", help="show this, and the notebooks with their parameters")
     report.add_argument(
         "--dataset",
         help="digits, cifar10, cifar100, mnist, fashion_mnist, sst2, or an image folder (default: the notebook's)",
     )
     report.add_argument(
         "--notebook", action="append", metavar="NAME",
-        help="execute this notebook; may be repeated (default: accuracy_vs_sparsity and loss_stability; "
-        "others: equal_cost, ablations, transfer, language, anatomy)",
+        help="execute this notebook; may be repeated (default: the first two of those below)",
     )  # fmt: skip
-    report.add_argument("--profile", default="quick", help="quick (a first look, default) or full (numbers to quote)")
+    report.add_argument(
+        "--profile", default="", help="quick (a first look) or full (numbers to quote) (default: the notebook's)"
+    )
     report.add_argument("--seeds", type=int, help="how many seeds, 0 … N-1 (default: 3 for digits, else 1)")
     report.add_argument("--reports", default="reports", help="folder to write to (default: reports)")
     report.add_argument("--name", help="of the report's folder (default: DATASET-MODEL, with -quick for that profile)")
@@ -159,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
         help="set a notebook parameter, such as -p epochs 30; VALUE is read as YAML",
     )  # fmt: skip
     _machine(report)
-    report.set_defaults(run=_report)
+    report.set_defaults(run=_report, parser=report)
 
     probe = commands.add_parser("probe", help="measure a finished run: accuracy against sparsity, and local loss")
     probe.add_argument(
@@ -346,12 +350,14 @@ def _runs(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from cram_bench import report
 
+    if arguments.help:
+        _help_with_notebooks(arguments.parser)
     built = report.build(
         arguments.dataset,
         arguments.profile,
         arguments.seeds,
         _values(arguments.parameters),
-        questions=arguments.notebook or report.DEFAULT,
+        questions=arguments.notebook,
         reports=arguments.reports,
         notebooks=arguments.notebooks,
         name=arguments.name,
@@ -369,6 +375,19 @@ def _report(arguments: argparse.Namespace) -> int:
     return 1 if built.failures or built.trainings else 0
 
 
+def _help_with_notebooks(parser: argparse.ArgumentParser) -> NoReturn:
+    from importlib.util import find_spec
+
+    from cram_bench.report.notebook import find
+
+    print(f"{parser.format_help()}\nnotebooks, and what -p can set in each:")
+    for name, notebook in find().items():
+        print(f"\n{name}: {notebook.question}")
+        for parameter in notebook.free if find_spec("papermill") else ():
+            print(f"  {parameter.name} ({parameter.kind}, {parameter.default!r}): {parameter.meaning}")
+    parser.exit()
+
+
 def _renew(arguments: argparse.Namespace) -> int:
     from cram_bench import report
 
@@ -380,8 +399,8 @@ def _renew(arguments: argparse.Namespace) -> int:
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:
-    from cram_bench import reproduce
     from cram_bench._files import check_writable
+    from cram_bench.report import reproduce
 
     check_writable(arguments.into, "--into")
     table = reproduce.reproduce(arguments.report, arguments.into, retrain=not arguments.reuse_runs)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from cram_bench.findings import findings, listed, trained_at
-from cram_bench.pages import with_training
+from cram_bench.report.findings import findings, listed, trained_at
+from cram_bench.report.pages import with_training
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ("cifar10-resnet20-15-epochs", "cifar10-resnet20", "sst2-minilm")

@@ -20,8 +20,9 @@ import pytest
 import torch
 
 import cram_bench as cb
-from cram_bench import _executing, _files, report, runs
+from cram_bench import _files, report, runs
 from cram_bench.experiment import recipe
+from cram_bench.report import execute
 from cram_bench.runs import RunError, Store, ensure, ensure_all
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork is needed")
@@ -391,15 +392,15 @@ def test_a_report_killed_in_the_middle_is_made_whole(tmp_path, counted):
 
 def test_a_notebook_killed_while_it_is_kept_is_executed_again(tmp_path):
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1")]), tmp_path / "sum.ipynb")
-    notebook = _executing.Notebook(tmp_path / "sum.ipynb", {}, "key")
+    notebook = execute.Job(tmp_path / "sum.ipynb", {}, "key")
 
     (tmp_path / "straight").mkdir()
-    count = touches(tmp_path / "straight", _executing._execute, notebook, tmp_path / "straight")
+    count = touches(tmp_path / "straight", execute._execute, notebook, tmp_path / "straight")
     steps = range(count, max(0, count - 12), -3)  # the executed notebook, its page, the note that both are there
     for step in steps:
         (out := tmp_path / f"out{step}").mkdir()
-        assert dying(step, out, _executing._execute, notebook, out) == -signal.SIGKILL
-        assert _executing.execute_all([notebook], out) == {}
+        assert dying(step, out, execute._execute, notebook, out) == -signal.SIGKILL
+        assert execute.execute_all([notebook], out) == {}
         left = {
             path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file() and path.suffix != ".part"
         }

@@ -11,16 +11,16 @@ import nbformat
 import psutil
 import pytest
 
-from cram_bench import _executing
-from cram_bench._executing import Notebook, execute_all
+from cram_bench.report import execute
+from cram_bench.report.execute import Job, execute_all
 
 ROOT = Path(__file__).parents[1]
 
 
-def notebook(path: Path, *cells: str, key: str = "a") -> Notebook:
+def notebook(path: Path, *cells: str, key: str = "a") -> Job:
     written = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     nbformat.write(written, path)
-    return Notebook(path, {}, key)
+    return Job(path, {}, key)
 
 
 def meets(own: Path, other: Path) -> str:
@@ -93,10 +93,10 @@ def test_kernels_end_with_who_asked_and_what_was_finished_stays(number, tmp_path
     notebook(tmp_path / "later.ipynb", waits)
     (out / "long.html").write_text("old")
     program = (
-        "import pathlib\nfrom cram_bench._executing import Notebook, execute_all\n"
+        "import pathlib\nfrom cram_bench.report.execute import Job, execute_all\n"
         f"base = pathlib.Path({str(tmp_path)!r})\n"
         "names = ['short', 'long', 'later']\n"
-        "execute_all([Notebook(base / f'{n}.ipynb', {}, 'a') for n in names], base / 'out')"
+        "execute_all([Job(base / f'{n}.ipynb', {}, 'a') for n in names], base / 'out')"
     )
     process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     try:
@@ -129,7 +129,7 @@ def test_what_fails_after_the_last_cell_is_named(tmp_path):
     (out / "page.html").mkdir()  # no page can be written there
     (out / "page.html" / "full").touch()
     products = notebook(tmp_path / "page.ipynb", "1 + 1")
-    assert "page.html" in str(_executing._execute(products, out))
+    assert "page.html" in str(execute._execute(products, out))
     assert not (out / ".done").exists()
 
 

@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
-from cram_bench import findings
 from cram_bench.probes import verdicts
+from cram_bench.report import findings
 
 
 def curves(cells, **more):

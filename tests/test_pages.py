@@ -10,8 +10,9 @@ from urllib.parse import unquote
 import pandas as pd
 import pytest
 
-from cram_bench import pages, report
-from cram_bench._page import page
+from cram_bench import report
+from cram_bench.report import pages
+from cram_bench.report.page import render
 
 EVIL = """<b>&"x'</script><!-- <script>alert(1)"""
 
@@ -76,7 +77,7 @@ def test_titles_names_and_alternative_texts_are_escaped(tmp_path):
     found = _Read(pages.figure(tmp_path, name))
     assert found.tags == ["figure", "img", "figcaption", "a", "a"]
     assert EVIL in found.values
-    assert _Read(page(EVIL, "")).tags.count("script") == 0
+    assert _Read(render("page.html", title=EVIL)).tags.count("script") == 0
     folder = tmp_path / name.replace("<", "").replace(">", "")
     (folder / "tables").mkdir(parents=True)
     facts = {"Experiment": html.escape(EVIL)}

@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 import cram_bench as cb
-from cram_bench import cli, findings, pages, report
+from cram_bench import cli, report
 from cram_bench._files import sealed, sha256, unsealed
+from cram_bench.report import building, findings, pages
 
 SMALL = {"epochs": 2, "sample": 200, "directions": 1, "sparsities": [0.5, 0.9], "methods": ["sgd", "cram+-multi"]}
 
@@ -132,9 +133,9 @@ def test_running_again_does_nothing_and_a_removed_output_is_made_again(built, fo
     assert "executing" not in capsys.readouterr().err
     (built.folder / "figures" / "accuracy_vs_sparsity.svg").unlink()
     threads = []
-    executes = report.execute_all
+    executes = building.execute_all
     monkeypatch.setattr(
-        report, "execute_all", lambda *given, **how: (threads.append(how["threads"]), executes(*given, **how))[1]
+        building, "execute_all", lambda *given, **how: (threads.append(how["threads"]), executes(*given, **how))[1]
     )
     report.build("digits", "quick", 1, SMALL, reports=folders[0])
     said = capsys.readouterr().err
@@ -178,16 +179,16 @@ def test_a_notebook_whose_kernel_dies_is_named_too(built, tmp_path):
     ("parameters", "error", "message"),
     [
         ({"epcohs": 3}, ValueError, "unknown parameter 'epcohs'; did you mean 'epochs'"),
-        ({"epochs": "3"}, TypeError, "epochs must be like its default 0, not '3'"),
+        ({"epochs": "3"}, TypeError, "epochs must be int like its default 0, not '3'"),
         ({"epochs": -3}, ValueError, "epochs must be from 1 to 1000000, not -3"),
         ({"methods": ["sdg"]}, ValueError, "unknown method 'sdg'; did you mean 'sgd'"),
-        ({"methods": []}, TypeError, "methods must be like its default"),
-        ({"sparsities": [0.5, "much"]}, TypeError, "sparsities must be like its default"),
+        ({"methods": []}, TypeError, "methods must be list\\[str\\] like its default"),
+        ({"sparsities": [0.5, "much"]}, TypeError, "sparsities must be list\\[float\\] like its default"),
         ({"sparsities": [1.5]}, ValueError, "sparsity must be in \\[0, 1\\]"),
         ({"patterns": ["globl"]}, ValueError, "unknown compressor 'globl@"),
         ({"model": "resnet21"}, ValueError, "unknown model 'resnet21'; did you mean 'resnet"),
         ({"seeds": 2}, ValueError, "seeds is no free parameter: use --dataset, --seeds"),
-        ({"calibration": True}, TypeError, "calibration must be like its default"),
+        ({"calibration": True}, TypeError, "calibration must be int like its default"),
     ],
 )
 def test_wrong_parameters_are_refused_before_anything_trains(parameters, error, message, tmp_path, monkeypatch):
@@ -422,7 +423,7 @@ def test_a_report_made_anew_is_never_lost_between_the_old_and_the_new(built, tmp
             raise OSError(5, "Input/output error")
         rename(source, target)
 
-    monkeypatch.setattr(report, "_execute", lambda *a, **k: {})
+    monkeypatch.setattr(building, "_execute", lambda *a, **k: {})
     monkeypatch.setattr("os.rename", breaks)
     with pytest.raises(OSError, match="Input/output error"):
         report.renew(folder)
@@ -437,7 +438,7 @@ def test_notebooks_measure_through_their_output_alone():
     """What is measured beside it would be trained and measured when a report is made anew from tables."""
     for stem in report.NOTEBOOKS:
         path = report.notebooks_folder() / f"{stem}.ipynb"
-        if "tables" in report.default_parameters(path):
+        if "tables" in report.find()[stem].parameters:
             cells = json.loads(path.read_text())["cells"]
             source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
             for call in ("over_runs(", "ensure_all(", "summary(", "transfer_accuracy(", "load_model("):
@@ -521,17 +522,17 @@ def test_a_notebook_is_executed_again_when_anything_it_depends_on_changed(built,
     package = tmp_path / "package"
     package.mkdir()
     (package / "probes.py").write_text("1")
-    monkeypatch.setattr(report, "__file__", str(package / "report.py"))
-    key = report._key(path, {"epochs": 2}, [run])
-    assert report._key(path, {"epochs": 2, "output": "elsewhere"}, [run]) == key
-    keys = [key, report._key(path, {"epochs": 3}, [run]), report._key(path, {"epochs": 2}, [run, other])]
-    keys.append(report._key(path, {"epochs": 2}, [other]))
+    monkeypatch.setattr(building, "PACKAGE", package)
+    key = building._key(path, {"epochs": 2}, [run])
+    assert building._key(path, {"epochs": 2, "output": "elsewhere"}, [run]) == key
+    keys = [key, building._key(path, {"epochs": 3}, [run]), building._key(path, {"epochs": 2}, [run, other])]
+    keys.append(building._key(path, {"epochs": 2}, [other]))
     failed = cb.runs.Run(run.path, run.experiment, failure="the loss is nan")
-    keys.append(report._key(path, {"epochs": 2}, [failed]))
+    keys.append(building._key(path, {"epochs": 2}, [failed]))
     (package / "probes.py").write_text("2")
-    keys.append(report._key(path, {"epochs": 2}, [run]))
+    keys.append(building._key(path, {"epochs": 2}, [run]))
     path.write_text(path.read_text() + " ")
-    keys.append(report._key(path, {"epochs": 2}, [run]))
+    keys.append(building._key(path, {"epochs": 2}, [run]))
     assert len(set(keys)) == len(keys)
 
 
@@ -614,7 +615,7 @@ def test_the_page_shows_the_tables_it_stands_on_and_one_dense_accuracy(built):
         for tuned in ("True", "False"):
             assert f"{100 * data['values'][f'global|{tuned}'][name]['0'][0]:.1f}" == dense
     for sentence in findings.findings(built.folder, report.DEFAULT):
-        assert f'<p class="result">{pages.text(sentence)}</p>' in index
+        assert f'<p class="result">{pages.escape(sentence)}</p>' in index
     assert len(re.findall('class="result"', index)) == 2
     assert index.index('class="result"') < index.index("<img")
 
@@ -634,7 +635,7 @@ def test_facts_are_english_and_escaped():
     one = pages.facts([run(0, 1)], "report -p a '<b>'", machine)
     assert one["Experiment"] == "cifar10, resnet20 (shortcuts without parameters), 15 epochs, seed 0, bfloat16"
     assert one["Device"] == "a &lt;b&gt; &amp; c; 1.5 minutes of training in all, on 1 thread"
-    assert one["Command"] == "<code>report -p a &#x27;&lt;b&gt;&#x27;</code>"
+    assert one["Command"] == "<code>report -p a &#39;&lt;b&gt;&#39;</code>"
     runs = [run(2, 2, model="resnet20-projection"), run(0, 1), run(1, 1, epochs=1), {**run(3, 9), "failure": "nan"}]
     several = pages.facts(runs, "", machine, measured="<then>")
     assert several["Experiment"] == "cifar10, resnet20-projection, 1 and 15 epochs, seeds 0, 1, 2 and 3, bfloat16"

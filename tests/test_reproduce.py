@@ -11,7 +11,7 @@ import pytest
 from cram_bench import cli, report
 from cram_bench._files import sealed, unsealed
 from cram_bench.experiment import recipe
-from cram_bench.reproduce import ReportError, _run, _table, reproduce
+from cram_bench.report.reproduce import ReportError, _run, _table, reproduce
 from cram_bench.train import DivergedError
 
 SMALL = {"epochs": 2, "sparsities": [0.5, 0.9], "methods": ["sgd", "cram-single"]}
@@ -104,7 +104,7 @@ def test_a_run_is_trained_as_it_was_and_one_that_failed_must_fail_again(monkeypa
 )  # fmt: skip
 def test_the_exit_status_is_1_where_a_result_differs(kind, state, status, monkeypatch, tmp_path):
     rows = pd.DataFrame([("run", "a", "same", ""), (kind, "b", state, "")], columns=["kind", "name", "state", "detail"])
-    monkeypatch.setattr("cram_bench.reproduce.reproduce", lambda *a, **k: rows)
+    monkeypatch.setattr("cram_bench.report.reproduce.reproduce", lambda *a, **k: rows)
     assert cli.main(["reproduce", "there", "--into", str(tmp_path / "here")]) == status
 
 

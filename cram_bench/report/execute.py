@@ -5,7 +5,6 @@ Much of a short notebook is the start of its kernel, which uses one core: two at
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import json
 import os
@@ -22,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from cram_bench._files import sha256, write
-from cram_bench._page import export
+from cram_bench.report.notebook import outputs
+from cram_bench.report.page import export
 
 
 @dataclass(frozen=True)
-class Notebook:
+class Job:
     """A notebook to execute, with what is put into it, and a key that changes with all that its result depends on."""
 
     path: Path
@@ -34,7 +34,7 @@ class Notebook:
     key: str
 
 
-def execute_all(notebooks: Sequence[Notebook], folder: Path, at_once: int = 2, threads: int = 0) -> dict[str, str]:
+def execute_all(notebooks: Sequence[Job], folder: Path, at_once: int = 2, threads: int = 0) -> dict[str, str]:
     """Execute notebooks into `folder` and export them, except those that were executed with the same key.
 
     Worker processes execute them, some at once. A notebook that fails does not stop the others. When this process is
@@ -54,7 +54,7 @@ def execute_all(notebooks: Sequence[Notebook], folder: Path, at_once: int = 2, t
     for notebook in waiting:  # nothing old may stand beside what comes now; all of it first, as two may make one file
         _Products(notebook, folder).remove()
     total = len(waiting)
-    begun: list[Notebook] = []
+    begun: list[Job] = []
     errors: dict[str, str | None] = {}
 
     def work(worker: _Worker) -> None:
@@ -98,7 +98,7 @@ class _Worker:
         self._ended = False
         self._lock = threading.Lock()  # none begins after the end
 
-    def execute(self, notebook: Notebook, folder: Path) -> str | None:
+    def execute(self, notebook: Job, folder: Path) -> str | None:
         """Let it execute a notebook; return the error, None if all went well."""
         with self._lock:
             if self._ended:
@@ -127,14 +127,14 @@ class _Worker:
 
 def _start(threads: int) -> subprocess.Popen[str]:
     environment = dict(os.environ)
-    checkout = Path(__file__).resolve().parent.parent
+    checkout = Path(__file__).resolve().parents[2]
     if (checkout / "pyproject.toml").exists():  # kernels, too, use the code that asked for them
         environment["PYTHONPATH"] = os.pathsep.join([str(checkout), *filter(None, [environment.get("PYTHONPATH")])])
     environment.setdefault("OMP_WAIT_POLICY", "passive")  # threads that turn idly on a core keep others from working
     if threads:
         environment.setdefault("OMP_NUM_THREADS", str(threads))
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "cram_bench._executing"],  # not what lies in the current folder
+        [sys.executable, "-P", "-m", "cram_bench.report.execute"],  # not what lies in the current folder
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         encoding="utf-8",
@@ -152,7 +152,7 @@ def main() -> None:
     while True:
         order = json.loads(orders.get())
         folder = Path(order.pop("folder"))
-        error = _execute(Notebook(Path(order.pop("path")), **order), folder)
+        error = _execute(Job(Path(order.pop("path")), **order), folder)
         print(json.dumps(error), file=answers, flush=True)
 
 
@@ -166,7 +166,7 @@ def _listen(orders: queue.SimpleQueue[str]) -> None:
 class _Products:
     """The files that a notebook makes in `folder`, and the note of what made them."""
 
-    def __init__(self, notebook: Notebook, folder: Path) -> None:
+    def __init__(self, notebook: Job, folder: Path) -> None:
         self.key = notebook.key
         self.note = folder / ".done" / f"{notebook.path.stem}.json"
         self.executed = folder / notebook.path.name
@@ -194,7 +194,7 @@ class _Products:
         return json.dumps({"key": self.key, "sha256": made}) + "\n"
 
 
-def _execute(notebook: Notebook, folder: Path) -> str | None:
+def _execute(notebook: Job, folder: Path) -> str | None:
     """Execute one notebook and export it; return the error if it fails."""
     products = _Products(notebook, folder)
     error = None
@@ -210,7 +210,7 @@ def _execute(notebook: Notebook, folder: Path) -> str | None:
     return error
 
 
-def _into(notebook: Notebook, part: Path) -> str | None:
+def _into(notebook: Job, part: Path) -> str | None:
     """Let papermill execute a notebook into `part`, which is there afterwards; return the error if it fails."""
     import papermill
 
@@ -241,7 +241,7 @@ def _without_machine_paths(notebook: Path) -> None:
     """Cut what differs between machines for no reason: absolute folders, and papermill's own record."""
     text = notebook.read_text(encoding="utf-8")
     own = [(Path(sys.prefix), ".venv")] if sys.prefix != sys.base_prefix else []
-    for path, short in ((Path(__file__).resolve().parent.parent, "."), *own, (Path.home(), "~")):
+    for path, short in ((Path(__file__).resolve().parents[2], "."), *own, (Path.home(), "~")):
         if len(path.parts) > 1:
             text = text.replace(f"{path}/", f"{short}/")
     content = json.loads(text)
@@ -253,45 +253,6 @@ def _without_machine_paths(notebook: Path) -> None:
             lines = "".join(cell["source"]).splitlines(keepends=True)
             cell["source"] = [line for line in lines if not line.startswith(("output = ", "store = ", "tables = "))]
     notebook.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def default_parameters(notebook: Path) -> dict[str, Any]:
-    """Read the names and default values from the cell tagged ``parameters``; they are literals.
-
-    Raises:
-        ValueError: the notebook has no such cell, or it holds more than assignments of literals.
-    """
-    try:
-        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{notebook} is not readable as a notebook: {error!r}") from error
-    tagged = [cell for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
-    if len(tagged) != 1:
-        raise ValueError(f"{notebook.name} needs exactly one cell tagged 'parameters', and has {len(tagged)}")
-    found = {}
-    for statement in ast.parse("".join(tagged[0]["source"])).body:
-        if not isinstance(statement, ast.Assign) or not isinstance(statement.targets[0], ast.Name):
-            raise ValueError(f"{notebook.name}: the parameters cell may only assign literals to names")
-        found[statement.targets[0].id] = ast.literal_eval(statement.value)
-    return found
-
-
-def outputs(notebook: Path) -> list[str]:
-    """List the files, relative to the report, that a notebook's calls of ``out.figure``, ``out.table`` and ``out.measured`` write."""
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    kinds = {  # method → where the name stands among its arguments, and the files
-        "figure": (1, ("figures/{}.svg", "figures/{}.png")),
-        "table": (1, ("tables/{}.csv",)),
-        "measured": (0, ("tables/{}.csv",)),
-    }
-    found = []
-    for call in ast.walk(ast.parse(source)):
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in kinds:
-            place, files = kinds[call.func.attr]
-            if len(call.args) > 1 and isinstance(name := call.args[place], ast.Constant):
-                found += [file.format(name.value) for file in files]
-    return list(dict.fromkeys(found))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,280 @@
+"""Notebooks name themselves: what each asks and trains is in its metadata, its parameters are in its parameters cell. Light to import."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib
+import json
+import os
+import types
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+_PLAIN = (str, int, float, bool)
+KINDS: dict[str, Any] = {kind.__name__: kind for kind in _PLAIN} | {f"list[{k.__name__}]": list[k] for k in _PLAIN}  # type: ignore[valid-type]
+"""The types that a parameter may be annotated with, as they are written."""
+RESERVED = ("dataset", "output", "seeds", "store", "tables")
+"""Parameters that a report sets itself."""
+
+
+# ---------------------------------------------------------------- parameters
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter as a notebook annotates it, such as ``sample: int = 300  # training images``; None is no default."""
+
+    name: str
+    kind: str | None
+    default: Any = None
+    meaning: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            found = f"not {self.kind}" if self.kind else "and is not"
+            raise TypeError(f"parameter {self.name} must be annotated as one of {', '.join(KINDS)}, {found}")
+
+    def check_type(self, value: Any) -> None:
+        """Refuse a value of another type, and an empty list where the default has something in it.
+
+        Raises:
+            TypeError: it is; an integer serves where a float is asked.
+        """
+        from pydantic import TypeAdapter, ValidationError
+
+        try:
+            TypeAdapter(KINDS[str(self.kind)]).validate_python(value, strict=True)
+            wrong = value == [] and bool(self.default)
+        except ValidationError:
+            wrong = True
+        if wrong:
+            from cram_bench._checks import shown
+
+            like = "" if self.default is None else f" like its default {self.default!r}"
+            raise TypeError(f"parameter {self.name} must be {self.kind}{like}, not {shown(value)}")
+
+    def check_range(self, value: Any) -> None:
+        """Refuse numbers that no notebook can use.
+
+        Raises:
+            ValueError: one is negative or not finite, or there is nothing to count where the default counts something. An
+                integer whose default is 0 may be 0, which stands for the usual number.
+        """
+        from cram_bench._checks import integer, number
+
+        if self.kind == "int" and self.default:
+            integer(f"parameter {self.name}", value, 1)
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, (int, float)) and not isinstance(each, bool):
+                number(f"parameter {self.name}", each, 0)
+
+
+def check_parameters(namespace: Mapping[str, Any], **types_by_name: Any) -> None:
+    """Refuse a misspelt or ill-typed notebook parameter. Call it with ``globals()`` right after the imports.
+
+    Args:
+        namespace: the notebook's global names: its parameters, and those that papermill put in.
+        types_by_name: every parameter and its type, one of `KINDS`; by default those that the parameters cell annotates.
+
+    Raises:
+        NameError: a name is no parameter, with a suggestion, or a parameter is missing.
+        TypeError: a value has another type.
+        ValueError: a number is negative or not finite, or too small.
+
+    >>> check_parameters({"epochs": 3, "epcohs": 5}, epochs=int)
+    Traceback (most recent call last):
+    NameError: unknown parameter 'epcohs'; did you mean 'epochs'? (allowed: epochs)
+    """
+    from cram_bench._checks import unknown
+
+    cells = namespace.get("In", ())
+    given = set().union(*map(_assigned, cells)) if "In" in namespace else set(namespace)
+    known = {parameter.name: parameter for cell in cells for parameter in _annotated(cell)}
+    if types_by_name:
+        texts = {
+            name: str(kind) if hasattr(kind, "__args__") else kind.__name__ for name, kind in types_by_name.items()
+        }
+        known = {name: Parameter(name, text) for name, text in texts.items()}
+    for name, value in namespace.items():
+        if name in known:
+            known[name].check_type(value)
+            known[name].check_range(value)
+        elif name in given and not name.startswith("_") and not isinstance(value, types.ModuleType):
+            raise NameError(unknown("parameter", name, list(known)))
+    if missing := [name for name in known if name not in namespace]:
+        raise NameError(f"parameter {missing[0]!r} is missing")
+
+
+def _assigned(source: str) -> set[str]:
+    """Name what a cell assigns that assigns literals and does nothing else: parameters, and what papermill injects.
+
+    Other names in a running notebook are its own results; they are there when its cells are run again.
+    """
+    if source.startswith("# Parameters\n"):  # papermill's own cell, which writes NaN as a call
+        with contextlib.suppress(SyntaxError):
+            return {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name) and _stored(node)}
+    return {name for name, *_ in _literals(source)}
+
+
+def _stored(node: ast.Name) -> bool:
+    return isinstance(node.ctx, ast.Store)
+
+
+def _annotated(source: str) -> Iterator[Parameter]:
+    for name, kind, value in _literals(source):
+        if kind is not None:
+            yield Parameter(name, kind, value)
+
+
+def _literals(source: str) -> list[tuple[str, str | None, Any]]:
+    """Return (name, annotation, value) of every assignment in a cell that assigns literals and does nothing else."""
+    found: list[tuple[str, str | None, Any]] = []
+    with contextlib.suppress(SyntaxError, AttributeError, ValueError):
+        for statement in ast.parse(source).body:
+            annotation = getattr(statement, "annotation", None)
+            targets = [statement.target] if annotation else statement.targets  # type: ignore[attr-defined]
+            value = ast.literal_eval(statement.value)  # type: ignore[attr-defined]
+            found += [(target.id, annotation and ast.unparse(annotation), value) for target in targets]
+        return found
+    return []
+
+
+# ---------------------------------------------------------------- notebooks
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """A notebook and its plan: what its metadata say under ``cram_bench``. A new one is a file; nothing lists it."""
+
+    path: Path
+    question: str = ""
+    """What it asks, in a line."""
+    experiments: str = ""
+    """The function of its own parameters that returns what is to be trained, such as ``comparisons.transfer``. One
+    without it is for the reader, not for a report."""
+    order: int = 100
+    """Its place in the list of notebooks."""
+    usual: bool = False
+    """Whether it is in a report that names no notebook; the first of these leads."""
+    profile: str = "quick"
+    """The profile of a report that it leads, where none is asked for."""
+
+    @classmethod
+    def open(cls, path: Path) -> Notebook | None:
+        """Read a notebook's plan; None where it has none.
+
+        Raises:
+            ValueError: the file is no notebook, or its plan has an unknown key.
+            TypeError: what the plan says has another type.
+        """
+        from cram_bench._checks import unknown
+
+        plan = _content(path)["metadata"].get("cram_bench")
+        if plan is None:
+            return None
+        known = {
+            field.name: Parameter(f"metadata.cram_bench.{field.name}", str(field.type)) for field in fields(cls)[1:]
+        }
+        for name, value in plan.items():
+            if name not in known:
+                raise ValueError(f"{path.name}: {unknown('key of metadata.cram_bench', name, list(known))}")
+            known[name].check_type(value)
+        return cls(path, **plan)
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    @cached_property
+    def parameters(self) -> dict[str, Parameter]:
+        """The parameters by name, in order, as papermill reads them off the parameters cell: a line each.
+
+        Raises:
+            ValueError: there is not one such cell, or it holds more than annotated assignments of literals.
+        """
+        from papermill import inspect_notebook
+
+        tagged = [cell for cell in _content(self.path)["cells"] if "parameters" in cell["metadata"].get("tags", [])]
+        if len(tagged) != 1:
+            raise ValueError(f"{self.path.name} needs exactly one cell tagged 'parameters', and has {len(tagged)}")
+        meanings = {name: read["help"] for name, read in inspect_notebook(self.path).items()}
+        found = {}
+        for name, kind, value in _literals(source := "".join(tagged[0]["source"])):
+            if name not in meanings:
+                raise ValueError(
+                    f"{self.path.name}: papermill does not read {name}; an '=' in its comment or value hides it"
+                )
+            found[name] = Parameter(name, kind, value, meanings[name])
+        if not found and source.strip():
+            raise ValueError(f"{self.path.name}: the parameters cell may only assign literals to names")
+        return found
+
+    @property
+    def free(self) -> list[Parameter]:
+        """The parameters that a report can be given; it sets the others itself."""
+        return [parameter for name, parameter in self.parameters.items() if name not in RESERVED]
+
+    @property
+    def planner(self) -> Callable[..., Any]:
+        """The function that returns the experiments."""
+        module, _, name = self.experiments.rpartition(".")
+        try:
+            return getattr(importlib.import_module(f"cram_bench.{module}"), name)  # type: ignore[no-any-return]
+        except (ImportError, AttributeError):
+            raise ValueError(f"{self.path.name}: cram_bench has no function {self.experiments!r}") from None
+
+
+def folder() -> Path:
+    """Return the folder of the notebooks: the one that was installed with the package, or the checkout's."""
+    here = Path(__file__).resolve().parents[1]
+    for found in (here / "_notebooks", here.parent / "notebooks"):
+        if found.is_dir():
+            return found
+    raise FileNotFoundError(
+        "the notebooks of cram_bench are not beside the package; give their folder with --notebooks"
+    )
+
+
+def find(where: str | os.PathLike[str] | None = None) -> dict[str, Notebook]:
+    """Return name → notebook for those of a folder that a report can have, in their order; by default this package's.
+
+    Raises:
+        ValueError: there is none, or what one says of itself is wrong.
+        OSError: the folder cannot be read.
+    """
+    there = Path(where or folder())
+    opened = [Notebook.open(there / name) for name in sorted(os.listdir(there)) if name.endswith(".ipynb")]
+    found = [notebook for notebook in opened if notebook is not None and notebook.experiments]
+    if not found:
+        raise ValueError(f"{there} has no notebook for a report: one whose metadata.cram_bench name its experiments")
+    return {notebook.name: notebook for notebook in sorted(found, key=lambda notebook: notebook.order)}
+
+
+def outputs(path: Path) -> list[str]:
+    """List the files, relative to the report, that a notebook's calls of ``out.figure``, ``out.table`` and ``out.measured`` write."""
+    source = "\n".join("".join(cell["source"]) for cell in _content(path)["cells"] if cell["cell_type"] == "code")
+    kinds = {  # method → where the name stands among its arguments, and the files
+        "figure": (1, ("figures/{}.svg", "figures/{}.png")),
+        "table": (1, ("tables/{}.csv",)),
+        "measured": (0, ("tables/{}.csv",)),
+    }
+    found = []
+    for call in ast.walk(ast.parse(source)):
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in kinds:
+            place, files = kinds[call.func.attr]
+            if len(call.args) > 1 and isinstance(name := call.args[place], ast.Constant):
+                found += [file.format(name.value) for file in files]
+    return list(dict.fromkeys(found))
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["cells"], content["metadata"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not readable as a notebook: {error!r}") from error
+    return content  # type: ignore[no-any-return]

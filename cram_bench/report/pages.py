@@ -1,0 +1,240 @@
+"""The pages of a report: HTML that needs no kernel and no network."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import html
+import json
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup, escape
+
+from cram_bench._files import write
+from cram_bench.plots import look
+from cram_bench.probes import mean_and_std, seeds_left
+from cram_bench.probes.over_runs import apart, partly
+from cram_bench.probes.stability import LOSS_FACTOR, LOSS_NATS, SIGNIFICANCE
+from cram_bench.report.findings import counted, findings, listed, trained_at
+from cram_bench.report.page import OURS, render
+
+
+def index(
+    folder: Path,
+    questions: Sequence[str],
+    identities: Sequence[Mapping[str, Any]],
+    failures: Mapping[str, str],
+    facts: Mapping[str, str],
+    remark: str = "",
+    name: str = "",
+) -> None:
+    """Write ``index.html``: the result in words, figure, table, provenance, then everything else.
+
+    Args:
+        folder: of the report, with its figures and tables.
+        questions: its notebooks; the first leads.
+        identities: the runs as ``report.json`` has them.
+        failures: notebook → error.
+        facts: of `facts`, markup.
+        remark: what the reader must know of how the report was made.
+        name: of the report; by default its folder's.
+    """
+    lead = questions[0]
+    figures = sorted(path.stem for path in (folder / "figures").glob("*.svg"))
+    name = name or folder.name
+    curves = _read(folder, "accuracy_vs_sparsity") if lead == "accuracy_vs_sparsity" else None
+    usual = _read(folder, "accuracy_summary", str)
+    summary = _read(folder, f"{lead}_summary", str) if usual is None and lead != "verdicts" else usual
+    verdicts = _read(folder, "verdicts_summary", str)
+    page = render(
+        "index.html",
+        title=name,
+        lead=lead,
+        results=findings(folder, questions),
+        remark=remark,
+        failures=failures,
+        first=figure(folder, lead) if lead in figures else "",
+        slider="" if curves is None or "accuracy" not in curves or curves["accuracy"].isna().all() else slider(curves),
+        accuracies="" if summary is None else _markup(with_training(summary.fillna(""), trained_at(identities))),
+        usual=usual is not None,
+        verdicts="" if verdicts is None else _markup(verdicts.fillna("")),
+        limits={"factor": f"{LOSS_FACTOR:g}", "nats": f"{LOSS_NATS:g}", "significance": f"{SIGNIFICANCE:g}"},
+        other="" if verdicts is None else _other_on_raw_values(folder),
+        facts=facts,
+        notebooks=[s for s in questions if all((folder / f"{s}.{suffix}").exists() for suffix in ("html", "ipynb"))],
+        tables=sorted(path.stem for path in (folder / "tables").glob("*.csv")),
+        figures=[figure(folder, stem) for stem in figures if stem != lead],
+    )
+    write(folder / "index.html", page)
+
+
+def _read(folder: Path, name: str, dtype: type | None = None) -> pd.DataFrame | None:
+    """Read a table of a report; None where it has none of that name."""
+    file = folder / "tables" / f"{name}.csv"
+    return pd.read_csv(file, dtype=dtype) if file.exists() else None
+
+
+def _markup(table: pd.DataFrame) -> Markup:
+    return Markup(table.to_html(index=False, border=0))
+
+
+def facts(
+    identities: Sequence[Mapping[str, Any]], command: str, machine: Mapping[str, Any], measured: str = ""
+) -> dict[str, str]:
+    """Say where the numbers of a report come from, as markup by heading.
+
+    Args:
+        identities: the runs as ``report.json`` has them.
+        command: that made the report; by default the machine's.
+        machine: of `cram_bench.runs.machine`, at present.
+        measured: when and at which commit the tables were measured, where that is not now.
+    """
+    finished = [run for run in identities if "failure" not in run]
+    settings = [run["settings"] for run in identities]
+
+    def every(name: str, of: Sequence[Mapping[str, Any]]) -> list[Any]:
+        return sorted({one[name] for one in of})
+
+    datasets = listed(list(dict.fromkeys(Path(one["dataset"]).name for one in settings)))
+    epochs, seeds, threads = every("epochs", settings), every("seed", settings), every("threads", finished)
+    trained = (
+        listed(every("device", finished), "and")
+        + f"; {sum(run['seconds'] for run in finished) / 60:.1f} minutes of training in all"
+    )
+    on = f", on {listed(threads, 'or')} {'thread' if threads == [1] else 'threads'}" if threads else ""
+    experiment = [
+        datasets,
+        called(settings[0]["model"]),
+        f"{listed(epochs)} {'epoch' if epochs == [1] else 'epochs'}",
+        f"{'seed' if len(seeds) == 1 else 'seeds'} {listed(seeds)}",
+        settings[0]["precision"],
+    ]
+    return {
+        "Command": f"<code>{escape(command or machine['command'])}</code>",
+        "Experiment": escape(", ".join(experiment)),
+        **({"Measured": escape(measured)} if measured else {}),
+        "Report made": escape(f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC at commit {machine['commit']}"),
+        "Runs trained at commit": escape(", ".join(every("commit", finished))),
+        "Device": escape(trained + on),
+        "Versions": escape(", ".join(f"{k} {v}" for k, v in machine["versions"].items())),
+    }
+
+
+def called(model: str) -> str:
+    """Return the name of a model, and what would be mistaken about it.
+
+    >>> called("resnet20"), called("vgg16_bn")
+    ('resnet20 (shortcuts without parameters)', 'vgg16_bn')
+    """
+    plain = re.fullmatch(r"resnet(20|32|44|56)", model)
+    return f"{model} (shortcuts without parameters)" if plain else model
+
+
+def with_training(summary: pd.DataFrame, trained: Mapping[str, str]) -> pd.DataFrame:
+    """Return a table of accuracies by method with a second column: what each method was trained at.
+
+    Where no row is a method of `trained`, or none was trained at a compression, the table is as it was.
+
+    >>> table = pd.DataFrame({"accuracy, %": ["SGD", "CrAM (2 of 3 seeds)"], "90 %": ["54.4", "84.3"]})
+    >>> with_training(table, {"SGD": "dense", "CrAM": "70 %"}).to_numpy().tolist()
+    [['SGD', 'dense', '54.4'], ['CrAM (2 of 3 seeds)', '70 %', '84.3']]
+    """
+    found = [trained.get(re.sub(r" \(\d+ of \d+ seeds\)$", "", str(name)), "") for name in summary.iloc[:, 0]]
+    if not set(found) - {"", "dense"}:
+        return summary
+    table = summary.copy()
+    table.insert(1, "trained at", found)
+    return table
+
+
+def _other_on_raw_values(folder: Path) -> str:
+    """Say how many verdicts the test on raw values would change."""
+    table = pd.read_csv(folder / "tables" / "verdicts.csv")
+    said = table[table["verdict"] != "not comparable"].dropna(subset=["p", "raw_p"])
+    other = int(((said["p"] <= SIGNIFICANCE) != (said["raw_p"] <= SIGNIFICANCE)).sum())
+    return f": by it {other} of the {counted(len(said), 'verdict')} would be other" if len(said) else ""
+
+
+def slider(curves: pd.DataFrame) -> Markup:
+    """Return a panel whose slider moves over the measured sparsities: accuracies of every method, and a marked curve.
+
+    Nothing is computed or interpolated in the page: it shows the means over seeds that it carries. The dense model is untuned,
+    as in `cram_bench.probes.accuracy_table`.
+
+    Args:
+        curves: columns method, seed, pattern, sparsity, calibrated, accuracy.
+    """
+    known = curves.dropna(subset=["accuracy"])
+    known = known.assign(apart=apart(known))
+    reduced = mean_and_std(known, "accuracy", ["method", "pattern", "sparsity", "calibrated", "apart"])
+    compressed = known[known["apart"] | (known["sparsity"] > 0)]
+    patterns = list(dict.fromkeys(compressed["pattern"]))
+    flags = sorted({bool(flag) for flag in compressed["calibrated"]}) or [False]
+    values: dict[str, dict[str, dict[str, list[float | None]]]] = {}
+    for row in reduced.to_dict("records"):
+        dense = row["sparsity"] == 0 and not row["apart"]
+        if dense and row["calibrated"]:
+            continue  # the dense model is untuned here, as in the table below
+        for pattern in patterns if dense else [row["pattern"]]:
+            for flag in flags if dense else [bool(row["calibrated"])]:
+                place = values.setdefault(f"{pattern}|{flag}", {}).setdefault(row["method"], {})
+                level = row["pattern"] if row["sparsity"] == 0 and row["apart"] else f"{row['sparsity']:g}"
+                place[level] = [row["mean"], None if pd.isna(row["std"]) else row["std"]]
+    left = seeds_left(curves, "accuracy")
+    methods = {
+        name: [look(name)[0] + partly(*left[name]), look(name)[1], _DASHES[place % len(_DASHES)]]
+        for place, name in enumerate(left)
+    }
+    seeds = int(curves["seed"].nunique())
+    told = {"values": values, "methods": methods, "patterns": patterns, "seeds": seeds}
+    return render("slider.html", data=told)
+
+
+def shelf(reports: Path) -> None:
+    """Write ``index.html`` over all reports in a folder: their headline figures and tables, side by side."""
+    target = reports / "index.html"
+    if target.exists() and OURS not in target.read_text(encoding="utf-8", errors="replace"):
+        return  # somebody else's page
+    cards = []
+    for folder in sorted(path.parent for path in reports.glob("*/report.json")):
+        try:
+            about = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+            title, facts = about["title"], about["facts"]
+            shown = {name: facts[name] for name in ("Experiment", "Device", "Report made") if name in facts}
+            lead = title.replace(" ", "_")
+            shown["Experiment"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # not a report
+        card = {"name": folder.name, "title": title, "facts": shown, "figure": "", "table": ""}
+        if (folder / "figures" / f"{lead}.svg").exists():
+            card["figure"] = lead
+        for name in ("accuracy_summary", f"{lead}_summary"):
+            with contextlib.suppress(OSError, ValueError):  # another report's damage is not this one's
+                if (table := _read(folder, name, str)) is not None:
+                    card["table"] = _markup(table.fillna(""))
+                    break
+        cards.append(card)
+    write(target, render("shelf.html", title="Reports", cards=cards))
+
+
+def figure(folder: Path, stem: str) -> Markup:
+    """Return the markup of a figure of the report in `folder`, with its downloads.
+
+    The picture itself is in the page, so that the page alone can be sent to somebody; what it shows is in its title.
+    """
+    picture = (folder / "figures" / f"{stem}.svg").read_text(encoding="utf-8")
+    title = re.search(r"<dc:title>(.*?)</dc:title>", picture, re.DOTALL)
+    return render(
+        "figure.html",
+        name=stem,
+        alt=html.unescape(title[1].strip()) if title else stem.replace("_", " "),
+        source=base64.b64encode(picture.encode()).decode(),
+    )
+
+
+_DASHES = ("", "7 3", "2 3", "9 3 2 3")
