@@ -177,7 +177,8 @@ class Notebook:
         if plan is None:
             return None
         known = {
-            field.name: Parameter(f"metadata.cram_bench.{field.name}", str(field.type)) for field in fields(cls)[1:]
+            field.name: Parameter(f"{field.name} in metadata.cram_bench of {path.name}", str(field.type))
+            for field in fields(cls)[1:]
         }
         for name, value in plan.items():
             if name not in known:
@@ -194,21 +195,31 @@ class Notebook:
         """The parameters by name, in order, as papermill reads them off the parameters cell: a line each.
 
         Raises:
-            ValueError: there is not one such cell, or it holds more than annotated assignments of literals.
+            ValueError: there is not one such cell, or it holds more than assignments of literals, or a line that papermill
+                does not understand.
+            TypeError: one is not annotated with a type of `KINDS`.
         """
         from papermill import inspect_notebook
+
+        from cram_bench._checks import said
 
         tagged = [cell for cell in _content(self.path)["cells"] if "parameters" in cell["metadata"].get("tags", [])]
         if len(tagged) != 1:
             raise ValueError(f"{self.path.name} needs exactly one cell tagged 'parameters', and has {len(tagged)}")
-        meanings = {name: read["help"] for name, read in inspect_notebook(self.path).items()}
         found = {}
+        try:
+            meanings = {name: read["help"] for name, read in inspect_notebook(self.path).items()}
+        except ValueError as error:  # such as that no language is given
+            raise ValueError(f"{self.path.name}: papermill cannot read the parameters: {said(error)}") from error
         for name, kind, value in _literals(source := "".join(tagged[0]["source"])):
             if name not in meanings:
                 raise ValueError(
                     f"{self.path.name}: papermill does not read {name}; an '=' in its comment or value hides it"
                 )
-            found[name] = Parameter(name, kind, value, meanings[name])
+            try:
+                found[name] = Parameter(name, kind, value, meanings[name])
+            except TypeError as error:
+                raise TypeError(f"{self.path.name}: {error}") from None
         if not found and source.strip():
             raise ValueError(f"{self.path.name}: the parameters cell may only assign literals to names")
         return found
