@@ -1,0 +1,213 @@
+"""What the notebooks do between the library's calls: their cells, run in this process, against the same calls made here.
+
+Two seeds, so that one that is dropped or mistaken shows, and sizes of which no two are alike.
+"""
+
+import json
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+import cram_bench as cb
+from cram_bench import probes, report
+
+LEVELS = ["global@0.5", "global@0.9"]
+SMALL = {"methods": ["sgd", "sam"], "seeds": 2, "epochs": 1, "sparsities": [0.5, 0.9]}
+
+
+@pytest.fixture
+def execute(monkeypatch):
+    """Return a function that runs a notebook's cells and returns (its tables, what its figures were drawn from)."""
+    tables, drawn = {}, {}
+    monkeypatch.setattr(
+        report.Output, "table", lambda self, table, name: (tables.update({name: table.copy()}), table)[1]
+    )
+    monkeypatch.setattr(report.Output, "figure", lambda *_, **__: None)
+    for name in set(cb.plots.__all__) - {"STYLE", "look", "style"}:
+        monkeypatch.setattr(cb.plots, name, lambda *given, _name=name, **how: drawn.update({_name: (given, how)}))
+
+    def run(stem, **parameters):
+        cells = json.loads((report.notebooks_folder() / f"{stem}.ipynb").read_text())["cells"]
+        namespace = {}
+        for cell in cells:
+            if cell["cell_type"] == "code":
+                exec("".join(cell["source"]), namespace)
+                if "parameters" in cell["metadata"].get("tags", []):
+                    assert parameters.keys() <= namespace.keys()
+                    namespace.update(parameters)
+        return tables, drawn
+
+    return run
+
+
+def others(tables, ours):
+    """Names of the tables that are not those that were made here."""
+    found = []
+    for name, table in ours.items():
+        try:
+            pd.testing.assert_frame_equal(tables[name], table, rtol=1e-4, atol=1e-6, check_dtype=False)
+        except (AssertionError, KeyError):
+            found.append(name)
+    return found
+
+
+def data(experiment, images=2000):
+    train, test = experiment.load_data()
+    return train, test, train.calibration(images, augment=experiment.augment)
+
+
+def test_accuracy_vs_sparsity(execute):
+    tables, drawn = execute("accuracy_vs_sparsity", **SMALL, patterns=["uniform", "2:4"], calibration=300)
+    experiments = cb.experiment.grid("digits", ["sgd", "sam"], 2, epochs=1)
+    runs = cb.runs.ensure_all(experiments, progress=False)
+    _, test, calibrating = data(experiments[0], 300)
+    curves = probes.over_runs(runs, probes.sparsity_curve, test, ["uniform@0.5", "uniform@0.9", "2:4"], calibrating)
+    summary = probes.accuracy_table(curves, pattern="uniform")
+    ours = {"accuracy_vs_sparsity": curves, "accuracy_summary": summary, "runs": cb.runs.summary(runs)}
+    assert others(tables, ours) == []
+    assert list(summary) == ["dense", "50 %", "90 %", "2:4"]
+    assert drawn["accuracy_vs_sparsity"][1] == {"pattern": "uniform", "chance": test.majority}
+
+
+def test_loss_stability(execute):
+    sizes = {"sample": 60, "curvature_sample": 20, "directions": 2, "rho": 0.13, "radii": [0.03, 0.05], "ball": 0.3}
+    tables, drawn = execute("loss_stability", **SMALL, **sizes)
+    experiments = cb.experiment.grid("digits", ["sgd", "sam"], 2, epochs=1)
+    runs = cb.runs.ensure_all(experiments, progress=False)
+    train, _, calibrating = data(experiments[0])
+    part = train.sample(60, seed=0)
+    few = part.sample(20, seed=0)
+    slices = probes.over_runs(runs, probes.loss_in_ball, part, radius=0.3, directions=2)
+    claims = probes.over_runs(runs, probes.stability, part, "global@0.9", calibrating, rho=0.13, few=few)
+    claims = probes.with_random_directions(claims, slices)
+    decided = probes.verdicts(claims, ["sam"], "sgd")
+    ours = {
+        "cram_gap": probes.over_runs(runs, probes.cram_gap, part, LEVELS, rho=0.13, calibration=calibrating),
+        "loss_along_compression": probes.over_runs(runs, probes.loss_along_compressions, part, LEVELS),
+        "sam_sharpness": probes.over_runs(runs, probes.sam_sharpness, part, [0.03, 0.05]),
+        "loss_in_ball": slices,
+        "loss_in_plane": probes.over_runs(runs[::2], probes.loss_in_plane, part, radius=0.3, points=11),  # seed 0
+        "stability": claims,
+        "verdicts": decided,
+        "verdicts_summary": probes.verdict_table(decided),
+    }
+    assert [(run.experiment.method, run.experiment.seed) for run in runs[::2]] == [("sgd", 0), ("sam", 0)]
+    assert others(tables, ours) == []
+    figures = {
+        "gaps": "cram_gap",
+        "sharpness": "sam_sharpness",
+        "loss_planes": "loss_in_plane",
+        "stability": "stability",
+    }
+    assert all(drawn[figure][0][0].equals(tables[name]) for figure, name in figures.items())
+
+
+def test_equal_cost(execute):
+    tables, drawn = execute("equal_cost", **SMALL, calibration=300)
+    at_epochs, at_cost = cb.comparisons.equal_cost("digits", ["sgd", "sam"], 2, "", 1)
+    runs = cb.runs.ensure_all(list(dict.fromkeys([*at_epochs, *at_cost])), progress=False)
+    _, test, calibrating = data(at_epochs[0], 300)
+    settings = ["epochs", "gradients", "id"]
+    curves = probes.over_runs(runs, probes.sparsity_curve, test, LEVELS, calibrating, settings=settings)
+    equal_epochs = curves[curves["epochs"] == 1]  # of SGD and SAM
+    equal_cost = curves[curves["gradients"] == 2]  # SAM again, and SGD of two epochs
+    ours = {
+        "accuracy_by_cost": curves,
+        "accuracy_at_equal_epochs": probes.accuracy_table(equal_epochs),
+        "equal_cost_summary": probes.accuracy_table(equal_cost),
+    }
+    assert others(tables, ours) == []
+    assert others(dict(enumerate(drawn["equal_cost"][0])), {0: equal_epochs, 1: equal_cost}) == []
+    assert tables["equal_cost_runs"]["gradients"].tolist() == [run.experiment.gradients for run in runs]
+
+
+def test_ablations(execute):
+    small = {key: value for key, value in SMALL.items() if key != "methods"}
+    tables, drawn = execute("ablations", **small, only=["without +"], calibration=300)
+    variants = cb.comparisons.ablations("digits", 2, "", 1, ["without +"])
+    runs = {name: cb.runs.ensure_all(experiments, progress=False) for name, experiments in variants.items()}
+    _, test, calibrating = data(variants["CrAM+-Multi"][0], 300)
+    curves = probes.over_changes(runs, probes.over_runs, probes.sparsity_curve, test, LEVELS, calibrating)
+    tuned = curves[curves["calibrated"] == (curves["sparsity"] > 0)]  # and the dense ones untuned
+    shown = tables["ablations_summary"]
+    for name, own in tuned.groupby("changed"):
+        means = own.groupby("sparsity")["accuracy"].mean()
+        assert shown.loc[name].tolist() == [f"{100 * mean:.1f}" for mean in means]
+    assert list(shown.index) == list(drawn["ablations"][0][0].index) == ["CrAM+-Multi", "without +"]
+    spread = curves[curves["calibrated"] | (curves["sparsity"] == 0)]
+    spread = probes.mean_and_std(spread, "accuracy", ["changed", "sparsity", "calibrated"])
+    assert others(tables, {"ablations": curves, "ablations_spread": spread}) == []
+
+
+def test_transfer(execute, tmp_path, monkeypatch):
+    for split, count in (("train", 8), ("test", 4)):
+        for shade, label in enumerate(("dark", "light")):
+            (tmp_path / "grey" / split / label).mkdir(parents=True)
+            for index in range(count):
+                picture = Image.new("L", (8, 8), 20 * index + 100 * shade)
+                picture.save(tmp_path / "grey" / split / label / f"{index}.png")
+    monkeypatch.chdir(tmp_path)
+    tables, drawn = execute("transfer", **SMALL, dataset="digits", target="grey", target_epochs=2)
+    sources, tuned = cb.comparisons.transfer("digits", "grey", ["sgd", "sam"], 2, [0.5, 0.9], "", 1, 2)
+    runs = cb.runs.ensure_all([*sources, *tuned], progress=False)
+    methods = {source.id: source.method for source in sources}
+    rows = [
+        (methods[run.experiment.start], run.experiment.seed, float((run.experiment.prune or "@0").split("@")[1]),
+         run.history["test_accuracy"].iloc[-1])
+        for run in runs[len(sources) :]
+    ]  # fmt: skip
+    accuracy = pd.DataFrame(rows, columns=["method", "seed", "sparsity", "accuracy"])
+    laid_out = accuracy.assign(pattern="global", calibrated=accuracy["sparsity"] > 0)
+    ours = {"transfer": accuracy, "transfer_summary": probes.accuracy_table(laid_out)}
+    assert others(tables, ours) == []
+    assert drawn["transfer"][1] == {"chance": 0.5}
+    assert drawn["transfer"][0][1] == "grey"
+
+
+def test_language(execute, monkeypatch):
+    """Its cells on digits, for a pretrained encoder is not always there."""
+    asked = []
+    monkeypatch.setattr(
+        cb.comparisons,
+        "language",
+        lambda *given: asked.append(given) or cb.experiment.grid("digits", given[1], given[2], epochs=given[4]),
+    )
+    tables, _ = execute("language", **SMALL)
+    assert asked == [("sst2", ["sgd", "sam"], 2, "", 1)]
+    runs = cb.runs.ensure_all(cb.experiment.grid("digits", ["sgd", "sam"], 2, epochs=1), progress=False)
+    curves = probes.over_runs(runs, probes.sparsity_curve, data(runs[0].experiment)[1], LEVELS)
+    ours = {"language_curves": curves, "language_summary": probes.accuracy_table(curves, calibrated=False)}
+    assert others(tables, ours) == []
+
+
+def test_anatomy(execute):
+    """Which of the networks each part looks at, and where the ends of its lines are."""
+    small = {"epochs": 1, "target_epochs": 1, "sparsity": 0.8, "sample": 60, "curvature_sample": 20, "points": 3}
+    tables, drawn = execute("anatomy", **small, sizes=[20, 30], radii=[0.1], ball=0.3)
+    experiments = cb.comparisons.anatomy("digits", ["sgd", "cram+-multi"], "", 1, 0.8, 1)
+    other, dense, tuned = (run.load_model() for run in cb.runs.ensure_all(experiments, progress=False))
+    train, _, calibrating = data(experiments[1])
+    part = train.sample(60, seed=0)
+    pruned = cb.compress.compressed(dense, "global@0.8")
+    cb.compress.tune_batchnorm(pruned, calibrating)
+    around, few = {"dense": dense, "pruned": pruned}, part.sample(20, seed=0)
+    planes = [probes.loss_in_plane(m, part, 0.3, 3).assign(method=name, seed=0) for name, m in around.items()]
+    spectra = [
+        probes.spectral_density(m, few, lanczos=16, repeats=1).assign(method=name, seed=0) for name, m in around.items()
+    ]
+    lines = [probes.loss_along_path(other, dense, part, 3, calibration=tuning) for tuning in (None, calibrating)]
+    ours = {
+        "layer_sensitivity": probes.layer_sensitivity(dense, part),
+        "weight_histogram": probes.weight_histogram(dense),
+        "planes": pd.concat(planes, ignore_index=True),
+        "plane_through_three": probes.loss_on_plane(dense, pruned, tuned, part, points=3)[0],
+        "path": pd.concat(
+            [line.assign(method=name, seed=0) for name, line in zip(("untuned", "tuned"), lines, strict=True)],
+            ignore_index=True,
+        ),
+        "spectral_density": pd.concat(spectra, ignore_index=True),
+    }
+    assert others(tables, ours) == []
+    assert drawn["loss_along_path"][0][1] == ("SGD", "CrAM+-Multi")
+    assert drawn["layer_profile"][0][0]["cram+-multi"].equals(tables["layer_blame"])
