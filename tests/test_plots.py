@@ -941,6 +941,10 @@ def test_a_pattern_that_is_not_drawn_is_named():
     check_means(figure.axes[0], rows[rows["pattern"] == "uniform"], "sparsity", "accuracy", "std", {0.5: 0, 0.9: 1})
     with pytest.raises(ValueError, match="^unknown pattern 'unifrom'; did you mean 'uniform'"):
         cb.plots.accuracy_vs_sparsity(rows, "unifrom")
+    two = table(pattern=["uniform", "global+int8"], sparsity=[0.5], calibrated=[True])
+    figure = cb.plots.accuracy_vs_sparsity(two)  # the first of them
+    assert figure.axes[0].get_xlabel().endswith("(uniform)")
+    assert "not drawn: global+int8 (6 rows)" in below(figure)
     only = rows[rows["pattern"] == "uniform"]
     assert cb.plots.accuracy_vs_sparsity(only).axes[0].get_xlabel().endswith("(uniform)")
     cost = rows.assign(epochs=1, gradients=1)

@@ -171,6 +171,16 @@ def test_without_runs_there_is_nothing_to_explore(runs):
         cb.widgets.explorer([*runs, other])
 
 
+def test_examples_that_were_held_out_of_training_are_called_so_and_not_mixed_with_the_test_data(runs):
+    held = cb.runs.ensure(cb.experiment.recipe("digits", epochs=1, holdout=200), progress=False)
+    explorer = cb.widgets.explorer([held], sample=50, calibration=100)
+    assert explorer.wait()
+    assert "50 held-out training examples" in explorer.numbers.value
+    assert torch.equal(explorer.sample.images, held.experiment.load_data()[1].sample(50).images)
+    with pytest.raises(ValueError, match="on one data set"):
+        cb.widgets.explorer([*runs, held])
+
+
 def test_runs_that_differ_in_anything_have_labels_of_their_own(runs):
     other = cb.runs.ensure(cb.experiment.recipe("digits", "cram+-multi", epochs=1, ramp=True), progress=False)
     seeds = cb.runs.ensure_all(cb.experiment.grid("digits", ["sgd"], 2, epochs=1), progress=False)
