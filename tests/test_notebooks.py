@@ -29,10 +29,11 @@ def execute(monkeypatch):
 
     def run(stem, **parameters):
         cells = json.loads((report.notebooks_folder() / f"{stem}.ipynb").read_text())["cells"]
-        namespace = {}
+        namespace = {"In": [""]}  # what was executed, as IPython keeps it: the parameters are read from it
         for cell in cells:
             if cell["cell_type"] == "code":
-                exec("".join(cell["source"]), namespace)
+                namespace["In"].append("".join(cell["source"]))
+                exec(namespace["In"][-1], namespace)
                 if "parameters" in cell["metadata"].get("tags", []):
                     assert parameters.keys() <= namespace.keys()
                     namespace.update(parameters)
