@@ -378,13 +378,14 @@ def _report(arguments: argparse.Namespace) -> int:
 def _help_with_notebooks(parser: argparse.ArgumentParser) -> NoReturn:
     from importlib.util import find_spec
 
-    from cram_bench.report.notebook import find
+    from cram_bench.report.notebook import RESERVED, find
 
     print(f"{parser.format_help()}\nnotebooks, and what -p can set in each:")
     for name, notebook in find().items():
         print(f"\n{name}: {notebook.question}")
-        for parameter in notebook.free if find_spec("papermill") else ():
-            print(f"  {parameter.name} ({parameter.kind}, {parameter.default!r}): {parameter.meaning}")
+        for parameter in notebook.parameters.values() if find_spec("papermill") else ():
+            if parameter.name not in RESERVED:
+                print(f"  {parameter.name} ({parameter.kind}, {parameter.default!r}): {parameter.meaning}")
     parser.exit()
 
 

@@ -8,7 +8,7 @@ import pytest
 from test_bad_input import check_line
 
 from cram_bench import cli, report
-from cram_bench.report.notebook import KINDS, Notebook, Parameter, find
+from cram_bench.report.notebook import KINDS, RESERVED, Notebook, Parameter, find
 
 KERNEL = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python"}}
 
@@ -65,7 +65,7 @@ def test_a_new_notebook_is_a_file(tmp_path, monkeypatch, capsys):
     told = capsys.readouterr().out
     for notebook in find().values():
         assert f"{notebook.name}: {notebook.question}" in told
-        assert all(parameter.meaning in told for parameter in notebook.free)
+        assert all(p.meaning in told for p in notebook.parameters.values() if p.name not in RESERVED)
 
 
 @pytest.mark.parametrize(

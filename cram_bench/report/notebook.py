@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import importlib
 import json
 import os
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -39,38 +38,38 @@ class Parameter:
             raise TypeError(f"parameter {self.name} must be annotated as one of {', '.join(KINDS)}, {found}")
 
     def check_type(self, value: Any) -> None:
-        """Refuse a value of another type, and an empty list where the default has something in it.
+        """Refuse a value of another type, and an empty list where the default has something in it; an integer serves as a float.
 
         Raises:
-            TypeError: it is; an integer serves where a float is asked.
+            TypeError: it is.
         """
         from pydantic import TypeAdapter, ValidationError
 
         try:
             TypeAdapter(KINDS[str(self.kind)]).validate_python(value, strict=True)
-            wrong = value == [] and bool(self.default)
+            right = value != [] or not self.default
         except ValidationError:
-            wrong = True
-        if wrong:
-            from cram_bench._checks import shown
-
+            right = False
+        if not right:
             like = "" if self.default is None else f" like its default {self.default!r}"
-            raise TypeError(f"parameter {self.name} must be {self.kind}{like}, not {shown(value)}")
+            raise TypeError(f"parameter {self.name} must be {self.kind}{like}, not {_checks().shown(value)}")
 
     def check_range(self, value: Any) -> None:
-        """Refuse numbers that no notebook can use.
+        """Refuse numbers that no notebook can use: negative ones, NaN, infinities, and none where the default counts something.
 
         Raises:
-            ValueError: one is negative or not finite, or there is nothing to count where the default counts something. An
-                integer whose default is 0 may be 0, which stands for the usual number.
+            ValueError: it is one. An integer whose default is 0 may be 0, which stands for the usual number.
         """
-        from cram_bench._checks import integer, number
-
         if self.kind == "int" and self.default:
-            integer(f"parameter {self.name}", value, 1)
+            _checks().integer(f"parameter {self.name}", value, 1)
         for each in value if isinstance(value, list) else [value]:
             if isinstance(each, (int, float)) and not isinstance(each, bool):
-                number(f"parameter {self.name}", each, 0)
+                _checks().number(f"parameter {self.name}", each, 0)
+
+
+def _checks() -> Any:
+    """Return the module of checks, which loads torch: only where a value is checked."""
+    return importlib.import_module("cram_bench._checks")
 
 
 def check_parameters(namespace: Mapping[str, Any], **types_by_name: Any) -> None:
@@ -89,58 +88,41 @@ def check_parameters(namespace: Mapping[str, Any], **types_by_name: Any) -> None
     Traceback (most recent call last):
     NameError: unknown parameter 'epcohs'; did you mean 'epochs'? (allowed: epochs)
     """
-    from cram_bench._checks import unknown
-
-    cells = namespace.get("In", ())
-    given = set().union(*map(_assigned, cells)) if "In" in namespace else set(namespace)
-    known = {parameter.name: parameter for cell in cells for parameter in _annotated(cell)}
-    if types_by_name:
-        texts = {
-            name: str(kind) if hasattr(kind, "__args__") else kind.__name__ for name, kind in types_by_name.items()
-        }
-        known = {name: Parameter(name, text) for name, text in texts.items()}
+    assigned = [each for cell in namespace.get("In", ()) for each in _literals(cell)]
+    given = {name for name, *_ in assigned} if "In" in namespace else set(namespace)
+    written = {kind: text for text, kind in KINDS.items()}
+    known = {name: Parameter(name, written.get(kind, str(kind))) for name, kind in types_by_name.items()}
+    known = known or {name: Parameter(name, *rest) for name, *rest in assigned if rest[0] is not None}
     for name, value in namespace.items():
         if name in known:
             known[name].check_type(value)
             known[name].check_range(value)
         elif name in given and not name.startswith("_") and not isinstance(value, types.ModuleType):
-            raise NameError(unknown("parameter", name, list(known)))
+            raise NameError(_checks().unknown("parameter", name, list(known)))
     if missing := [name for name in known if name not in namespace]:
         raise NameError(f"parameter {missing[0]!r} is missing")
 
 
-def _assigned(source: str) -> set[str]:
-    """Name what a cell assigns that assigns literals and does nothing else: parameters, and what papermill injects.
-
-    Other names in a running notebook are its own results; they are there when its cells are run again.
-    """
-    if source.startswith("# Parameters\n"):  # papermill's own cell, which writes NaN as a call
-        with contextlib.suppress(SyntaxError):
-            return {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name) and _stored(node)}
-    return {name for name, *_ in _literals(source)}
-
-
-def _stored(node: ast.Name) -> bool:
-    return isinstance(node.ctx, ast.Store)
-
-
-def _annotated(source: str) -> Iterator[Parameter]:
-    for name, kind, value in _literals(source):
-        if kind is not None:
-            yield Parameter(name, kind, value)
-
-
 def _literals(source: str) -> list[tuple[str, str | None, Any]]:
-    """Return (name, annotation, value) of every assignment in a cell that assigns literals and does nothing else."""
-    found: list[tuple[str, str | None, Any]] = []
-    with contextlib.suppress(SyntaxError, AttributeError, ValueError):
-        for statement in ast.parse(source).body:
-            annotation = getattr(statement, "annotation", None)
-            targets = [statement.target] if annotation else statement.targets  # type: ignore[attr-defined]
-            value = ast.literal_eval(statement.value)  # type: ignore[attr-defined]
-            found += [(target.id, annotation and ast.unparse(annotation), value) for target in targets]
-        return found
-    return []
+    """Return (name, annotation, value) of each assignment in a cell that assigns literals and does nothing else.
+
+    Such are parameters, and what papermill injects, which writes NaN as a call. Other names in a running notebook are its own
+    results; they are there when its cells are run again.
+    """
+    found = []
+    try:
+        body: list[Any] = ast.parse(source).body
+        for node in body:
+            annotated = hasattr(node, "annotation")
+            number = getattr(getattr(node.value, "func", None), "id", "") == "float"
+            value = ast.literal_eval(node.value.args[0] if number else node.value)
+            for target in [node.target] if annotated else node.targets:
+                found.append(
+                    (target.id, ast.unparse(node.annotation) if annotated else None, float(value) if number else value)
+                )
+    except (SyntaxError, AttributeError, ValueError, IndexError, TypeError):
+        return []
+    return found
 
 
 # ---------------------------------------------------------------- notebooks
@@ -171,8 +153,6 @@ class Notebook:
             ValueError: the file is no notebook, or its plan has an unknown key.
             TypeError: what the plan says has another type.
         """
-        from cram_bench._checks import unknown
-
         plan = _content(path)["metadata"].get("cram_bench")
         if plan is None:
             return None
@@ -182,7 +162,7 @@ class Notebook:
         }
         for name, value in plan.items():
             if name not in known:
-                raise ValueError(f"{path.name}: {unknown('key of metadata.cram_bench', name, list(known))}")
+                raise ValueError(f"{path.name}: {_checks().unknown('key of metadata.cram_bench', name, list(known))}")
             known[name].check_type(value)
         return cls(path, **plan)
 
@@ -201,8 +181,6 @@ class Notebook:
         """
         from papermill import inspect_notebook
 
-        from cram_bench._checks import said
-
         tagged = [cell for cell in _content(self.path)["cells"] if "parameters" in cell["metadata"].get("tags", [])]
         if len(tagged) != 1:
             raise ValueError(f"{self.path.name} needs exactly one cell tagged 'parameters', and has {len(tagged)}")
@@ -210,7 +188,9 @@ class Notebook:
         try:
             meanings = {name: read["help"] for name, read in inspect_notebook(self.path).items()}
         except ValueError as error:  # such as that no language is given
-            raise ValueError(f"{self.path.name}: papermill cannot read the parameters: {said(error)}") from error
+            raise ValueError(
+                f"{self.path.name}: papermill cannot read the parameters: {_checks().said(error)}"
+            ) from error
         for name, kind, value in _literals(source := "".join(tagged[0]["source"])):
             if name not in meanings:
                 raise ValueError(
@@ -225,11 +205,6 @@ class Notebook:
         return found
 
     @property
-    def free(self) -> list[Parameter]:
-        """The parameters that a report can be given; it sets the others itself."""
-        return [parameter for name, parameter in self.parameters.items() if name not in RESERVED]
-
-    @property
     def planner(self) -> Callable[..., Any]:
         """The function that returns the experiments."""
         module, _, name = self.experiments.rpartition(".")
@@ -239,7 +214,7 @@ class Notebook:
             raise ValueError(f"{self.path.name}: cram_bench has no function {self.experiments!r}") from None
 
 
-def folder() -> Path:
+def notebooks_folder() -> Path:
     """Return the folder of the notebooks: the one that was installed with the package, or the checkout's."""
     here = Path(__file__).resolve().parents[1]
     for found in (here / "_notebooks", here.parent / "notebooks"):
@@ -257,7 +232,7 @@ def find(where: str | os.PathLike[str] | None = None) -> dict[str, Notebook]:
         ValueError: there is none, or what one says of itself is wrong.
         OSError: the folder cannot be read.
     """
-    there = Path(where or folder())
+    there = Path(where or notebooks_folder())
     opened = [Notebook.open(there / name) for name in sorted(os.listdir(there)) if name.endswith(".ipynb")]
     found = [notebook for notebook in opened if notebook is not None and notebook.experiments]
     if not found:
@@ -289,3 +264,12 @@ def _content(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not readable as a notebook: {error!r}") from error
     return content  # type: ignore[no-any-return]
+
+
+def __getattr__(name: str) -> Any:
+    """Return `NOTEBOOKS`, this package's: name → the function that returns its experiments; or `DEFAULT`, the usual names."""
+    if name == "NOTEBOOKS":
+        return {each: notebook.planner for each, notebook in find().items()}
+    if name == "DEFAULT":
+        return tuple(each for each, notebook in find().items() if notebook.usual)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

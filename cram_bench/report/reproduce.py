@@ -15,7 +15,7 @@ from cram_bench import runs
 from cram_bench._files import sha256
 from cram_bench.experiment import Experiment
 from cram_bench.report.building import ReportError, build, note
-from cram_bench.report.notebook import folder as notebooks_folder
+from cram_bench.report.notebook import notebooks_folder
 from cram_bench.train import DivergedError
 
 _OF_THE_MACHINE = ["seconds", "device", "threads", "compile", "commit", "finished"]
