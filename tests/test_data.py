@@ -900,3 +900,12 @@ def test_images_scaled_down_are_averaged():
     assert small.shape == (2, 3, 8, 8)
     assert (small[..., :4].float() - 127.5).abs().max() <= 1
     assert (small[..., 6:] == 255).all()
+
+
+def test_every_image_is_trained_on_in_some_epoch():
+    """A last smaller batch is left out, and it is of other images in every epoch."""
+    train = cb.data.load("digits")[0].take(range(20))
+    numbered = replace(train, labels=torch.arange(20), classes=tuple(map(str, range(20))))
+    epochs = [torch.cat([labels for _, labels in numbered.batches(6, seed=seed, drop_last=True)]) for seed in range(20)]
+    assert all(len(epoch.unique()) == 18 for epoch in epochs)
+    assert torch.cat(epochs).unique().tolist() == list(range(20))

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -68,3 +69,55 @@ def test_unknown_names_come_with_a_suggestion(name, hint):
 def test_a_patch_that_does_not_fit():
     with pytest.raises(ValueError, match="image_size must be divisible.*30 is not"):
         cb.models.create("vit_tiny", 10, image_size=30)
+
+
+def filled(model):
+    """Give every weight and statistic a value that no version of torch and no initialisation decides."""
+    draw = np.random.RandomState(0)  # frozen by numpy
+    state = {}
+    for name, value in model.state_dict().items():
+        if not value.is_floating_point():
+            continue
+        noise = torch.from_numpy(draw.standard_normal(value.shape)).double()
+        if value.ndim > 1:
+            state[name] = noise * (2 / value[0].numel()) ** 0.5
+        else:
+            state[name] = (noise * 0.1).exp() if name.endswith(("var", "weight")) else noise * 0.1
+    model.double().load_state_dict(state, strict=False)
+    return model.eval()
+
+
+COMPUTED = {
+    ("convnet", 32): [-0.594689825, -0.907021062, 1.54440008],
+    ("convnet", 12): [-0.466755192, -0.635148225, 1.80816281],
+    ("resnet20", 32): [-4.78532664, -23.1330103, -68.3146947],
+    ("resnet20", 12): [-7.27443523, -13.7512556, -35.8390071],
+    ("resnet20-projection", 32): [62.4883728, -6.69976482, -8.86575523],
+    ("resnet20-projection", 12): [35.3931525, -12.0318708, 6.06695695],
+    ("resnet18", 32): [5.78479231, -43.5691184, 15.6553092],
+    ("resnet18", 12): [-2.27554119, -13.8947116, 12.0645837],
+    ("vgg16_bn", 32): [1.70789381, 0.00745042069, 0.325209461],
+    ("vgg16_bn", 12): [0.0158153478, 0.0985319068, -0.0234751189],
+    ("vit_tiny", 32): [1.93298753, -2.92313309, 2.53934851],
+    ("vit_tiny", 12): [1.13386129, 0.927188203, -1.41369554],
+}
+"""The first three logits by model and size of the image, as version 1 of the run's folder has them."""
+
+
+@pytest.mark.parametrize(("name", "size"), COMPUTED)
+def test_every_network_computes_what_stored_runs_were_trained_with(name, size):
+    """Another place of a pooling or a shortcut has as many weights, and would give stored weights other accuracies."""
+    model = filled(cb.models.create(name, 10, 3, size))
+    across = torch.linspace(-2, 2, size, dtype=torch.float64)
+    images = torch.stack([torch.sin(3 * across)[:, None] * across, across.outer(across), across.expand(size, size)])
+    with torch.no_grad():
+        logits = model(images[None])[0]
+    assert logits[:3].tolist() == pytest.approx(COMPUTED[name, size], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_the_head_is_what_has_a_row_for_every_class(name):
+    model = cb.models.create(name, num_classes=7)
+    head = [model.get_parameter(name) for name in cb.models.head(model)]
+    assert [tuple(p.shape) for p in head] == [(7, head[0].shape[1]), (7,)]
+    assert cb.models.head(model) == [name for name, p in model.named_parameters() if p.shape[0] == 7]

@@ -205,6 +205,32 @@ def test_a_run_is_not_reused_when_the_images_of_its_folder_have_changed(tmp_path
         ensure(wanted)
 
 
+def test_an_interrupted_training_starts_anew_when_the_images_have_changed(tmp_path, monkeypatch):
+    """Its checkpoint is of other images; what comes of it is the run of today's alone."""
+    for split in ("train", "test"):
+        for label, shade in (("day", 200), ("night", 20)):
+            (tmp_path / "sky" / split / label).mkdir(parents=True)
+            for index in range(4):
+                Image.new("L", (8, 8), shade + index).save(tmp_path / "sky" / split / label / f"{index}.png")
+    wanted = recipe(str(tmp_path / "sky"), model="convnet", epochs=2)
+    write = runs.Checkpoint.on_epoch
+
+    def stop(self, fit):
+        write(self, fit)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.Checkpoint, "on_epoch", stop)
+        with pytest.raises(KeyboardInterrupt):
+            ensure(wanted)
+    Image.new("L", (8, 8), 99).save(tmp_path / "sky" / "train" / "day" / "0.png")
+    with pytest.warns(UserWarning, match="the images in .*sky have changed, training starts anew"):
+        run = ensure(wanted)
+    straight = ensure(wanted, Store(tmp_path / "other"))
+    assert (run.path / "model.safetensors").read_bytes() == (straight.path / "model.safetensors").read_bytes()
+    pd.testing.assert_frame_equal(run.history.drop(columns="seconds"), straight.history.drop(columns="seconds"))
+
+
 @pytest.mark.parametrize("name", ["zz", "nowhere"])
 def test_a_run_that_is_not_there(name):
     ensure(tiny(epochs=1))
@@ -771,6 +797,8 @@ def test_a_run_is_the_same_under_any_defaults_of_torch(device, dtype, tmp_path):
     try:
         other = ensure(tiny("cram+-multi", epochs=1), Store(tmp_path / "other"), device="cpu")
         loaded = other.load_model()
+        train, _ = other.experiment.load_data()
+        begun = other.experiment.build_model(train)
         assert torch.get_default_dtype() is dtype
         assert torch.get_default_device().type == device
     finally:
@@ -778,6 +806,7 @@ def test_a_run_is_the_same_under_any_defaults_of_torch(device, dtype, tmp_path):
         torch.set_default_dtype(torch.float32)
     assert (other.path / "model.safetensors").read_bytes() == (usual.path / "model.safetensors").read_bytes()
     pd.testing.assert_frame_equal(other.history.drop(columns="seconds"), usual.history.drop(columns="seconds"))
-    for ours, theirs in zip(loaded.state_dict().values(), usual.load_model().state_dict().values(), strict=True):
-        assert ours.dtype is theirs.dtype
-        assert torch.equal(ours, theirs)
+    for one, plain in ((loaded, usual.load_model()), (begun, usual.experiment.build_model(train))):
+        for ours, theirs in zip(one.state_dict().values(), plain.state_dict().values(), strict=True):
+            assert ours.dtype is theirs.dtype
+            assert torch.equal(ours, theirs)
