@@ -137,7 +137,7 @@ def fit(
         test: evaluated after every `test_every` epochs and after the last, if given; it decides nothing.
         epochs: passes over the data; the learning rate follows `cosine` over all of them.
         batch_size: images per step, of all processes together.
-        seed: of order, augmentation and dropout.
+        seed: of order, augmentation and dropout; torch's default device and type change none of them.
         warmup_epochs: epochs of linear warm-up.
         augment: crop and flip.
         halves: give the two gradients of a two-pass optimizer a half of the batch each: a step then costs what a plain
