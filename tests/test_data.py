@@ -891,15 +891,13 @@ def test_mean_and_deviation_are_those_of_all_pixels_channel_by_channel():
 
 
 def test_images_scaled_down_are_averaged():
-    """A fine chequered pattern becomes grey; without antialiasing it would become black, white, or a coarse one."""
-    board = ((torch.arange(32)[:, None] + torch.arange(32)) % 2 * 255).to(torch.uint8).expand(2, 3, 32, 32)
-    board = torch.cat([board[:, :, :, :20], torch.full((2, 3, 32, 12), 255, dtype=torch.uint8)], 3)
+    """One bright column of four becomes a quarter of its brightness; without antialiasing it would be missed."""
+    columns = torch.where(torch.arange(32) % 4 == 0, 255, 0).to(torch.uint8).expand(2, 3, 32, 32).contiguous()
     names = ("a", "b")
-    boards = cb.data.Dataset("board", board, torch.arange(2), names, torch.zeros(3), torch.ones(3))
-    small = boards.resized(8).images
+    striped = cb.data.Dataset("stripes", columns, torch.arange(2), names, torch.zeros(3), torch.ones(3))
+    small = striped.resized(8).images
     assert small.shape == (2, 3, 8, 8)
-    assert (small[..., :4].float() - 127.5).abs().max() <= 1
-    assert (small[..., 6:] == 255).all()
+    assert (small[..., 1:-1].float() - 255 / 4).abs().max() <= 1
 
 
 def test_every_image_is_trained_on_in_some_epoch():
