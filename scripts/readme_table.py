@@ -86,7 +86,8 @@ def benchmarks(reports: Path) -> str:
     for line in lines.itertuples():
         low, high = f"{line.low:.3g}", f"{line.high:.3g}"
         spread = "" if low == high else f"{low} … {high}"
-        text.append(f"| {line.name} | {line.ratio:.3g} | {spread} | {line.ours:.4g} | {line.peer:.4g} | {line.unit} |")
+        ours, peer = (f"{float(f'{side:.4g}'):g}" for side in (line.ours, line.peer))  # four digits, and no exponent
+        text.append(f"| {line.name} | {line.ratio:.3g} | {spread} | {ours} | {peer} | {line.unit} |")
     made = ", ".join(sorted(set(lines["commit"])))
     where = f"{machine['device']}, torch {machine['versions']['torch']}"
     return "\n".join([*text, "", f"Measured on {where}, at commit {made}; `make benchmark` measures again."])
