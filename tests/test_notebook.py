@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import nbformat
 import pytest
@@ -120,3 +122,12 @@ def test_a_type_is_what_it_says(kind, default, right, wrong):
         with pytest.raises(TypeError) as caught:
             parameter.check_type(value)
         check_line(str(caught.value), (f"parameter p must be {kind} like its default {default!r}, not {value!r}",))
+
+
+def test_a_notebook_that_was_made_a_script_checks_itself(tmp_path):
+    script = tmp_path / "script.py"
+    for value, status in (("3", 0), ("'3'", 1)):
+        script.write_text(f"epochs: int = {value}\nimport cram_bench as cb\ncb.report.check_parameters(globals())\n")
+        done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+        assert done.returncode == status, done.stderr
+    assert done.stderr.splitlines()[-1] == "TypeError: parameter epochs must be int, not '3'"

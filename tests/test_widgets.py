@@ -17,6 +17,7 @@ import torch
 import cram_bench as cb
 from cram_bench.compress import Magnitude, apply_, listing, parse, tune_batchnorm
 from cram_bench.data import AT_ONCE
+from cram_bench.widgets import panel, subject, texts
 
 pytest.importorskip("ipywidgets")
 
@@ -71,7 +72,7 @@ def test_the_last_of_many_moves_is_what_is_shown(runs, monkeypatch):
     assert "global@0.89" in explorer.numbers.value
     explorer.sparsity.value = 0.71
     assert explorer.wait()
-    monkeypatch.setattr(cb.widgets, "apply_", lambda *a: pytest.fail("what is known was asked again"))
+    monkeypatch.setattr(subject, "apply_", lambda *a: pytest.fail("what is known was asked again"))
     explorer.sparsity.value = 0.89
     assert explorer.wait()
     assert "ready" in explorer.status.value
@@ -382,7 +383,7 @@ def test_the_pictures_say_what_they_show_and_are_as_large_as_they_say(runs):
         size = [int(number) for number in re.search(r"width='(\d+)' height='(\d+)'", value).groups()]
         assert list(struct.unpack(">II", png[16:24])) == pytest.approx(size, abs=1)
     assert explorer.widget._dom_classes == ("cram-bench-explorer",)
-    assert any(cb.widgets._HINT in str(getattr(child, "value", "")) for child in explorer.widget.children)
+    assert any(panel._HINT in str(getattr(child, "value", "")) for child in explorer.widget.children)
 
 
 @pytest.mark.parametrize(("pattern", "left"), [("global", []), ("2:4", ["convs.0.weight"])])
@@ -402,24 +403,24 @@ def test_zeros_are_counted_and_what_is_left_dense_is_named(runs, pattern, left):
 
 def test_zeros_that_differ_are_told_apart():
     answer = lambda zeros: cb.widgets.Answer(0.5, 1.0, torch.zeros(1), torch.zeros(1), zeros, 1000, {})  # noqa: E731
-    texts = {label: cb.widgets._zeros(answer(zeros)) for label, zeros in (("<a>", 900), ("b", 905), ("c", 905))}
-    lines = re.sub("<div.*?>|</div>", "", cb.widgets._by_run(texts)).split("<br>")
+    found = {label: texts.zeros(answer(zeros)) for label, zeros in (("<a>", 900), ("b", 905), ("c", 905))}
+    lines = re.sub("<div.*?>|</div>", "", texts.by_run(found)).split("<br>")
     assert lines[0].startswith("&lt;a&gt;: 90.0 % of 1,000")
     assert lines[1].startswith("b; c: 90.5 % of 1,000")
 
 
 def test_labels_and_layers_are_shown_as_they_are_written(runs, monkeypatch):
-    monkeypatch.setattr(cb.widgets, "_labelled", lambda found: {"<i>&'": found[0]})
+    monkeypatch.setattr(panel, "_labelled", lambda found: {"<i>&'": found[0]})
     explorer = cb.widgets.explorer(runs, sample=100)
     assert explorer.wait()
     assert "&lt;i&gt;&amp;&#x27;</td>" in explorer.numbers.value
     assert explorer.blamed.value.count("&lt;i&gt;&amp;") == 1
     assert "<i>" not in explorer.numbers.value + explorer.blamed.value
     table = pd.DataFrame({"layer": ["<u>"], "rise": [1.0], "sparsity": [0.5]})
-    assert "<b class='layer'>&lt;u&gt;</b>" in cb.widgets._blamed({"a": table}, 10)
+    assert "<b class='layer'>&lt;u&gt;</b>" in texts.blamed({"a": table}, 10)
     table = pd.DataFrame({"layer": ["dear", "cheap"], "rise": [2.0, -1.0], "sparsity": [0.1, 0.9]})
-    assert "<b class='layer'>dear</b> (10 % zeros) costs most, +2.00 nats" in cb.widgets._blamed({"a": table}, 10)
-    assert "&lt;b&gt;" in cb.widgets._status("<b>", "red")
+    assert "<b class='layer'>dear</b> (10 % zeros) costs most, +2.00 nats" in texts.blamed({"a": table}, 10)
+    assert "&lt;b&gt;" in texts.status("<b>", "red")
 
 
 def test_networks_of_different_layers_have_no_common_picture_and_it_says_so(runs):

@@ -6,6 +6,7 @@ import ast
 import importlib
 import json
 import os
+import sys
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -88,6 +89,8 @@ def check_parameters(namespace: Mapping[str, Any], **types_by_name: Any) -> None
     Traceback (most recent call last):
     NameError: unknown parameter 'epcohs'; did you mean 'epochs'? (allowed: epochs)
     """
+    if not types_by_name and "In" not in namespace:  # a notebook that was made a script
+        types_by_name = dict(getattr(sys.modules.get(namespace.get("__name__", "")), "__annotations__", {}))
     assigned = [each for cell in namespace.get("In", ()) for each in _literals(cell)]
     given = {name for name, *_ in assigned} if "In" in namespace else set(namespace)
     written = {kind: text for text, kind in KINDS.items()}

@@ -1,38 +1,29 @@
-"""Panels for notebooks: move a slider, see what a compression does to the networks of several runs.
-
-    cb.widgets.explorer(runs)
+"""The explorer: controls, the work that they ask for, and what it shows.
 
 What is slow runs in one background thread, in small pieces, the newest question first; every answer is kept.
 """
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 from cram_bench import plots
 from cram_bench._checks import instance, integer, needs, number
-from cram_bench._fold import fold
-from cram_bench._preserve import preserved
-from cram_bench.compress import Compressor, Dense, Magnitude, apply_, listing, parse, tune_batchnorm
-from cram_bench.data import AT_ONCE, Dataset
-from cram_bench.probes import layer_blame, layer_profile, loss_along_compression
+from cram_bench.compress import Compressor, Magnitude, parse
+from cram_bench.data import AT_ONCE
+from cram_bench.probes import layer_profile
 from cram_bench.runs import Run
+from cram_bench.widgets import texts
+from cram_bench.widgets.subject import FEW, Subject
 
 _CURVE = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
 PATTERNS = ("global", "uniform", "2:4", "4:8")
-_FEW = 200  # examples for what takes many evaluations: which layer breaks it, and the way there
 BITS = {"float32": "", "8 bits": "+int8", "4 bits": "+int4"}
 _HINT = "hold Ctrl or Shift to choose several runs"
 _ALT = {
@@ -41,87 +32,6 @@ _ALT = {
     "layers": "zeros of every layer, and what the compression of each alone costs",
     "flips": "examples whose predicted class the compression changes",
 }
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a compressed network does on the sample: accuracy (a fraction), loss (nats), predicted classes, their probabilities.
-
-    And what was compressed: zeros and weights of what is prunable, and the matrices in which nothing was pruned.
-    """
-
-    accuracy: float
-    loss: float
-    classes: Tensor
-    confidence: Tensor
-    zeros: int
-    weights: int
-    dense: dict[str, Dense]
-
-
-class Subject:
-    """A network under question: it answers for any compression, and remembers its answers.
-
-    Args:
-        model: any torch classifier.
-        sample: what to evaluate on.
-        calibration: batches for BatchNorm tuning.
-    """
-
-    def __init__(self, model: nn.Module, sample: Dataset, calibration: Sequence[tuple[Tensor, Tensor]]) -> None:
-        self.model = model.eval()
-        self.calibration = calibration
-        self.sample = sample
-        self.batches = list(sample.batches(AT_ONCE, channels_last=True))
-        self.graph = fold(self.model, self.batches[0][0])
-        self.answers: dict[tuple[Compressor, bool], Answer] = {}
-        self.slices: dict[Compressor, pd.DataFrame] = {}
-        self.blames: dict[Compressor, pd.DataFrame] = {}
-
-    @torch.no_grad()
-    def answer(self, compressor: Compressor, tuned: bool) -> Answer:
-        """Compress, tune if asked, and evaluate on the sample; the network is put back."""
-        key = (compressor, tuned)
-        if key not in self.answers:
-            with preserved(self.model):
-                masks = apply_(self.model, compressor)
-                if tuned:
-                    tune_batchnorm(self.model, self.calibration)
-                network = self.graph.refolded() if self.graph else self.model
-                logits = torch.cat([network(inputs) for inputs, _ in self.batches]).float()
-            labels = torch.cat([labels for _, labels in self.batches])
-            best = logits.softmax(1).max(1)
-            accuracy = float((best.indices == labels).float().mean())
-            loss, compressed = float(F.cross_entropy(logits, labels)), (masks.zeros, masks.count, masks.dense)
-            self.answers[key] = Answer(accuracy, loss, best.indices, best.values, *compressed)
-        return self.answers[key]
-
-    def curve(self, pattern: str, tuned: bool) -> pd.DataFrame:
-        """Return what is known of accuracy against sparsity: columns sparsity, accuracy."""
-        known = [
-            (compressor.sparsity, answer.accuracy)
-            for (compressor, was_tuned), answer in self.answers.items()
-            if was_tuned == tuned and compressor.pattern == pattern
-        ]
-        return pd.DataFrame(known, columns=["sparsity", "accuracy"]).drop_duplicates("sparsity").sort_values("sparsity")
-
-    def blame(self, compressor: Compressor, before: Callable[[], None]) -> pd.DataFrame:
-        """Return what the compression of each alone costs, untuned, on `_FEW` examples of the sample."""
-        if compressor not in self.blames:
-            self.blames[compressor] = layer_blame(self.model, self._few, compressor, before=before)
-        return self.blames[compressor]
-
-    @property
-    def _few(self) -> list[tuple[Tensor, Tensor]]:
-        return list(self.sample.sample(_FEW).batches(100, channels_last=True))
-
-    def slice(self, compressor: Compressor, before: Callable[[], None]) -> pd.DataFrame:
-        """Return the loss on the way to the compressed weights, untuned, on `_FEW` examples of the sample."""
-        if compressor not in self.slices:
-            self.slices[compressor] = loss_along_compression(
-                self.model, self._few, compressor, points=7, end=1.2, before=before
-            )
-        return self.slices[compressor]
 
 
 class Explorer:
@@ -186,7 +96,7 @@ class Explorer:
         self.bits = ipw.Dropdown(options=list(BITS), description="weights", style=style, layout=fits)
         self.tune = ipw.Checkbox(value=True, description="tune BatchNorm after pruning", indent=False, layout=fits)
         hint = ipw.HTML(
-            _lines([_HINT]), layout=ipw.Layout(margin="0 0 0 calc(9em + 6px)")
+            texts.on_lines([_HINT]), layout=ipw.Layout(margin="0 0 0 calc(9em + 6px)")
         )  # a tooltip of a list never reaches the page
         self.status = ipw.HTML()
         self.numbers = ipw.HTML()
@@ -240,7 +150,7 @@ class Explorer:
             self._wanted += 1
             self._done.clear()
             self.sparsity.disabled = ":" in self.pattern.value
-            self.status.value = _status("working …", "#c06000")
+            self.status.value = texts.status("working …", "#c06000")
             if self._timer is not None:
                 self._timer.cancel()
             self._timer = threading.Timer(self._delay if change is not None else 0.0, self._start, [self._wanted])
@@ -270,7 +180,7 @@ class Explorer:
                 # Voilà builds the page while the first answers come in, and misses what is sent just then.
                 for shown in (self.numbers, self.blamed, self.curve, self.slice, self.layers, self.flips):
                     shown.send_state("value")
-                self.status.value = _status(problem, "#e0364c") if problem else _status("ready", "#2e8b3d")
+                self.status.value = texts.status(problem, "#e0364c") if problem else texts.status("ready", "#2e8b3d")
                 self._done.set()
 
     def _subject(self, label: str) -> Subject:
@@ -292,9 +202,11 @@ class Explorer:
                 return False
             changed = int((found.classes != dense.classes).sum())
             rows.append((label, 100 * found.accuracy, 100 * (found.accuracy - dense.accuracy), found.loss, changed))
-            zeros[label] = _zeros(found)
+            zeros[label] = texts.zeros(found)
             where = f"{compressor}, {self._tuning if tuned else 'untuned'}; {len(self.sample)} {self._what}"
-            self.numbers.value = _table(rows, where, len(self.sample)) + _by_run(zeros)  # a row as soon as it is known
+            self.numbers.value = texts.table(rows, where, len(self.sample)) + texts.by_run(
+                zeros
+            )  # a row as soon as it is known
         if not rows:
             self.numbers.value = ""
         self._show_curve()
@@ -308,7 +220,7 @@ class Explorer:
         }
         points = {label: self._subjects[label].answers.get((self.compressor, tuned)) for label in self.runs.value}
         figure = plots.explorer_curve(curves, points, self._methods, self.compressor.sparsity, self.sample.majority)
-        self.curve.value = _picture(figure, _ALT["curve"])
+        self.curve.value = texts.picture(figure, _ALT["curve"])
 
     def _show_flips(self) -> None:
         if not self.runs.value or self.sample.images.ndim != 4:
@@ -325,7 +237,7 @@ class Explorer:
             for i in order.tolist()
         ]
         title = f"{label}: {len(changed)} of {len(self.sample)} predictions change"
-        self.flips.value = _picture(plots.examples(self.sample.images[order], captions, title), _ALT["flips"])
+        self.flips.value = texts.picture(plots.examples(self.sample.images[order], captions, title), _ALT["flips"])
 
     def _show_layers(self, current: Callable[[], bool]) -> bool:
         tables = {label: layer_profile(self._subjects[label].model, self.compressor) for label in self.runs.value}
@@ -338,13 +250,13 @@ class Explorer:
         for label in self.runs.value:
             tables[label] = self._subjects[label].blame(self.compressor, _only(current))
         self._draw_layers(tables)
-        self.blamed.value = _blamed(tables, min(_FEW, len(self.sample)))
+        self.blamed.value = texts.blamed(tables, min(FEW, len(self.sample)))
         return current()
 
     def _draw_layers(self, tables: dict[str, pd.DataFrame]) -> None:
         networks = len({tuple(table["layer"]) for table in tables.values()})
         if networks == 1:
-            self.layers.value = _picture(plots.layer_profile(tables, self._methods), _ALT["layers"])
+            self.layers.value = texts.picture(plots.layer_profile(tables, self._methods), _ALT["layers"])
         else:
             self.layers.value = "no picture of the layers: the networks differ in theirs" if networks else ""
 
@@ -352,7 +264,7 @@ class Explorer:
         tables = {}
         for label in self.runs.value:
             tables[label] = self._subjects[label].slice(self.compressor, _only(current))
-        self.slice.value = _picture(plots.loss_slice(tables, self._methods), _ALT["slice"]) if tables else ""
+        self.slice.value = texts.picture(plots.loss_slice(tables, self._methods), _ALT["slice"]) if tables else ""
         return current()
 
     def _fill_curve(self, current: Callable[[], bool]) -> bool:
@@ -388,80 +300,3 @@ def _labelled(runs: Sequence[Run]) -> dict[str, Run]:
         label if plain.count(label) == 1 else f"{label}, {run.experiment.model}, {run.id}": run
         for label, run in zip(plain, runs, strict=True)
     }
-
-
-def explorer(runs: Sequence[Run], **options: Any) -> Explorer:
-    """Return a panel that shows what compression does to `runs`; put it last in a cell, or ``display`` it.
-
-    It works in a thread of its own until `Explorer.close` is called; one that is replaced in a notebook is best closed.
-
-    Args:
-        runs: finished runs on the same data.
-        options: sample, calibration and delay of `Explorer`.
-    """
-    return Explorer(runs, **options)
-
-
-def _picture(figure: Any, alt: str) -> str:
-    """Return the HTML of a figure: as wide as it is, or as the window; `alt` is read out, and shown over the picture."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    png, (wide, high) = buffer.getvalue(), (round(100 * size) for size in figure.get_size_inches())
-    return (
-        f"<img alt='{html.escape(alt)}' title='{html.escape(alt)}' width='{wide}' height='{high}' "
-        f"style='max-width:100%;height:auto' src='data:image/png;base64,{base64.b64encode(png).decode()}'>"
-    )
-
-
-def _status(text: str, colour: str) -> str:
-    """Return a line of state: its dot is coloured, its text is what the theme makes it, to be read on light and dark."""
-    return f"<span role='status'><span class='dot' style='color:{colour}'>●</span> {html.escape(text.splitlines()[0])}</span>"
-
-
-def _blamed(tables: dict[str, pd.DataFrame], count: int) -> str:
-    """Say in words which layer breaks each network, for those who do not see the picture."""
-    lines = []
-    for label, table in tables.items():
-        worst = table.sort_values("rise").iloc[-1]
-        rise = f"{worst['rise']:+.2f}".replace("-", "−")
-        layer = f"<b class='layer'>{html.escape(str(worst['layer']))}</b> ({100 * worst['sparsity']:.0f} % zeros)"
-        lines.append(f"{html.escape(label)}: compressed alone, {layer} costs most, {rise} nats")
-    about = f"layers and the way there: untuned, on {count} of these examples"
-    return _lines([*lines, about]) if lines else ""
-
-
-def _zeros(found: Answer) -> str:
-    """Say how much of a network is zero, and name and count what nothing was pruned in."""
-    share = 100 * found.zeros / found.weights
-    text = f"{share:.1f} % of {found.weights:,} prunable weights are zero"
-    if not found.dense:
-        return f"{text}; no matrix is left dense"
-    left = sum(matrix.weights for matrix in found.dense.values())
-    return f"{text}; left dense, {left:,} weights: {listing(found.dense)}"
-
-
-def _by_run(texts: Mapping[str, str]) -> str:
-    """Return a line a text, after the runs that it is true of."""
-    runs: dict[str, list[str]] = {}
-    for label, text in texts.items():
-        runs.setdefault(text, []).append(label)
-    one = len(runs) == 1
-    return _lines([html.escape(text if one else f"{'; '.join(labels)}: {text}") for text, labels in runs.items()])
-
-
-def _lines(lines: Sequence[str]) -> str:
-    return f"<div style='line-height:1.4'>{'<br>'.join(lines)}</div>"
-
-
-def _table(rows: Sequence[tuple[str, float, float, float, int]], where: str, count: int) -> str:
-    cell = "text-align:right;padding:.1em 0 .1em clamp(.3em,1vw,1em)"  # narrow on a telephone
-    names = ("accuracy, % ± standard error", "to dense, points", "loss, nats", "classes changed")
-    head = "".join(f"<th style='{cell}'>{name}</th>" for name in names)
-    body = ""
-    for label, accuracy, change, loss, changed in rows:
-        error = (accuracy * (100 - accuracy) / count) ** 0.5
-        first, second = f"<b class='accuracy'>{accuracy:.1f}</b> ± {error:.1f}", f"{change:+.1f}".replace("-", "−")
-        cells = "".join(f"<td style='{cell}'>{text}</td>" for text in (first, second, f"{loss:.3f}", changed))
-        body += f"<tr><td>{html.escape(label)}</td>{cells}</tr>"
-    caption = f"<caption style='text-align:left'>{html.escape(where)}</caption>"
-    return f"<table style='line-height:1.3;font-size:.92em;border-collapse:collapse'>{caption}<tr><th style='text-align:left'>run</th>{head}</tr>{body}</table>"
