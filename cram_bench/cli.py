@@ -248,7 +248,7 @@ def _values(pairs: list[list[str]]) -> dict[str, Any]:
             raise ValueError(f"{called} is given twice")
         try:
             values[name] = _yaml.load(text)
-        except Exception as error:  # PyYAML raises much else where a tag or a date does not fit
+        except Exception as error:  # much else is raised where a tag or a date does not fit
             raise ValueError(f"the value of {called}, {shown(text)}, is not YAML of plain values") from error
     return values
 

@@ -65,7 +65,7 @@ ROWS = [
     ("setting twice", [*TRAIN, "-s", "lr", "1", "-s", "lr", "2"], 1, ("lr is given twice",)),
     ("setting of an option", [*TRAIN, "-s", "seed", "3"], 1, ("seed", "--seed, not with -s")),
     ("lr a word", [*TRAIN, "-s", "lr", "fast"], 1, ("lr", "float", "'fast'")),
-    ("lr nan", [*TRAIN, "-s", "lr", ".nan"], 1, ("lr", "float", "'.nan'")),
+    ("lr nan", [*TRAIN, "-s", "lr", ".nan"], 1, ("lr", "positive", "nan")),
     ("lr empty", [*TRAIN, "-s", "lr", ""], 1, ("lr", "float", "None")),
     ("lr a date", [*TRAIN, "-s", "lr", "2001-02-03"], 1, ("lr", "float", "2001")),
     ("lr a date that is none", [*TRAIN, "-s", "lr", "2001-13-45"], 1, ("lr", "'2001-13-45'", "YAML of plain values")),

@@ -137,6 +137,8 @@ def test_bad_input_is_one_line(capsys, arguments, message):
         ("true", True),
         ("[.5]", [0.5]),
         ("x", "x"),
+        ("yes", "yes"),
+        ("1_000", 1000),
     ],
 )
 def test_values_are_read_as_one_expects(text, value):

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
+
+from cram_bench import _yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -21,7 +22,7 @@ def test_environment_yml_agrees_with_pyproject():
     wanted = {requirement.lower() for group in groups for requirement in group}
     conda_names = {"torch": "pytorch", "matplotlib": "matplotlib-base", "playwright": "playwright-python"}
     wanted = {re.sub(r"^[a-z0-9-]+", lambda m: conda_names.get(m[0], m[0]), requirement) for requirement in wanted}
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    environment = _yaml.load((ROOT / "environment.yml").read_text())
     items = environment["dependencies"]
     listed = {item for item in items if isinstance(item, str)} - {"pip"}
     listed |= {item for part in items if isinstance(part, dict) for item in part["pip"]} - {"-e ."}
