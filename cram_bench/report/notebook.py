@@ -8,7 +8,8 @@ import json
 import os
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -160,13 +161,13 @@ class Notebook:
         if plan is None:
             return None
         known = {
-            field.name: Parameter(f"{field.name} in metadata.cram_bench of {path.name}", str(field.type))
-            for field in fields(cls)[1:]
+            field.name: Parameter(f"metadata.cram_bench.{field.name}", str(field.type)) for field in fields(cls)[1:]
         }
-        for name, value in plan.items():
-            if name not in known:
-                raise ValueError(f"{path.name}: {_checks().unknown('key of metadata.cram_bench', name, list(known))}")
-            known[name].check_type(value)
+        with _named(path):
+            for name, value in plan.items():
+                if name not in known:
+                    raise ValueError(_checks().unknown("key of metadata.cram_bench", name, list(known)))
+                known[name].check_type(value)
         return cls(path, **plan)
 
     @property
@@ -185,27 +186,16 @@ class Notebook:
         from papermill import inspect_notebook
 
         tagged = [cell for cell in _content(self.path)["cells"] if "parameters" in cell["metadata"].get("tags", [])]
-        if len(tagged) != 1:
-            raise ValueError(f"{self.path.name} needs exactly one cell tagged 'parameters', and has {len(tagged)}")
-        found = {}
-        try:
-            meanings = {name: read["help"] for name, read in inspect_notebook(self.path).items()}
-        except ValueError as error:  # such as that no language is given
-            raise ValueError(
-                f"{self.path.name}: papermill cannot read the parameters: {_checks().said(error)}"
-            ) from error
-        for name, kind, value in _literals(source := "".join(tagged[0]["source"])):
-            if name not in meanings:
-                raise ValueError(
-                    f"{self.path.name}: papermill does not read {name}; an '=' in its comment or value hides it"
-                )
-            try:
-                found[name] = Parameter(name, kind, value, meanings[name])
-            except TypeError as error:
-                raise TypeError(f"{self.path.name}: {error}") from None
-        if not found and source.strip():
-            raise ValueError(f"{self.path.name}: the parameters cell may only assign literals to names")
-        return found
+        with _named(self.path):
+            if len(tagged) != 1:
+                raise ValueError(f"it needs exactly one cell tagged 'parameters', and has {len(tagged)}")
+            source, read = "".join(tagged[0]["source"]), inspect_notebook(self.path)
+            assigned = _literals(source)
+            if source.strip() and not assigned:
+                raise ValueError("the parameters cell may only assign literals to names")
+            if hidden := [name for name, *_ in assigned if name not in read]:
+                raise ValueError(f"papermill does not read {hidden[0]}; an '=' in its comment or value hides it")
+            return {name: Parameter(name, kind, value, read[name]["help"]) for name, kind, value in assigned}
 
     @property
     def planner(self) -> Callable[..., Any]:
@@ -215,6 +205,16 @@ class Notebook:
             return getattr(importlib.import_module(f"cram_bench.{module}"), name)  # type: ignore[no-any-return]
         except (ImportError, AttributeError):
             raise ValueError(f"{self.path.name}: cram_bench has no function {self.experiments!r}") from None
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Let errors begin with the name of the notebook."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{path.name}: {_checks().said(error)}") from error
 
 
 def notebooks_folder() -> Path:
