@@ -234,6 +234,10 @@ def _machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, help="torch.compile (default: for long trainings)"
     )
+    parser.add_argument(
+        "--wait", type=float, metavar="SECONDS",
+        help="how long to wait for another process that trains the same run (default: without a limit)",
+    )  # fmt: skip
 
 
 def _values(pairs: list[list[str]]) -> dict[str, Any]:
@@ -278,6 +282,7 @@ def _train_together(arguments: argparse.Namespace, group: Group) -> int:
         device=arguments.device,
         threads=arguments.threads,
         compile=arguments.compile,
+        wait=arguments.wait,
         workers=arguments.workers,
         group=group,
     )
@@ -318,6 +323,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         threads=arguments.threads,
         compile=arguments.compile,
+        wait=arguments.wait,
     )
     path = sweep.save(results, arguments.folder or store.root / ".sweeps" / name)
     if arguments.csv:
@@ -343,6 +349,8 @@ def _runs(arguments: argparse.Namespace) -> int:
     elif table.empty:
         print(f"no runs in {store.root}")
     else:
+        if table["holder"].isna().all():
+            table = table.drop(columns="holder")
         print(table.to_string(index=False, na_rep="-", formatters={"accuracy": "{:.1%}".format}))
     return 0
 
@@ -366,6 +374,7 @@ def _report(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         threads=arguments.threads,
         compile=arguments.compile,
+        wait=arguments.wait,
     )
     for name, error in built.failures.items():
         print(f"cram-bench: the notebook {name} failed: {error}", file=sys.stderr)

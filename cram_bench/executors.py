@@ -7,7 +7,6 @@ a worker pickled is loaded. Loads torch only in the worker.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import io
 import json
@@ -15,6 +14,7 @@ import os
 import re
 import shlex
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -23,6 +23,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
+
+from cram_bench._files import holder, write
 
 Settings = dict[str, Any]
 """What `Experiment.settings` returns: plain values, ready for JSON."""
@@ -125,6 +127,7 @@ def work(
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             if isinstance(error, UncompletedJobError):  # submitit raises it when Slurm is about to end the job
                 reason = "its job came to its time limit, the Slurm parameter timeout"
+            Path(notes).mkdir(parents=True, exist_ok=True)
             write(Path(notes) / f"{experiment.id}.json", json.dumps({"reason": reason, "again": again}))
             if again:
                 raise
@@ -133,21 +136,9 @@ def work(
 
 def _end_with(path: Path, parent: int) -> None:
     """End this process when the lock on `path` is free or the parent is gone, whatever it does; the store bears it."""
-    while os.getppid() == parent and not is_free(path):
+    while os.getppid() == parent and holder(path) is not None:
         time.sleep(0.5)
     os._exit(1)
-
-
-def is_free(path: Path) -> bool:
-    """Tell whether no process holds the lock on a file."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except FileNotFoundError:
-        pass
-    return True
 
 
 class Local:
@@ -169,7 +160,7 @@ class Local:
     ) -> None:
         self.workers, self.gpus, self.logs = workers, gpus, _logs(folder)
         self.common = common | {"alive": str(alive), "threads": threads}
-        self.executor = _submitit().LocalExecutor(folder=self.logs)
+        self.executor = _submitit().LocalExecutor(folder=_private(self.logs), python=_python())
         self.executor.update_parameters(timeout_min=60 * 24 * 365)  # submitit's own limit is two minutes
         self.jobs: dict[str, tuple[Any, int]] = {}
 
@@ -245,7 +236,7 @@ class Slurm:
             folder / "jobs.json",
         )
         try:
-            self.executor = _submitit().SlurmExecutor(folder=self.logs)
+            self.executor = _submitit().SlurmExecutor(folder=self.logs, python=_python())
         except RuntimeError:
             raise SweepError("there is no Slurm here: no srun; --executor local trains on this machine") from None
         self.executor.update_parameters(job_name=self.name, **parameters)
@@ -274,6 +265,7 @@ class Slurm:
             SweepError: sbatch refuses the first.
         """
         names: list[str] = []
+        _private(self.logs)
         for start in range(0, len(jobs), self.array):
             part = jobs[start : start + self.array]
             calls = [functools.partial(work, [each for _, each in job], **self.common) for job in part]
@@ -426,14 +418,6 @@ def gpu_of(place: int, gpus: Sequence[str]) -> str:
     return gpus[place % len(gpus)] if gpus else ""
 
 
-def write(path: Path, text: str) -> None:
-    """Write a small file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text + "\n", encoding="utf-8")
-    os.replace(part, path)
-
-
 def _submitit() -> Any:
     try:
         import submitit
@@ -445,6 +429,54 @@ def _submitit() -> Any:
 def _logs(folder: Path) -> Path:
     """Return a folder for one command: numbers of processes and jobs come again, and files under them would be taken for new."""
     return folder / f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
+
+
+def _private(folder: Path) -> Path:
+    """Make a folder for pickles, which only its owner can enter: who could change a pickle could run anything as its owner.
+
+    Raises:
+        SweepError: somebody else made it, or the file system knows no owners.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_own(folder)
+    return folder
+
+
+def _python() -> str:
+    """Return the command of a worker, to which submitit appends ``-u -m submitit.core._submit FOLDER``."""
+    return f"{shlex.quote(sys.executable)} -u -m cram_bench.executors"
+
+
+def _work_in(folder: Path) -> None:
+    """Do what was pickled in a folder, as submitit does, if nobody else can have written it."""
+    from submitit.core import job_environment, submission
+
+    os.environ["SUBMITIT_FOLDER"] = str(folder)
+    pickled = job_environment.JobEnvironment().paths.submitted_pickle
+    limit = time.monotonic() + 60  # it gets this name when the number of its job is known
+    while not os.path.lexists(pickled) and time.monotonic() < limit:
+        time.sleep(0.05)
+    _check_own(folder)
+    _check_own(pickled)
+    submission.process_job(folder)
+
+
+def _check_own(path: Path) -> None:
+    """Refuse a pickle, or a folder of pickles, that another user wrote or can change.
+
+    Raises:
+        SweepError: so it is; the message says why.
+    """
+    found = os.stat(path, follow_symlinks=False)
+    if stat.S_ISLNK(found.st_mode):
+        why = "is a link"
+    elif found.st_uid != os.geteuid():
+        why = f"belongs to another user, number {found.st_uid}"
+    elif stat.S_ISDIR(found.st_mode) and found.st_mode & 0o077:
+        why = f"can be entered by others than its owner (mode {found.st_mode & 0o777:o})"
+    else:
+        return
+    raise SweepError(f"{path} {why}, and pickles in it may run anything: put the store on a disk of your own")
 
 
 def _log(folder: Path, job: str) -> Path | None:
@@ -475,3 +507,7 @@ def _interrupts_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+if __name__ == "__main__":
+    _work_in(Path(sys.argv[-1]))

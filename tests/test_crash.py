@@ -20,6 +20,7 @@ import pytest
 import torch
 
 import cram_bench as cb
+from benchmarks.store import copy
 from cram_bench import _files, report, runs
 from cram_bench.experiment import recipe
 from cram_bench.report import execute
@@ -184,7 +185,7 @@ def test_a_killed_process_does_not_hold_its_lock(tmp_path):
             time.sleep(60)
 
     process = child(holds)
-    while not store._locked(WANTED):
+    while store.holder(WANTED.id) is None:
         time.sleep(0.001)
     process.kill()
     ended(process)
@@ -358,6 +359,46 @@ def test_a_cache_of_images_killed_anywhere_is_built_again(tmp_path, monkeypatch,
     counted("kills of a cache", step - 1)
 
 
+def test_a_writer_of_the_index_killed_anywhere_leaves_one_that_is_right(tmp_path, counted):
+    store = Store(tmp_path / "store")
+    source = ensure(recipe("digits", epochs=1), store, progress=False)
+    for seed in range(1, 40):
+        copy(source, store, seed)
+    then = time.time() - 60
+    for path in (store.root, *store.root.glob("[0-9a-f]*"), *store.root.glob("[0-9a-f]*/*")):
+        os.utime(path, (then, then))  # what changed just now is not relied on
+
+    def looks(half=False):
+        write = os.write
+
+        def written(file, data):
+            if half and len(data) > 1000:
+                write(file, data[: len(data) // 2])
+                os.kill(os.getpid(), signal.SIGKILL)
+            return write(file, data)
+
+        os.write = written
+        looked = Store(store.root)
+        looked.find(recipe("digits", epochs=9))
+        looked.table()
+
+    expected, kills = store.table(), 0
+    for step in range(40):
+        shutil.rmtree(store.root / ".index", ignore_errors=True)
+        status = dying(step, store.root / ".index", looks, half=step == 0)
+        for memory in (runs.index._known, runs.index._rows):
+            memory.clear()
+        assert store.find(recipe("digits", epochs=9)) is None
+        pd.testing.assert_frame_equal(store.table(), expected)
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+        kills += 1
+    assert 6 < kills < 39
+    assert {path.suffix for path in (store.root / ".index").iterdir()} == {".json", ".jsonl"}
+    counted("kills of a writer of the index", kills)
+
+
 def test_what_a_killed_writer_left_is_removed_later(tmp_path):
     left = tmp_path / ".table.csv.1-abc.part"
     left.write_text("half")
@@ -427,6 +468,6 @@ def test_a_worker_that_outlives_a_killed_training_does_not_hold_its_lock(tmp_pat
     process.kill()
     ended(process)
     try:
-        assert not store._locked(WANTED)
+        assert store.holder(WANTED.id) is None
     finally:
         os.kill(worker, signal.SIGKILL)

@@ -640,9 +640,17 @@ def test_the_commit_is_that_of_this_packages_own_checkout(tmp_path, monkeypatch)
     monkeypatch.setattr("cram_bench.runs.environment.__file__", str(package / "runs" / "environment.py"))
     assert runs.commit() == "unknown"  # installed inside a repository that does not hold it
     git("add", "cram_bench")
-    git("commit", "--quiet", "--message", "a checkout")
+    git("commit", "--quiet", "--message", "a copy in a project of their own")
+    assert runs.commit() == "unknown"
+    (tmp_path / "theirs" / "pyproject.toml").write_text('[project]\nname = "thesis"\n')
+    assert runs.commit() == "unknown"
+    (tmp_path / "theirs" / "pyproject.toml").write_text('[project]\nname = "cram-bench"\n')  # a checkout
     head = git("rev-parse", "HEAD")[:12]
     assert runs.commit() == head
+    repository(tmp_path / "another")
+    with monkeypatch.context() as patch:  # as a hook of git sets it
+        patch.setenv("GIT_DIR", str(tmp_path / "another" / ".git"))
+        assert runs.commit() == head
     (tmp_path / "theirs" / "notes.txt").write_text("changed")  # which is no code of this package
     assert runs.commit() == head
     (package / "__init__.py").write_text("changed = True")

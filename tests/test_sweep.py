@@ -42,6 +42,12 @@ def tiny(**changes):
     return recipe("digits", **({"epochs": 1, "holdout": 900} | changes))
 
 
+def placed(path, text):
+    """Write a file into a folder that need not be there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
 def lasting(results):
     """What of a table does not depend on when and where it was made."""
     return results.drop(columns=list(sweep.OF_THE_MACHINE))
@@ -345,19 +351,19 @@ def test_a_training_that_gets_on_may_meet_many_time_limits():
 
 def test_a_look_does_not_read_the_whole_store(monkeypatch):
     ensure(tiny(seed=7), Store(), progress=False)
-    reads, runs_of = [], Store.runs
-    monkeypatch.setattr(Store, "runs", lambda self: reads.append(1) or runs_of(self))
-    monkeypatch.setattr(Store, "find", lambda *_: pytest.fail("find reads all runs"))
+    finds, find = [], Store.find
+    monkeypatch.setattr(Store, "runs", lambda self: pytest.fail("all runs are read"))
+    monkeypatch.setattr(Store, "find", lambda self, wanted: finds.append(1) or find(self, wanted))
     backend = Pretended(Store(), *[[*["running"] * 20, "ended CANCELLED"]] * 3)
     sweep.run([tiny(seed=seed) for seed in range(3)], Store(), backend, stream=io.StringIO())
-    assert len(reads) == 2  # at the start and for the table
+    assert len(finds) == 6  # at the start and for the table
 
 
 def test_a_damaged_run_is_its_row_and_stops_nobody():
     store, wanted = Store(), [tiny(seed=seed) for seed in range(3)]
     run = ensure(wanted[0], store, progress=False)
     (run.path / "settings.json").write_text("{")
-    executors.write(store.root / ".training" / wanted[1].id / "failed.json", "{")
+    placed(store.root / ".training" / wanted[1].id / "failed.json", "{")
     for retry in (False, True):
         results = sweep.run(wanted, store, Pretended(store), retry_failed=retry, stream=io.StringIO())
         assert results["state"].tolist() == ["damaged", "damaged", "finished"]
@@ -872,8 +878,8 @@ def test_a_slurm_that_does_not_answer_is_not_waited_for_without_a_limit(tmp_path
         sweep.run([wanted], Store(), "slurm", stream=io.StringIO())
     assert not list(Store().root.glob(".sweeps/sweep/*/*"))
     note, pickled = Store().root / ".sweeps/sweep/jobs.json", Store().root / ".sweeps/sweep/old/7_submitted.pkl"
-    executors.write(note, json.dumps({"7": [wanted.id]}))
-    executors.write(pickled, "")
+    placed(note, json.dumps({"7": [wanted.id]}))
+    placed(pickled, "")
     stream = io.StringIO()
     with pytest.raises(
         SweepError, match=r"squeue fails for 0\.2 s: squeue says: slurm_load_jobs error: Unable to contact"
@@ -899,10 +905,10 @@ def pretended_slurm(folder, monkeypatch, squeue):
 
 def test_jobs_on_slurm_that_did_not_end_stay_noted(tmp_path, monkeypatch):
     made = pretended_slurm(tmp_path, monkeypatch, "5|PENDING|Priority\n6|RUNNING|None\n7|COMPLETED|None\n")
-    executors.write(made.notes, json.dumps({job: [f"id {job}"] for job in "4567"}))
+    placed(made.notes, json.dumps({job: [f"id {job}"] for job in "4567"}))
     pickles = [tmp_path / "sweep" / "old" / f"{job}_submitted.pkl" for job in "4567"]
     for path in pickles:
-        executors.write(path, "")
+        placed(path, "")
     assert made.attach() == {"5": ["id 5"], "6": ["id 6"]}
     assert [path.exists() for path in pickles] == [False, True, True, False]
     ends = threading.Timer(0.2, (tmp_path / "said").write_text, ["5|PENDING|Priority\n"])

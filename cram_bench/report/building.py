@@ -79,7 +79,9 @@ def build(
     folder.mkdir(parents=True, exist_ok=True)
     failures = _execute(planned, folder, trained, store=str(store.root))
     if keep_runs:
-        _copy_runs([run for run in trained if run.experiment.seed == 0 and run.failure is None], folder / "runs")
+        for run in trained:
+            if run.experiment.seed == 0 and run.failure is None:
+                runs.copy(run, folder / "runs")
     identities, machine = [_identity(run) for run in trained], runs.machine()
     facts = pages.facts(identities, command, machine)
     pages.index(folder, planned.questions, identities, failures, facts)
@@ -130,7 +132,7 @@ def renew(folder: str | os.PathLike[str], notebooks: str | os.PathLike[str] | No
             raise ReportError(f"the notebook {notebook.name} measures as it goes; build the report instead")
     for left in (part, old):
         shutil.rmtree(left, ignore_errors=True)
-    shutil.copytree(folder, part, ignore=shutil.ignore_patterns(".done"))
+    shutil.copytree(folder, part, symlinks=True, ignore=shutil.ignore_patterns(".done"))
     try:
         failures = _execute(planned, part, [], tables=str(folder / "tables"))
         if not failures:
@@ -257,16 +259,3 @@ def _key(path: Path, parameters: dict[str, Any], trained: Sequence[runs.Run]) ->
     for content in code:
         digest.update(content)
     return digest.hexdigest()
-
-
-def _copy_runs(finished: Sequence[runs.Run], folder: Path) -> None:
-    for run in finished:
-        target = folder / run.id
-        if run.path.resolve() != target.resolve():
-            folder.mkdir(parents=True, exist_ok=True)
-            part = folder / f".{run.id}.part"
-            shutil.rmtree(part, ignore_errors=True)
-            shutil.copytree(run.path, part)
-            if target.exists():
-                shutil.rmtree(target)
-            os.rename(part, target)

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +36,34 @@ def machine(device: str = "cpu") -> dict[str, Any]:
 def commit() -> str:
     """Return the commit of this package's checkout, ``+changes`` when its code differs, or ``unknown``.
 
-    It is unknown too where the package is installed inside somebody else's repository, whose commits are not its own.
+    Another project's repository that the package was installed in, or copied into, is not asked.
     """
-    folder = Path(__file__).parents[1]
-
-    def git(*command: str) -> str:
-        options: dict[str, Any] = {"capture_output": True, "encoding": "utf-8", "errors": "replace", "check": True}
-        return subprocess.run(["git", "-C", str(folder), *command], **options).stdout.strip()
-
+    folder = Path(__file__).resolve().parents[1]
     try:
-        git("ls-files", "--error-unmatch", "--", "__init__.py")
-        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain", "--", ".") else "")
+        top = _git(folder, "rev-parse", "--show-toplevel").strip()
+        if not os.path.samefile(top, folder.parent) or not _is_ours(folder.parent / "pyproject.toml"):
+            return "unknown"
+        _git(folder, "ls-files", "--error-unmatch", "__init__.py")  # and not one that git was told to ignore
+        head = _git(folder, "rev-parse", "--short=12", "HEAD").strip()
+        changed = _git(folder, "status", "--porcelain", "--", ".")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    return head + ("+changes" if changed.strip() else "")
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    """Ask git about a folder, whatever repository the environment names: a hook of git sets GIT_DIR."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    call = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(
+        call, capture_output=True, encoding="utf-8", errors="replace", check=True, env=environment
+    ).stdout
+
+
+def _is_ours(project: Path) -> bool:
+    with open(project, "rb") as file, contextlib.suppress(tomllib.TOMLDecodeError):
+        return tomllib.load(file).get("project", {}).get("name") == "cram-bench"
+    return False
 
 
 def _processor() -> str:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import io
-import json
 import os
-import re
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +23,15 @@ from torch import nn
 from cram_bench import models
 from cram_bench._checks import instance, said
 from cram_bench._defaults import usual_defaults
-from cram_bench._files import unsealed
+from cram_bench._files import HeldError, Holder, Lock, holder, locked, parsed, unsealed
 from cram_bench.experiment import METHODS, Experiment
+from cram_bench.runs.index import Index, Row, is_id
 
 FILES = ("settings.json", "history.csv", "model.safetensors")
 _REMEDY = "put that file back, or train it again"
+CONTENT = (*FILES, "environment.json")
+_KEPT = ("dataset", "model", "method", "seed", "epochs")  # in every table
+_ENVIRONMENT = ("seconds", "device", "threads", "compile", "commit", "finished")
 FORMAT = 1  # of a run's folder; raise it when an older version could misread a new one
 
 
@@ -54,13 +55,9 @@ class Run:
             RunError: it is no such folder, or its settings are damaged.
         """
         path = Path(path)
-        if not (path / "model.safetensors").is_file():
+        if not finished(path):
             raise RunError(f"{path} is not a finished run: it has no model.safetensors")
-        settings = _read(path, "settings.json")
-        try:
-            return cls(path, Experiment.of(json.loads(settings)))
-        except (ValueError, TypeError) as error:
-            raise RunError(f"the settings in {path} cannot be used: {error}") from error
+        return cls(path, _experiment(path, _environment(path)))
 
     @property
     def id(self) -> str:
@@ -88,14 +85,7 @@ class Run:
         Raises:
             RunError: the file is damaged.
         """
-        content = _read(self.path, "history.csv")
-        try:
-            history = pd.read_csv(io.BytesIO(content))
-            if history.empty or "epoch" not in history:
-                raise ValueError("it has no epoch")
-        except ValueError as error:
-            raise RunError(f"history.csv in {self.path} cannot be used: {error}") from error
-        return history
+        return _history(self.path, _environment(self.path))
 
     def load_model(self) -> nn.Module:
         """Build the network and load its trained weights, in eval mode on the CPU.
@@ -103,7 +93,8 @@ class Run:
         Raises:
             RunError: the weights do not match their checksum or the network.
         """
-        content, shape = _read(self.path, "model.safetensors"), self.environment["data"]
+        environment = _environment(self.path)
+        content, shape = _read(self.path, "model.safetensors", environment), environment["data"]
         with torch.random.fork_rng(), usual_defaults():
             torch.manual_seed(self.experiment.seed)  # of what is drawn and not saved
             model = models.create(self.experiment.model, shape["num_classes"], shape["channels"], shape["image_size"])
@@ -143,19 +134,18 @@ class Store:
         Raises:
             RunError: a folder has its name and holds another experiment.
         """
-        roots = [root for root in (self.root, *self.also) if root.is_dir()]
-        for root in roots:
-            path = root / experiment.id
-            if (path / "model.safetensors").is_file():
+        id = experiment.id
+        for root in (self.root, *self.also):
+            if finished(path := root / id):
                 run = Run.open(path)
                 if run.experiment != experiment:
                     raise RunError(f"{path} holds other settings than its name says; move it away")
                 return run
-        for root in roots:  # a default that changed since gives the same settings another name
-            for path in _folders(root):
-                with contextlib.suppress(OSError, ValueError, TypeError):
-                    if Experiment.of(json.loads((path / "settings.json").read_text(encoding="utf-8"))) == experiment:
-                        return Run.open(path)
+        for index in self._indices():  # a default that changed since gives the same settings another name
+            if name := index.elsewhere(id):
+                with contextlib.suppress(RunError):
+                    if (run := Run.open(index.root / name)).experiment == experiment:
+                        return run
         return None
 
     def open(self, name: str | os.PathLike[str]) -> Run:
@@ -167,12 +157,21 @@ class Store:
         instance("a run", name, (str, os.PathLike), "a folder or the beginning of an id")
         if Path(name).is_dir():
             return Run.open(name)
-        matches = [run for run in self.runs() if run.id.startswith(str(name))]
-        if len(matches) != 1:
-            raise RunError(
-                f"{len(matches)} finished runs in {self.root} are called {str(name)!r}; `cram-bench runs` lists them"
-            )
-        return matches[0]
+        name = str(name)
+        found: dict[str, Path] = {}
+        for index in self._indices():
+            for folder in [name] if is_id(name) else index.folders(name):
+                if finished(path := index.root / folder):
+                    found.setdefault(folder, path)
+        if not found or not is_id(name):  # a default that changed since gives the same settings another name
+            for index in self._indices():
+                for id, folder in index.others().items():
+                    if id.startswith(name) and finished(path := index.root / folder):
+                        found.setdefault(id, path)
+        if len(found) != 1:
+            how = "`cram-bench runs` lists them"
+            raise RunError(f"{len(found)} finished runs in {self.root} are called {name!r}; {how}")
+        return Run.open(next(iter(found.values())))
 
     def finished(self, id: str) -> Run:
         """Return the finished run of this whole id, from this store's folders and no other.
@@ -181,107 +180,188 @@ class Store:
             RunError: there is none.
         """
         for root in (self.root, *self.also):
-            if (root / id / "model.safetensors").is_file():
+            if finished(root / id):
                 return Run.open(root / id)
-        for path in (path for root in (self.root, *self.also) for path in lost(root, id)):
-            raise RunError(f"{path} has lost its model.safetensors; {_REMEDY}")
+        for root in (self.root, *self.also):
+            if lost(root / id):
+                raise RunError(f"{root / id} has lost its model.safetensors; {_REMEDY}")
         raise RunError(f"no finished run in {self.root} is called {id!r}; `cram-bench runs` lists them")
 
     def runs(self) -> list[Run]:
-        """Return all finished runs, ordered by their settings."""
-        found = {}
-        for root in (*reversed(self.also), self.root):
-            for path in lost(root):
-                warnings.warn(f"left out: {path} has lost its model.safetensors; {_REMEDY}", stacklevel=2)
-            for path in _folders(root):
-                try:
-                    found[path.name] = Run.open(path)
-                except RunError as error:  # one bad folder must not hide all others
-                    warnings.warn(f"left out: {error}", stacklevel=2)
-        return sorted(found.values(), key=lambda run: json.dumps(run.experiment.settings(), sort_keys=True))
+        """Return all finished runs, ordered by their settings. A folder that is none, or is damaged, is warned about."""
+        listed = []
+        for index, name, row in self._rows():
+            try:
+                listed.append(Run(index.root / name, Experiment.of(row["settings"])))
+            except (ValueError, TypeError) as error:  # remembered of a version that allowed them
+                warnings.warn(f"left out: the settings in {index.root / name} cannot be used: {error}", stacklevel=2)
+        return listed
 
     def table(self) -> pd.DataFrame:
-        """List finished, failed and unfinished runs, a row each, with state, last epoch and test accuracy."""
+        """List finished, failed and unfinished runs, a row each.
+
+        Columns: run (the id), dataset, model, method, seed, epochs, state (``finished``, ``failed``, ``training``, ``stopped``:
+        the process that trains it was, ``interrupted``), epoch (the last), accuracy (on the test set, a fraction), holder (the
+        process that trains it).
+        """
         rows = []
-        for run in self.runs():
+        for _, _, row in self._rows():
+            epoch, accuracy = int(row["last"]["epoch"]), row["last"]["test_accuracy"]
+            rows.append(_row(row["id"], row["settings"], "finished", epoch=epoch, accuracy=accuracy))
+        for name in Index(self.root / ".training").folders():
+            path = self.root / ".training" / name
+            if finished(self.root / name):  # finished, and killed before it was tidied
+                continue
             try:
-                last = run.history.iloc[-1]
-            except RunError as error:
-                warnings.warn(f"left out: {error}", stacklevel=2)
+                experiment = Experiment.of(parsed((path / "settings.json").read_bytes()))
+            except FileNotFoundError:
+                continue  # it has just begun
+            except (OSError, ValueError, TypeError) as error:
+                warnings.warn(f"left out: {path / 'settings.json'} cannot be used: {said(error)}", stacklevel=2)
                 continue
-            rows.append(_row(run.experiment, "finished", int(last["epoch"]), last.get("test_accuracy")))
-        for path in sorted((self.root / ".training").glob("*")):
-            try:
-                experiment = Experiment.of(json.loads((path / "settings.json").read_text(encoding="utf-8")))
-            except (OSError, ValueError, TypeError):
-                continue
-            if (self.root / path.name / "model.safetensors").is_file():  # finished, and killed before it was tidied
-                continue
-            state = (
-                "failed"
-                if (path / "failed.json").exists()
-                else "training"
-                if self._locked(experiment)
-                else "interrupted"
-            )
-            rows.append(_row(experiment, state, None, None))
-        return pd.DataFrame(
-            rows, columns=["run", "dataset", "model", "method", "seed", "epochs", "state", "epoch", "accuracy"]
-        )
+            if os.path.lexists(path / "failed.json"):
+                row = _row(experiment.id, experiment.settings(), "failed")
+            elif at := self.holder(name):
+                state = "stopped" if at.stopped else "training"
+                row = _row(experiment.id, experiment.settings(), state, holder=str(at))
+            else:
+                row = _row(experiment.id, experiment.settings(), "interrupted")
+            rows.append(row)
+        columns = ["run", *_KEPT, "state", "epoch", "accuracy", "holder"]
+        return pd.DataFrame(rows, columns=columns)
 
     def failure(self, experiment: Experiment) -> str | None:
         """Return why `experiment` failed, if it did."""
         file = self.root / ".training" / experiment.id / "failed.json"
         try:
-            return json.loads(file.read_text(encoding="utf-8"))["reason"] if file.exists() else None
-        except (ValueError, KeyError, TypeError) as error:
+            return str(parsed(file.read_bytes())["reason"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{file} is damaged; delete {file.parent} to train again") from error
 
     @contextlib.contextmanager
-    def lock(self, experiment: Experiment) -> Iterator[None]:
-        """Hold the run of `experiment` alone; wait while another living process holds it.
+    def lock(self, experiment: Experiment, wait: float | None = None) -> Iterator[Lock]:
+        """Hold the run of `experiment` alone; wait while another living process holds it, and say which.
+
+        Args:
+            experiment: whose run.
+            wait: seconds to wait at most; by default without a limit.
 
         Raises:
-            OSError: the store cannot be written.
+            RunError: another process held it for longer.
+            OSError: the store cannot be written, or cannot be locked.
         """
-        path = self.root / ".locks" / f"{experiment.id}.lock"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = open(path, "w", encoding="utf-8")  # noqa: SIM115
-        except OSError as error:
-            how = "set CRAM_BENCH_RUNS to a folder of your own"
-            raise type(error)(
-                error.errno, f"the run store cannot be written: {error.strerror}; {how}", str(path)
-            ) from error
-        with file, _forgotten_by_children(file):
+        path = self._lock(experiment.id)
+
+        def waiting(by: Holder) -> None:
+            print(f"waiting for the process that trains {experiment.id}: {by}", file=sys.stderr)
+
+        with contextlib.ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"waiting for the process that trains {experiment.id}", file=sys.stderr)
-                fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+                path.parent.mkdir(parents=True, exist_ok=True)
+                lock = stack.enter_context(locked(path, wait, waiting))
+            except HeldError as error:
+                raise RunError(
+                    f"{experiment.id} is being trained by {error.holder}; waited {wait:g} s for it"
+                ) from None
+            except OSError as error:
+                how = "set CRAM_BENCH_RUNS to a folder of your own"
+                raise type(error)(
+                    error.errno, f"the run store cannot be written: {error.strerror}; {how}", str(path)
+                ) from error
+            yield lock
 
     def tidy(self, experiment: Experiment) -> None:
         """Remove what is left of a training that was killed just after its run was finished in this store."""
         work = self.root / ".training" / experiment.id
-        if work.is_dir() and (self.root / experiment.id / "model.safetensors").is_file():
-            with (
-                contextlib.suppress(OSError),
-                open(self.root / ".locks" / f"{experiment.id}.lock", "w", encoding="utf-8") as file,
-            ):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody is at it
+        if work.is_dir() and finished(self.root / experiment.id):
+            with contextlib.suppress(OSError), locked(self._lock(experiment.id), wait=0):  # nobody is at it
                 shutil.rmtree(work, ignore_errors=True)
 
-    def _locked(self, experiment: Experiment) -> bool:
-        path = self.root / ".locks" / f"{experiment.id}.lock"
-        if not path.exists():
-            return False
-        with open(path, encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
+    def holder(self, id: str) -> Holder | None:
+        """Return the process that trains the run of this id, or None where none does."""
+        try:
+            return holder(self._lock(id))
+        except OSError:  # a lock that nobody can take
+            return None
+
+    def _lock(self, id: str) -> Path:
+        return self.root / ".locks" / f"{id}.lock"
+
+    def _indices(self) -> list[Index]:
+        """Return what looks into this store's folders; those that are only read get no index."""
+        return [Index(self.root), *(Index(root, keep=False) for root in self.also)]
+
+    def _rows(self) -> list[tuple[Index, str, Row]]:
+        """Return index, folder and row of all finished runs, of each id one, ordered by their settings; warn of what is left out."""
+        found: dict[str, tuple[Index, str, Row]] = {}
+        for index in reversed(self._indices()):
+            for name in foreign(index.root):
+                what = "holds a model, and a run's folder is called by its id, twelve hexadecimal digits"
+                warnings.warn(f"left out: {index.root / name} {what}", stacklevel=4)
+            folders = index.folders()
+            known = index.rows(folders, _described)
+            for name in folders:
+                if name not in known and lost(index.root / name):
+                    what = f"has lost its model.safetensors; {_REMEDY}"
+                    warnings.warn(f"left out: {index.root / name} {what}", stacklevel=4)
+            for name, row in known.items():
+                if isinstance(row, Exception):  # one bad folder must not hide all others
+                    warnings.warn(f"left out: {row}", stacklevel=4)
+                else:
+                    found[name] = index, name, row
+        return sorted(
+            found.values(), key=lambda each: [repr(value) for _, value in sorted(each[2]["settings"].items())]
+        )
+
+
+def rows(runs: Iterable[Run], store: Store | None = None) -> dict[Path, Row | Exception]:
+    """Return what tables say of finished runs, or why a run cannot be read, by the run's folder."""
+    by_root: dict[Path, list[str]] = {}
+    for run in runs:
+        by_root.setdefault(run.path.parent, []).append(run.path.name)
+    found: dict[Path, Row | Exception] = {}
+    for root, names in by_root.items():
+        index = Index(root, keep=store is not None and root == store.root)
+        found |= {root / name: row for name, row in index.rows(names, _described).items()}
+    return found
+
+
+def finished(path: Path) -> bool:
+    """Tell whether a folder holds a model, which a finished run does; False where it cannot be looked into."""
+    return os.path.isfile(os.path.join(path, "model.safetensors"))
+
+
+def lost(path: Path) -> bool:
+    """Tell whether a folder is a run's whose weights are not there any more: a run gets its name when it has them."""
+    return is_id(path.name) and os.path.isdir(path) and not finished(path)
+
+
+def foreign(root: Path) -> list[str]:
+    """Return the names of folders that hold a model and are not named as runs are, such as copies."""
+    with contextlib.suppress(OSError), os.scandir(root) as entries:
+        names = [entry.name for entry in entries if not entry.name.startswith(".") and not is_id(entry.name)]
+        return sorted(name for name in names if finished(root / name))
+    return []
+
+
+def _described(path: Path) -> Row:
+    """Return what tables say of a finished run: its id and settings, the last epoch, and its environment in short.
+
+    Raises:
+        RunError: it cannot be read.
+    """
+    environment = _environment(path)
+    experiment = _experiment(path, environment)
+    try:
+        last = _history(path, environment).iloc[-1]
+        numbers = {name: float(last[name]) for name in ("epoch", "test_accuracy", "test_loss") if name in last}
+        int(numbers["epoch"]), numbers["test_accuracy"]
+    except (KeyError, TypeError, OverflowError) as error:
+        raise RunError(f"history.csv in {path} cannot be used: {error!r}") from error
+    told = {name: environment.get(name) for name in _ENVIRONMENT}
+    return {"id": experiment.id, "settings": experiment.settings(), "last": numbers, "environment": told}
 
 
 def _environment(path: Path) -> dict[str, Any]:
@@ -300,9 +380,28 @@ def _environment(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read(path: Path, name: str) -> bytes:
+def _experiment(path: Path, environment: dict[str, Any]) -> Experiment:
+    settings = _read(path, "settings.json", environment)
+    try:
+        return Experiment.of(parsed(settings))
+    except (ValueError, TypeError) as error:
+        raise RunError(f"the settings in {path} cannot be used: {error}") from error
+
+
+def _history(path: Path, environment: dict[str, Any]) -> pd.DataFrame:
+    content = _read(path, "history.csv", environment)
+    try:
+        history = pd.read_csv(io.BytesIO(content))
+        if history.empty or "epoch" not in history:
+            raise ValueError("it has no epoch")
+    except ValueError as error:
+        raise RunError(f"history.csv in {path} cannot be used: {error}") from error
+    return history
+
+
+def _read(path: Path, name: str, environment: dict[str, Any]) -> bytes:
     """Return the content of a file of a run, compared with its checksum."""
-    expected = _environment(path)["sha256"][name]
+    expected = environment["sha256"][name]
     try:
         content = (path / name).read_bytes()
     except OSError as error:
@@ -312,47 +411,23 @@ def _read(path: Path, name: str) -> bytes:
     return content
 
 
-_held: set[Any] = set()  # lock files of this process
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: [file.close() for file in _held])
-
-
-@contextlib.contextmanager
-def _forgotten_by_children(file: Any) -> Iterator[None]:
-    """Let forked workers close a lock file: one that outlives a killed training would go on holding the lock."""
-    _held.add(file)
-    try:
-        yield
-    finally:
-        _held.discard(file)
-
-
-def _folders(root: Path) -> list[Path]:
-    """Return the folders of finished runs in a store."""
-    return [path for path in sorted(root.glob("[0-9a-f]*")) if (path / "model.safetensors").is_file()]
-
-
-def lost(root: Path, id: str = "*") -> list[Path]:
-    """Return the folders of runs whose weights are not there any more: a run gets its name when it has them."""
-    named = [path for path in sorted(root.glob(id)) if re.fullmatch("[0-9a-f]{12}", path.name) and path.is_dir()]
-    return [path for path in named if not (path / "model.safetensors").is_file()]
-
-
 def summary(runs: Sequence[Run]) -> pd.DataFrame:
-    """Say what stands behind a comparison: a row per run with its settings, state, result, device and commit."""
-    rows = []
+    """Say what stands behind a comparison: a row per run with its settings, state, result, device and commit.
+
+    Raises:
+        RunError: a finished run cannot be read.
+    """
+    known, listed = rows(run for run in runs if run.failure is None), []
     for run in runs:
         row: dict[str, Any] = {"run": run.id} | {n: getattr(run.experiment, n) for n in ("method", "seed", "epochs")}
         if run.failure is None:
-            environment = run.environment
-            row |= {"state": "finished", "dense_accuracy": run.history["test_accuracy"].iloc[-1]}
-            row |= {
-                name: environment[name] for name in ("seconds", "device", "threads", "compile", "commit", "finished")
-            }
+            if isinstance(said := known[run.path], Exception):
+                raise said
+            row |= {"state": "finished", "dense_accuracy": said["last"]["test_accuracy"]} | said["environment"]
         else:
             row |= {"state": f"failed: {run.failure}"}
-        rows.append(row)
-    return pd.DataFrame(rows)
+        listed.append(row)
+    return pd.DataFrame(listed)
 
 
 def describe(experiment: Experiment) -> str:
@@ -360,7 +435,5 @@ def describe(experiment: Experiment) -> str:
     return f"{METHODS[experiment.method].label}, seed {experiment.seed}"
 
 
-def _row(experiment: Experiment, state: str, epoch: int | None, accuracy: Any) -> dict[str, Any]:
-    keep = ("dataset", "model", "method", "seed", "epochs")
-    settings = {name: getattr(experiment, name) for name in keep}
-    return {"run": experiment.id, **settings, "state": state, "epoch": epoch, "accuracy": accuracy}
+def _row(id: str, settings: Mapping[str, Any], state: str, **more: Any) -> dict[str, Any]:
+    return {"run": id} | {name: settings[name] for name in _KEPT} | {"state": state} | more

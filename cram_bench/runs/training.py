@@ -6,9 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import pickle
-import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -22,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cram_bench import compress, models
-from cram_bench._checks import instance, integer, said
+from cram_bench._checks import instance, integer, number, said
 from cram_bench._defaults import usual_defaults
-from cram_bench._files import sealed, sha256, sync_folder, write, write_tensors
+from cram_bench._files import Lock, sealed, sha256, write, write_tensors
 from cram_bench._outputs import fitting, logits_of
 from cram_bench._preserve import modes_kept
 from cram_bench.compress import Masks
@@ -33,6 +31,7 @@ from cram_bench.distributed import Group
 from cram_bench.experiment import Experiment
 from cram_bench.optim import HeldMasks
 from cram_bench.progress import Progress
+from cram_bench.runs import publishing
 from cram_bench.runs.environment import machine
 from cram_bench.runs.store import FILES, FORMAT, Run, RunError, Store, describe, lost
 from cram_bench.train import Callback, DivergedError, Fit, Ramp, check_trainable, fit
@@ -48,6 +47,7 @@ def ensure(
     progress: bool = True,
     workers: int | None = None,
     group: Group | None = None,
+    wait: float | None = None,
 ) -> Run:
     """Return the finished run of `experiment`; train it, or go on training it, if there is none.
 
@@ -61,11 +61,13 @@ def ensure(
         workers: processes that decode streamed images, by default a CPU each, and eight at most.
         group: processes that train it together, as `cram_bench.distributed.joined` gives them. All call this alike and
             get the run; the first writes it, in a folder that all must see.
+        wait: seconds to wait at most for another process that trains this run; by default without a limit.
 
     Raises:
         DivergedError: the training's loss is not finite, now or when it was tried before.
         DataError: the data set is missing or malformed.
-        RunError: the store holds something else under this name, or the images of a folder have changed since.
+        RunError: the store holds something else under this name, the images of a folder have changed since, or another
+            process trains it for longer than `wait`.
         ValueError: the device is not here, there is no thread, or the data do not fit the settings.
         TypeError: an argument has another type.
     """
@@ -74,6 +76,8 @@ def ensure(
     device = _device(device)
     if threads is not None:
         integer("threads", threads, 1)
+    if wait is not None:
+        number("wait", wait, 0)
     store = store or Store()
     group = group or Group()
 
@@ -85,14 +89,14 @@ def ensure(
 
     if path := group.told(finished):
         return _same_data(Run.open(path))
-    with store.lock(experiment) if group.first else contextlib.nullcontext():
+    with store.lock(experiment, wait) if group.first else contextlib.nullcontext() as lock:
         if path := group.told(finished):  # another process finished it while this one waited
             return _same_data(Run.open(path))
         if reason := group.told(lambda: store.failure(experiment)):
             again = f"delete {store.root / '.training' / experiment.id} to try again"
             raise DivergedError(f"{describe(experiment)} failed before: {reason}; {again}")
         with usual_defaults():
-            return _train(experiment, store, device, compile, threads, progress, workers, group)
+            return _train(experiment, store, device, compile, threads, progress, workers, group, lock)
 
 
 def _same_data(run: Run) -> Run:
@@ -126,6 +130,7 @@ def _train(
     progress: bool,
     workers: int | None,
     group: Group,
+    lock: Lock | None,
 ) -> Run:
     group.check(experiment.batch_size, experiment.halves)
     if compile and group.world > 1:
@@ -152,8 +157,9 @@ def _train(
         optimizer = HeldMasks(model, optimizer, masks)
     work = store.root / ".training" / experiment.id
     if group.first:
-        for path in (path for root in (store.root, *store.also) for path in lost(root, experiment.id)):
-            warnings.warn(f"{path} has lost its model.safetensors and is trained again", stacklevel=3)
+        for root in (store.root, *store.also):
+            if lost(path := root / experiment.id):
+                warnings.warn(f"{path} has lost its model.safetensors and is trained again", stacklevel=3)
         work.mkdir(parents=True, exist_ok=True)
         note = work / "data.json"
         if note.exists() and note.read_bytes() != f"{json.dumps(images)}\n".encode():
@@ -197,12 +203,10 @@ def _train(
         what = f"training changed {changed[0]!r}, a buffer that {experiment.model} does not save"
         warnings.warn(f"{what}; the run, when loaded, has it as it was before", stacklevel=3)
     final = store.root / experiment.id
-    if not group.first:
+    if lock is None:  # not the first of the group
         group.wait()  # until the first process has written it
         return Run.open(final)
-    staged = work / "finished"  # beside the checkpoint, which goes when the run has its final name
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir()
+    staged = publishing.staging(work)  # beside the checkpoint, which goes when the run has its final name
     write(staged / "settings.json", json.dumps(experiment.settings(), indent=2))
     write(staged / "history.csv", pd.DataFrame(history).to_csv(index=False))
     write_tensors(staged / "model.safetensors", models.storable(inner))
@@ -219,11 +223,8 @@ def _train(
         "sha256": {name: sha256(staged / name) for name in FILES},
     }
     write(staged / "environment.json", sealed(description, "environment.json"))
-    if final.exists():  # without weights, or find() would have taken it
-        shutil.rmtree(final)
-    os.rename(staged, final)
-    sync_folder(store.root)
-    shutil.rmtree(work, ignore_errors=True)
+    publishing.publish(staged, final, lock)
+    store.tidy(experiment)
     group.wait()
     return Run(final, experiment)
 
@@ -258,6 +259,7 @@ class Checkpoint(Callback):
             return
         file = io.BytesIO()
         torch.save(fit.state_dict(), file)
+        self.path.parent.mkdir(exist_ok=True)  # another process may have finished the same run, and tidied
         # a checkpoint is the file of torch and its SHA-256, which torch does not check
         write(self.path, file.getvalue() + hashlib.sha256(file.getvalue()).digest())
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -13,9 +12,10 @@ from typing import Any
 
 import pandas as pd
 
-from cram_bench.executors import write
+from cram_bench._files import write
 from cram_bench.experiment import Experiment
 from cram_bench.runs import Run, RunError, Store
+from cram_bench.runs.store import rows as rows_of
 
 OF_THE_MACHINE = ("seconds", "device", "threads", "commit", "finished")
 """The last columns of `table`: what depends on when and where a run was trained."""
@@ -67,6 +67,7 @@ def table(
         if item.name not in _KEEP and len({getattr(each, item.name) for each in experiments}) > 1
     ]
     by_id, found, rows = {each.id: each for each in experiments}, found_in(experiments, store), []
+    known = rows_of([run for run in found.values() if isinstance(run, Run)], store)
     for each in experiments:
         row: dict[str, Any] = {"run": each.id}
         for name in (*_KEEP, *varying):
@@ -74,7 +75,7 @@ def table(
             row[name] = " ".join(value) if isinstance(value, tuple) else value
         there = found.get(each.id)
         if isinstance(there, Run):
-            row |= _result(there)
+            row |= _result(known[there.path])
         elif isinstance(there, State):
             row |= {"state": there.name, "reason": there.note}
         elif reason := _failure(each, by_id, store):
@@ -89,24 +90,16 @@ def table(
 
 
 def found_in(experiments: Sequence[Experiment], store: Store) -> dict[str, Run | State]:
-    """Return what the store has of experiments: id → its finished run, or that it is damaged. Reads the whole store once."""
+    """Return what the store has of experiments: id → its finished run, or that it is damaged."""
     found: dict[str, Run | State] = {}
-    elsewhere: dict[Experiment, Run] | None = None
     for each in experiments:
         try:
-            if any((root / each.id / "model.safetensors").is_file() for root in (store.root, *store.also)):
-                found[each.id] = store.find(each) or State("damaged", "it went while it was read")
-                continue
-            store.failure(each)
+            if run := store.find(each):
+                found[each.id] = run
+            else:
+                store.failure(each)
         except RunError as error:  # one bad folder must not stop all others
             found[each.id] = State("damaged", str(error))
-            continue
-        if elsewhere is None:  # a default that changed since gives the same settings another name
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                elsewhere = {run.experiment: run for run in store.runs()}
-        if each in elsewhere:
-            found[each.id] = elsewhere[each]
     return found
 
 
@@ -119,22 +112,17 @@ def _failure(experiment: Experiment, by_id: Mapping[str, Experiment], store: Sto
     return f"the run it starts from, {source.id}, failed" if source and _failure(source, by_id, store) else None
 
 
-def _result(run: Run) -> dict[str, Any]:
-    try:
-        last, environment = run.history.iloc[-1], run.environment
-        found = {
-            "state": "finished",
-            "epoch": int(last["epoch"]),
-            "accuracy": last["test_accuracy"],
-            "loss": last["test_loss"],
-        }
-        return found | {name: environment[name] for name in OF_THE_MACHINE}
-    except (OSError, ValueError, KeyError, IndexError) as error:  # one bad folder must not hide all others
-        return {"state": "damaged", "reason": f"{run.path}: {error!r}"}
+def _result(known: Mapping[str, Any] | Exception) -> dict[str, Any]:
+    if isinstance(known, Exception):  # one bad folder must not hide all others
+        return {"state": "damaged", "reason": str(known)}
+    last = known["last"]
+    found = {"state": "finished", "epoch": int(last["epoch"]), "accuracy": last["test_accuracy"]}
+    return found | {"loss": last.get("test_loss")} | {name: known["environment"][name] for name in OF_THE_MACHINE}
 
 
 def save(results: pd.DataFrame, folder: str | os.PathLike[str]) -> Path:
     """Write `results.csv` into a folder, whole or not at all; return its path."""
     path = Path(folder) / "results.csv"
-    write(path, results.to_csv(index=False).rstrip("\n"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(path, results.to_csv(index=False))
     return path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
@@ -17,6 +16,8 @@ from typing import Any
 import pandas as pd
 import torch
 
+from cram_bench._checks import number
+from cram_bench._files import HeldError, Lock, locked
 from cram_bench.executors import Executor, Local, Slurm, SweepError, slurm_parameters
 from cram_bench.experiment import Experiment
 from cram_bench.models import unknown
@@ -25,7 +26,7 @@ from cram_bench.sweep.following import Follow
 from cram_bench.sweep.results import table
 from cram_bench.sweep.view import View
 
-_OPTIONS = ["device", "threads", "compile", "progress"]
+_OPTIONS = ["device", "threads", "compile", "progress", "wait"]
 
 
 def run(
@@ -64,7 +65,7 @@ def run(
             submitted again, whose state Slurm does not know.
         every: seconds between two looks, by default the executor's.
         stream: where to show states, by default standard error.
-        options: device, threads, compile and progress, of `runs.ensure`; here a process sees one GPU, its own, so no ``cuda:1``.
+        options: device, threads, compile, progress and wait, of `runs.ensure`; here a process sees one GPU, its own, so no ``cuda:1``.
 
     Raises:
         SweepError: an argument is not allowed, Slurm refuses the jobs or does not answer (its jobs go on), or another command
@@ -104,13 +105,15 @@ def run(
             backend = executor
         # After the lock is free, for local workers end then.
         stack.push(lambda error, *_: view.say(backend.close(settled=error is None)))
-        stack.enter_context(_alone(folder / "lock", name))
+        lock = stack.enter_context(_alone(folder / "lock", name))
         if retry_failed:
             for each in wanted:
                 _forget_failure(each, store)
         follow = Follow(wanted, store, backend, folder / "notes", per_job, retries, patience)
         while not follow.look():
             view.show(follow.states)
+            if not lock.held():
+                raise SweepError(f"somebody removed {lock.path}, which keeps other commands out; give this one again")
             time.sleep(backend.every if every is None else every)
         view.show(follow.states)
         problems = {key: state for key, state in follow.states.items() if state.name in ("failed", "died", "damaged")}
@@ -145,6 +148,11 @@ def _check(options: Mapping[str, Any], executor: str | Executor) -> None:
             continue
         if name == "threads" and (type(value) is not int or value < 1):
             raise SweepError(f"threads must be a whole number, at least 1, not {value!r}")
+        if name == "wait":
+            try:
+                number("wait", value, 0)
+            except (TypeError, ValueError) as error:
+                raise SweepError(str(error)) from None
         if name in ("compile", "progress") and not isinstance(value, bool):
             raise SweepError(f"{name} must be True or False, not {value!r}")
         if name == "device":
@@ -168,22 +176,16 @@ def _local(folder: Path, common: dict[str, Any], workers: int | None, options: M
 
 
 @contextlib.contextmanager
-def _alone(path: Path, name: str) -> Iterator[None]:
+def _alone(path: Path, name: str) -> Iterator[Lock]:
     """Hold the sweep's lock; refuse where another command does for longer than a worker's look takes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
-        limit = time.monotonic() + 3
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > limit:
-                    raise SweepError(
-                        f"another command follows the sweep {name!r} in this store; wait for it or stop it"
-                    ) from None
-                time.sleep(0.05)
-        yield
+    with contextlib.ExitStack() as stack:
+        try:
+            lock = stack.enter_context(locked(path, wait=3))
+        except HeldError as error:
+            what = f"another command follows the sweep {name!r} in this store, {error.holder}"
+            raise SweepError(f"{what}; wait for it or stop it") from None
+        yield lock
 
 
 def _forget_failure(experiment: Experiment, store: Store) -> None:
