@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -23,12 +24,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import cram_bench as cb
 from benchmarks import peer
+from benchmarks.store import fabricate
 from benchmarks.timing import REPEATS, Ratio, in_turns, seconds
 from cram_bench.compress import select
 from cram_bench.data import Dataset
 from cram_bench.distributed import Group
 from cram_bench.experiment import METHODS, Experiment, recipe
 from cram_bench.probes._double_backward import DoubleBackwardHessian
+from cram_bench.runs import Store
 from cram_bench.train import Fit, _epoch, _objective, cosine
 
 BATCH = 128
@@ -361,6 +364,49 @@ def start_up() -> Iterator[Ratio]:
     yield in_turns("help over an empty python", python("-m", "cram_bench", "--help"), python("-c", "pass"), kind="cost")
 
 
+LARGE, SMALL = 10_000, 100  # runs in a store
+
+
+def store() -> Iterator[Ratio]:
+    """What a look-up and a listing cost in a large run store over a small one; folders and index are in memory by then."""
+    there, absent = recipe("digits", epochs=1, seed=SMALL - 1), recipe("digits", epochs=1, seed=LARGE)
+    with tempfile.TemporaryDirectory() as folder:
+        large, small = (fabricate(Path(folder) / str(count), count) for count in (LARGE, SMALL))
+        for each in (large, small):
+            each.find(absent), each.table()
+            time.sleep(3)  # an index does not rely on what changed just now
+            each.find(absent)
+        looks: dict[str, Callable[[Store], object]] = {
+            "find of a run that is there": lambda each: each.find(there),
+            "find of a run that is not there": lambda each: each.find(absent),
+            "open by id": lambda each: each.open(there.id),
+            "open by the beginning of an id": lambda each: each.open(there.id[:9]),
+            "table of all runs": lambda each: each.table(),
+        }
+        for name, look in looks.items():
+            sides = (partial(_often, look, each, 1 if "table" in name else 50) for each in (large, small))
+            yield in_turns(f"{name}, {LARGE:,} runs over {SMALL}", *sides, kind="cost")
+
+        def listed(each: Store) -> Callable[[], object]:
+            environment = os.environ | {"CRAM_BENCH_RUNS": str(each.root)}
+            call = [*_PYTHON, "-m", "cram_bench", "runs"]
+            return lambda: subprocess.run(call, env=environment, check=True, capture_output=True)
+
+        yield in_turns(f"cram-bench runs, {LARGE:,} runs over {SMALL}", listed(large), listed(small), kind="cost")
+
+        def trained(each: Store) -> None:
+            run = cb.runs.ensure(recipe("digits", epochs=1, seed=LARGE + 1), each, device="cpu", progress=False)
+            shutil.rmtree(run.path)
+
+        sides = (partial(trained, each) for each in (large, small))
+        yield in_turns(f"a new run on the digits, {LARGE:,} runs over {SMALL}", *sides, kind="cost")
+
+
+def _often(look: Callable[[Store], object], each: Store, times: int) -> None:
+    for _ in range(times):
+        look(each)
+
+
 SECTIONS: dict[str, Callable[[], Iterator[Ratio]]] = {
     "throughput": throughput,
     "limit": limit,
@@ -371,5 +417,6 @@ SECTIONS: dict[str, Callable[[], Iterator[Ratio]]] = {
     "hessian": hessian,
     "memory": memory,
     "report": report,
+    "store": store,
     "start-up": start_up,
 }

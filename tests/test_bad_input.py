@@ -1000,6 +1000,8 @@ RUNS = [
         TypeError,
         ("threads", "integer", "'2'"),
     ),
+    ("ensure: wait", lambda w: ensure(Experiment(), w.store, wait=-1), ValueError, ("wait", ">= 0", "not -1.0")),
+    ("ensure: wait a text", lambda w: ensure(Experiment(), w.store, wait="1"), TypeError, ("wait", "number", "'1'")),
     ("ensure: data", lambda w: ensure(Experiment(dataset="/nowhere"), w.store), DataError, ("'/nowhere'", "digits")),
     (
         "ensure: batch",

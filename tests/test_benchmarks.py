@@ -86,3 +86,17 @@ def test_a_hessian_vector_product_is_compared_with_curvlinops(small, monkeypatch
         "hessian-vector product over curvlinops, three batches",
     ]
     assert all(line.low <= line.ratio <= line.high for line in lines)
+
+
+def test_a_large_store_is_compared_with_a_small_one(monkeypatch):
+    monkeypatch.setattr(sections, "LARGE", 12)
+    monkeypatch.setattr(sections, "SMALL", 6)
+    monkeypatch.setattr(sections, "in_turns", lambda name, *sides, kind: (name, kind, [side() for side in sides]))
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    lines = list(sections.store())
+    assert [name for name, _, _ in lines][::3] == [
+        "find of a run that is there, 12 runs over 6",
+        "open by the beginning of an id, 12 runs over 6",
+        "a new run on the digits, 12 runs over 6",
+    ]
+    assert {kind for _, kind, _ in lines} == {"cost"}

@@ -55,6 +55,15 @@ def test_two_are_executed_at_once_and_a_failure_stops_nobody(tmp_path, monkeypat
     assert sorted(path.name for path in out.glob("*.html")) == ["four.html", "one.html", "three.html", "two.html"]
 
 
+def test_folders_may_have_any_name(tmp_path):
+    out = tmp_path / '{out} $x^$ "it\'s" [a]'
+    (given := tmp_path / "{given}").mkdir()
+    out.mkdir()
+    assert execute_all([notebook(given / "sum.ipynb", "1 + 1")], out) == {}
+    assert {path.name for path in out.iterdir()} == {"sum.ipynb", "sum.html", ".done"}
+    assert "2" in (out / "sum.html").read_text()
+
+
 def test_only_what_changed_is_executed_again(tmp_path):
     out, counter = tmp_path / "out", tmp_path / "counter"
     out.mkdir()

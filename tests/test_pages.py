@@ -93,6 +93,21 @@ def test_titles_names_and_alternative_texts_are_escaped(tmp_path):
     assert [cell.strip() for cell in found.cells] == ["accuracy, %", "90 %", EVIL, "12.3 ± 0.4"]
 
 
+@pytest.mark.parametrize("damage", ['{"title": 5, "facts": {"Experiment": ""}}', "[" * 100_000, "5", "\x00", "{}"])
+def test_a_damaged_neighbour_is_named_once_and_hides_no_report(damage, tmp_path):
+    for name in ("a {report} $x^$", "b", "c"):
+        (tmp_path / name / "tables").mkdir(parents=True)
+        (tmp_path / name / "report.json").write_text(json.dumps({"title": "t", "facts": {"Experiment": name}}))
+    (tmp_path / "b" / "report.json").write_text(damage)
+    (tmp_path / "d.bak").mkdir()
+    with pytest.warns(UserWarning, match="left out of ") as caught:
+        pages.shelf(tmp_path)
+    assert len(caught) == 1
+    assert str(tmp_path / "b" / "report.json") in str(caught[0].message)
+    cells = (tmp_path / "index.html").read_text()
+    assert re.findall(r"<dd>(.*?)</dd>", cells) == ["a {report} $x^$", "c"]
+
+
 ELSEWHERE = {"equal_cost": "accuracy_by_cost", "language": "language_curves"}
 """Figures whose table has another name."""
 

@@ -231,6 +231,32 @@ def test_an_interrupted_training_starts_anew_when_the_images_have_changed(tmp_pa
     pd.testing.assert_frame_equal(run.history.drop(columns="seconds"), straight.history.drop(columns="seconds"))
 
 
+def test_images_are_looked_at_once_for_all_runs_that_are_there(tmp_path, monkeypatch):
+    for split in ("train", "test"):
+        for label, shade in (("day", 200), ("night", 20)):
+            (tmp_path / "sky" / split / label).mkdir(parents=True)
+            for index in range(4):
+                Image.new("L", (8, 8), shade + index).save(tmp_path / "sky" / split / label / f"{index}.png")
+    wanted = [recipe(str(tmp_path / "sky"), model="convnet", epochs=1, seed=seed) for seed in range(3)]
+    looked, fingerprint = [], runs.training.fingerprint
+    monkeypatch.setattr("cram_bench.runs.training.fingerprint", lambda name: looked.append(1) or fingerprint(name))
+    listed = ensure_all(wanted)
+    looked.clear()
+    for _ in range(2):
+        assert ensure_all(wanted) == listed
+    assert len(looked) == 2
+    Image.new("L", (8, 8), 99).save(tmp_path / "sky" / "train" / "day" / "0.png")
+    with pytest.raises(RunError, match="the images in .*sky have changed since"):
+        ensure_all(wanted)
+    looked.clear()
+    Image.new("L", (8, 8), 200).save(tmp_path / "sky" / "train" / "day" / "0.png")
+    shutil.rmtree(listed[1].path)
+    os.utime(tmp_path / "sky" / "train" / "day" / "0.png", ns=(1, 1))
+    with pytest.raises(RunError, match="the images in .*sky have changed since"):
+        ensure_all(wanted[1:])  # after the training of the first
+    assert len(looked) == 2
+
+
 @pytest.mark.parametrize("name", ["zz", "nowhere"])
 def test_a_run_that_is_not_there(name):
     ensure(tiny(epochs=1))

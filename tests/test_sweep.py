@@ -512,6 +512,7 @@ def test_processes_share_gpus_or_else_cores(tmp_path, monkeypatch):
     ("options", "message"),
     [
         ({"thread": 2}, "unknown option 'thread'; did you mean 'threads'?"),
+        ({"wait": -1}, "wait must be a finite number >= 0, not -1.0"),
         ({"threads": 0}, "threads must be a whole number, at least 1, not 0"),
         ({"compile": "no"}, "compile must be True or False, not 'no'"),
         ({"device": "gpu"}, "device must be cpu or cuda in a sweep, not 'gpu'"),

@@ -216,8 +216,7 @@ def _into(notebook: Job, part: Path) -> str | None:
 
     try:
         papermill.execute_notebook(
-            notebook.path,
-            part,
+            *(str(path).replace("{", "{{").replace("}", "}}") for path in (notebook.path, part)),  # which it formats
             dict(notebook.parameters),
             progress_bar=False,
             cwd=str(notebook.path.parent),

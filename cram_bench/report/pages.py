@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import contextlib
 import html
-import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,8 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup, escape
 
-from cram_bench._files import write
+from cram_bench._checks import said
+from cram_bench._files import parsed, write
 from cram_bench.plots import look
 from cram_bench.probes import mean_and_std, seeds_left
 from cram_bench.probes.over_runs import apart, partly
@@ -203,13 +204,15 @@ def shelf(reports: Path) -> None:
     cards = []
     for folder in sorted(path.parent for path in reports.glob("*/report.json")):
         try:
-            about = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+            about = parsed((folder / "report.json").read_bytes())
             title, facts = about["title"], about["facts"]
             shown = {name: facts[name] for name in ("Experiment", "Device", "Report made") if name in facts}
             lead = title.replace(" ", "_")
             shown["Experiment"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # not a report
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            what = f"{folder / 'report.json'} is not a report's: {said(error)}"
+            warnings.warn(f"left out of {target}: {what}", stacklevel=2)
+            continue
         card = {"name": folder.name, "title": title, "facts": shown, "figure": "", "table": ""}
         if (folder / "figures" / f"{lead}.svg").exists():
             card["figure"] = lead

@@ -10,9 +10,11 @@ folders again. A store that cannot be written is indexed in memory.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -61,6 +63,8 @@ class _Names:
     """Id → folder, where a default that changed since gives the same settings another name."""
     pending: list[str] = field(default_factory=list)
     """Folders that are named as runs and cannot be read, perhaps not yet."""
+    ordered: list[str] = field(default_factory=list)
+    """All of these folders, sorted, as soon as somebody asks."""
     sure: bool = False
     """Whether nothing can have changed unnoticed in the same tick of the file system's clock."""
 
@@ -80,13 +84,23 @@ class Index:
     def __init__(self, root: Path, keep: bool = True) -> None:
         self.root, self.keep = root, keep
 
-    def folders(self, beginning: str = "") -> list[str]:
-        """Return the names of the folders that are called as runs are, and begin so; what is in them nobody looked at."""
+    def folders(self) -> list[str]:
+        """Return the names of the folders that are called as runs are; what is in them nobody looked at."""
         try:
             with os.scandir(self.root) as entries:
-                return sorted(e.name for e in entries if e.name.startswith(beginning) and is_id(e.name))
+                return sorted(entry.name for entry in entries if is_id(entry.name))
         except OSError:
             return []
+
+    def beginning(self, text: str) -> list[str]:
+        """Return those of `folders` that begin so."""
+        known = self._names()
+        if not known.ordered:
+            known.ordered = sorted([*known.ids, *known.pending])
+        start = bisect.bisect_left(known.ordered, text)
+        return list(
+            itertools.takewhile(lambda name: name.startswith(text), itertools.islice(known.ordered, start, None))
+        )
 
     def elsewhere(self, id: str) -> str | None:
         """Return the folder of a run whose settings have this id now, and had another when it was named."""
@@ -144,8 +158,11 @@ class Index:
 
     def _look(self, known: _Names, at: int) -> _Names:
         """Compare with the folder, and read what is new."""
-        with os.scandir(self.root) as entries:
-            there = {entry.name for entry in entries}
+        try:
+            with os.scandir(self.root) as entries:
+                there = {entry.name for entry in entries}
+        except OSError:  # not to be listed
+            return _Names()
         ids = {name: id for name, id in known.ids.items() if name in there}
         found = _Names(at, ids, pending=[name for name in there - ids.keys() if is_id(name)])
         found.others = {id: name for name, id in ids.items() if id != name}

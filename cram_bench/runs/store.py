@@ -160,7 +160,7 @@ class Store:
         name = str(name)
         found: dict[str, Path] = {}
         for index in self._indices():
-            for folder in [name] if is_id(name) else index.folders(name):
+            for folder in [name] if is_id(name) else index.beginning(name):
                 if finished(path := index.root / folder):
                     found.setdefault(folder, path)
         if not found or not is_id(name):  # a default that changed since gives the same settings another name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import hashlib
 import io
 import json
@@ -99,9 +100,16 @@ def ensure(
             return _train(experiment, store, device, compile, threads, progress, workers, group, lock)
 
 
+_looked = contextvars.ContextVar[dict[str, str | None] | None]("fingerprints of one call of ensure_all", default=None)
+
+
 def _same_data(run: Run) -> Run:
     """Return the run, unless it was trained on other images than its folder holds now."""
-    now, then = fingerprint(run.experiment.dataset), run.environment["data"].get("fingerprint")
+    known, dataset = _looked.get(), run.experiment.dataset
+    now = known[dataset] if known and dataset in known else fingerprint(dataset)
+    if known is not None:
+        known[dataset] = now
+    then = run.environment["data"].get("fingerprint")
     if now and then and now != then:
         where = f"the images in {run.experiment.dataset} have changed since {run.path} was trained"
         raise RunError(f"{where}; move that run away to train again")
@@ -109,15 +117,21 @@ def _same_data(run: Run) -> Run:
 
 
 def ensure_all(experiments: Sequence[Experiment], store: Store | None = None, **options: Any) -> list[Run]:
-    """Return a run for every experiment, in order; one that diverges is returned with its `failure`, not dropped."""
+    """Return a run for every experiment, in order; one that diverges is returned with its `failure`, not dropped.
+
+    An image folder is looked at once for all that is found trained, and again after each training.
+    """
     instance("experiments", experiments, (list, tuple), "a list of experiments")
     store = store or Store()
-    runs = []
-    for experiment in experiments:
-        try:
-            runs.append(ensure(experiment, store, **options))
-        except DivergedError as error:
-            runs.append(Run(store.root / ".training" / experiment.id, experiment, failure=str(error)))
+    runs, before = [], _looked.set({})
+    try:
+        for experiment in experiments:
+            try:
+                runs.append(ensure(experiment, store, **options))
+            except DivergedError as error:
+                runs.append(Run(store.root / ".training" / experiment.id, experiment, failure=str(error)))
+    finally:
+        _looked.reset(before)
     return runs
 
 
@@ -132,6 +146,8 @@ def _train(
     group: Group,
     lock: Lock | None,
 ) -> Run:
+    if (known := _looked.get()) is not None:
+        known.clear()  # what is trained now takes time
     group.check(experiment.batch_size, experiment.halves)
     if compile and group.world > 1:
         raise ValueError(f"compile is for one process, not for {group.world}; leave it out")
