@@ -29,10 +29,11 @@ from benchmarks.timing import REPEATS, Ratio, in_turns, seconds
 from cram_bench.compress import select
 from cram_bench.data import Dataset
 from cram_bench.distributed import Group
-from cram_bench.experiment import METHODS, Experiment, recipe
+from cram_bench.experiment import Experiment
 from cram_bench.probes._double_backward import DoubleBackwardHessian
+from cram_bench.recipes import METHODS, recipe
 from cram_bench.runs import Store
-from cram_bench.train import Fit, _epoch, _objective, cosine
+from cram_bench.train import Fit, _epoch, _objective
 
 BATCH = 128
 STEPS = 8  # in a turn
@@ -156,12 +157,12 @@ def accuracy() -> Iterator[Ratio]:
     found: dict[str, dict[float, list[float]]] = {side: {0.0: [], 0.7: []} for side in ("ours", "peer")}
     for seed in range(SEEDS):
         experiment = recipe("cifar10", "cram+", epochs=2, seed=seed, precision="bfloat16")
-        options = {"epochs": 2, "batch_size": BATCH, "seed": seed, "warmup_epochs": experiment.warmup_epochs}
+        options = {"epochs": 2, "batch_size": BATCH, "seed": seed, "schedule": experiment.schedule}
         model = experiment.build_model(train)
         cb.train.fit(model, experiment.build_optimizer(model), train, precision="bfloat16", compile=True, **options)
         other = Straightforward(True, train, seed)
         steps = len(other.loader)
-        factor = cosine(2 * steps, round(experiment.warmup_epochs * steps))
+        factor = experiment.schedule.factor(2, steps)
         schedule = torch.optim.lr_scheduler.LambdaLR(other.optimizer, factor)
         for _ in range(2):
             other.model.train()

@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 
 from cram_bench._files import sealed
-from cram_bench.experiment import recipe
+from cram_bench.recipes import recipe
 from cram_bench.runs import Run, Store, ensure
 
 
@@ -27,7 +26,7 @@ def fabricate(root: str | os.PathLike[str], count: int) -> Store:
 
 def copy(source: Run, store: Store, seed: int) -> Path:
     """Copy a finished run under another seed, with everything that vouches for it."""
-    experiment = replace(source.experiment, seed=seed)
+    experiment = source.experiment.but(seed=seed)
     folder = store.root / experiment.id
     if folder.exists():
         return folder

@@ -2,8 +2,8 @@
 
     import cram_bench as cb
 
-Rooms, in the order in which they may use each other: `compress`, `distributed`, `data`, `models`, `optim`, `train`,
-`experiment`, `runs`, `sweep`, `probes`, `plots`, `report`, `reproduce`, `cli`. Each is loaded when it is first used.
+Rooms, in the order in which they may use each other: `compress`, `distributed`, `data`, `models`, `losses`,
+`schedules`, `optim`, `train`, `experiment`, `recipes`, `runs`, `sweep`, `probes`, `plots`, `report`, `reproduce`, `cli`. Each is loaded when it is first used.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ _ROOMS = (
     "text",
     "streaming",
     "models",
+    "callbacks",
+    "losses",
+    "schedules",
     "optim",
     "train",
     "experiment",
-    "comparisons",
+    "recipes",
     "runs",
     "executors",
     "sweep",

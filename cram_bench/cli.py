@@ -268,7 +268,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _train_together(arguments: argparse.Namespace, group: Group) -> int:
-    from cram_bench import experiment, runs
+    from cram_bench import recipes, runs
 
     changes = _values(arguments.settings)
     if own := sorted({"dataset", "method", "epochs", "seed"} & changes.keys()):
@@ -276,7 +276,7 @@ def _train_together(arguments: argparse.Namespace, group: Group) -> int:
     changes["seed"] = arguments.seed
     if arguments.epochs is not None:
         changes["epochs"] = arguments.epochs
-    recipe = experiment.named(arguments.recipe) if arguments.recipe else experiment.recipe
+    recipe = recipes.named(arguments.recipe)
     run = runs.ensure(
         recipe(arguments.dataset, arguments.method, **changes),
         device=arguments.device,
@@ -287,7 +287,7 @@ def _train_together(arguments: argparse.Namespace, group: Group) -> int:
         group=group,
     )
     if group.first:
-        last, tested = run.history.iloc[-1], "validation" if run.experiment.holdout else "test"
+        last, tested = run.history.iloc[-1], "validation" if run.experiment.data.holdout else "test"
         accuracies = f"accuracy {last['train_accuracy']:.1%} in training, {last['test_accuracy']:.1%} in {tested}"
         print(
             f"{run.label}, {int(last['epoch'])} epoch{'s' if last['epoch'] > 1 else ''}: {accuracies}", file=sys.stderr
@@ -435,7 +435,7 @@ def _probe(arguments: argparse.Namespace) -> int:
         run = runs.Store().open(arguments.folder)
         train, test = run.experiment.load_data()
         model = run.load_model()
-        augment, name = run.experiment.augment, f"{run.id}: {run.label}, {run.experiment.epochs} epochs"
+        augment, name = run.experiment.data.augment, f"{run.id}: {run.label}, {run.experiment.epochs} epochs"
     sample = train.sample(arguments.sample)
     levels = [f"global@{level:g}" for level in probes.LEVELS]
     calibration = train.calibration(arguments.calibration, augment)
@@ -507,12 +507,9 @@ def _list_settings(arguments: argparse.Namespace) -> int:
     import shutil
     import textwrap
 
-    from cram_bench import _documented, experiment
-    from cram_bench._checks import unknown
+    from cram_bench import recipes
 
-    if arguments.method and arguments.method not in experiment.METHODS:
-        raise ValueError(unknown("method", arguments.method, list(experiment.METHODS)))
-    rows = _documented.settings(arguments.method, arguments.dataset)
+    rows = recipes.settings(arguments.method, arguments.dataset)
     for row in rows:
         if row["setting"] in ("dataset", "method", "epochs", "seed"):
             row["setting"] = f"--{row['setting']}"

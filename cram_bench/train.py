@@ -16,19 +16,21 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from cram_bench._checks import initialised, instance, integer, labels_within, number, pairs, shown
+from cram_bench._checks import initialised, instance, integer, labels_within, pairs, shown
 from cram_bench._fold import folded
 from cram_bench._outputs import classes_of, fitting, logits_of, tensors_of
 from cram_bench._preserve import modes_kept, preserved
+from cram_bench.callbacks import Callback
 from cram_bench.compress.rank import NaNError
 from cram_bench.data import AT_ONCE, Batches, Dataset, batches_of
 from cram_bench.distributed import Group
+from cram_bench.losses import CrossEntropy, Loss, summed
+from cram_bench.schedules import Cosine, Schedule
 
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(inputs, labels) → (mean loss, logits)."""
@@ -49,6 +51,7 @@ class Fit:
     steps_per_epoch: int
     epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+    callbacks: Sequence[Callback] = ()
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the next epoch depends on."""
@@ -58,6 +61,7 @@ class Fit:
             "scheduler": self.scheduler.state_dict(),
             "epoch": self.epoch,
             "history": self.history,
+            "callbacks": {type(c).__name__: state for c in self.callbacks if (state := c.state_dict())},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -66,46 +70,10 @@ class Fit:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.epoch, self.history = state["epoch"], list(state["history"])
-
-
-class Callback:
-    """Called as training goes; inherit, and override what is needed."""
-
-    def on_start(self, fit: Fit) -> None:
-        """Before the first step; may load a state."""
-
-    def on_step(self, fit: Fit, step: int, loss: Tensor, correct: Tensor, seen: int) -> None:
-        """After every step: running sums of the epoch, still on the device."""
-
-    def on_epoch(self, fit: Fit) -> None:
-        """After every epoch; the last row of ``fit.history`` describes it."""
-
-    def on_end(self, fit: Fit) -> None:
-        """After the last epoch, or after an exception."""
-
-
-class Ramp(Callback):
-    """Lower the probability of a plain step of `CrAM` or `CrAMSingle` linearly, from 1 at the first step to its setting.
-
-    p(t) = 1 − (1 − p) t/T: what compresses is learnt when the loss is already low.
-    """
-
-    def on_start(self, fit: Fit) -> None:
-        """Remember the setting, and start plain, or where a checkpoint left."""
-        self.final: float = fit.optimizer.plain  # type: ignore[attr-defined]
-        self._set(fit, 0)
-
-    def on_step(self, fit: Fit, step: int, loss: Tensor, correct: Tensor, seen: int) -> None:
-        """Set the probability of the next step."""
-        self._set(fit, step + 1)
-
-    def on_end(self, fit: Fit) -> None:
-        """Put the setting back."""
-        fit.optimizer.plain = self.final  # type: ignore[attr-defined]
-
-    def _set(self, fit: Fit, step: int) -> None:
-        done = (fit.epoch * fit.steps_per_epoch + step) / (fit.epochs * fit.steps_per_epoch)
-        fit.optimizer.plain = 1 - (1 - self.final) * done  # type: ignore[attr-defined]
+        theirs = state.get("callbacks", {})
+        for callback in self.callbacks:
+            if (name := type(callback).__name__) in theirs:
+                callback.load_state_dict(theirs[name])
 
 
 def fit(
@@ -117,7 +85,8 @@ def fit(
     epochs: int,
     batch_size: int,
     seed: int = 0,
-    warmup_epochs: float = 0.0,
+    loss: Loss = CrossEntropy(),
+    schedule: Schedule = Cosine(),
     augment: bool = True,
     halves: bool = False,
     test_every: int = 1,
@@ -135,10 +104,11 @@ def fit(
         train: training data; order and augmentation of epoch e follow from (seed, e) alone, so that a resumed
             training repeats an uninterrupted one. A last smaller batch is left out.
         test: evaluated after every `test_every` epochs and after the last, if given; it decides nothing.
-        epochs: passes over the data; the learning rate follows `cosine` over all of them.
+        epochs: passes over the data; the learning rate follows the schedule over all of them.
         batch_size: images per step, of all processes together.
         seed: of order, augmentation and dropout; torch's default device and type change none of them.
-        warmup_epochs: epochs of linear warm-up.
+        loss: what is minimised, as those of `cram_bench.losses`.
+        schedule: of the learning rate, as those of `cram_bench.schedules`.
         augment: crop and flip.
         halves: give the two gradients of a two-pass optimizer a half of the batch each: a step then costs what a plain
             one does.
@@ -161,14 +131,14 @@ def fit(
             processes cannot share the batch evenly.
         TypeError: an argument has another type.
     """
-    _check(model, optimizer, train, test, epochs, batch_size, seed, warmup_epochs, test_every, precision)
+    _check(model, optimizer, train, test, epochs, batch_size, seed, loss, schedule, test_every, precision)
     group = group or Group()
     group.check(min(batch_size, len(train)), halves)
     inner: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
     steps = max(1, len(train) // batch_size)
-    schedule = cosine(epochs * steps, round(warmup_epochs * steps))
-    state = Fit(inner, optimizer, LambdaLR(optimizer, schedule), epochs, steps)
-    objective = _objective(model, train, batch_size // 2 if halves else batch_size, precision, compile)
+    scheduler = LambdaLR(optimizer, schedule.factor(epochs, steps))
+    state = Fit(inner, optimizer, scheduler, epochs, steps, callbacks=callbacks)
+    objective = _objective(model, train, batch_size // 2 if halves else batch_size, precision, compile, loss)
     model.to(memory_format=torch.channels_last)
     for callback in callbacks:
         callback.on_start(state)
@@ -184,14 +154,14 @@ def fit(
                     size, seed=epoch_seed, augment=augment, drop_last=True, channels_last=True, share=group.share
                 )
                 try:
-                    loss, accuracy = _epoch(state, objective, batches, halves, callbacks, group)
+                    mean, accuracy = _epoch(state, objective, batches, halves, callbacks, group)
                 except NaNError:  # CrAM ranks the weights before the loss of the epoch is read
                     raise DivergedError(
                         f"the weights are NaN in epoch {state.epoch + 1}; try a lower lr or rho"
                     ) from None
-            row = {"epoch": state.epoch + 1, "lr": lr, "train_loss": loss, "train_accuracy": accuracy}
-            if not math.isfinite(loss):
-                raise DivergedError(f"the training loss is {loss} in epoch {state.epoch + 1}; try a lower lr or rho")
+            row = {"epoch": state.epoch + 1, "lr": lr, "train_loss": mean, "train_accuracy": accuracy}
+            if not math.isfinite(mean):
+                raise DivergedError(f"the training loss is {mean} in epoch {state.epoch + 1}; try a lower lr or rho")
             last = state.epoch + 1 == epochs
             if test is not None and (last or (state.epoch + 1) % test_every == 0):
                 row |= {f"test_{name}": value for name, value in evaluate(inner, test, group=group).items()}
@@ -207,7 +177,7 @@ def fit(
 
 def _check(
     model: Any, optimizer: Any, train: Any, test: Any, epochs: Any, batch_size: Any, seed: Any,
-    warmup_epochs: Any, test_every: Any, precision: Any,
+    loss: Any, schedule: Any, test_every: Any, precision: Any,
 ) -> None:  # fmt: skip
     """Refuse what `fit` cannot train with, before anything is touched."""
     check_trainable(model)
@@ -222,7 +192,8 @@ def _check(
     for name, value, least in (("epochs", epochs, 1), ("batch_size", batch_size, 1), ("test_every", test_every, 1)):
         integer(name, value, least)
     integer("seed", seed, 0)
-    number("warmup_epochs", warmup_epochs, 0)
+    instance("loss", loss, Loss, "a loss, such as cram_bench.losses.CrossEntropy()")
+    instance("schedule", schedule, Schedule, "a schedule, such as cram_bench.schedules.Cosine(warmup_epochs=5.0)")
     if precision not in ("float32", "bfloat16"):
         raise ValueError(f"precision must be float32 or bfloat16, not {shown(precision)}")
     if not len(train):
@@ -285,25 +256,6 @@ def _step(optimizer: Optimizer, objective: Objective, parts: Sequence[tuple[Tens
     return evaluations[0]
 
 
-def cosine(total: int, warmup: int = 0) -> Callable[[int], float]:
-    """Build the factor on the learning rate at a step: linear from 1/warmup to 1, then a half cosine to 0.
-
-    (1 + cos(π (t − w)/(T − w)))/2 after w warm-up steps of T (Loshchilov and Hutter, arXiv 1608.03983, without restarts).
-
-    >>> [round(cosine(4)(step), 3) for step in range(5)]
-    [1.0, 0.854, 0.5, 0.146, 0.0]
-    >>> [round(cosine(6, warmup=2)(step), 3) for step in range(3)]
-    [0.5, 1.0, 1.0]
-    """
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup)))) / 2
-
-    return factor
-
-
 @torch.no_grad()
 def evaluate(
     model: nn.Module, data: Batches, batch_size: int = AT_ONCE, group: Group | None = None
@@ -343,9 +295,7 @@ class Score:
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Take a batch in."""
-        logits = logits.float()
-        labels_within(labels, logits.shape[1])
-        self.loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+        self.loss += float(summed(logits, labels))
         self.correct += int((logits.argmax(1) == labels).sum())
         self.count += len(labels)
 
@@ -357,8 +307,10 @@ class Score:
         return {"loss": loss / count, "accuracy": correct / count}
 
 
-def _objective(model: nn.Module, train: Dataset, batch_size: int, precision: str, compile: bool) -> Objective:
-    """Build the cross-entropy of the model in the asked precision, compiled if asked and possible."""
+def _objective(
+    model: nn.Module, train: Dataset, batch_size: int, precision: str, compile: bool, loss: Loss = CrossEntropy()
+) -> Objective:
+    """Build the loss of the model in the asked precision, compiled if asked and possible."""
     kind = train.labels.device.type
     weight_type = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
@@ -370,7 +322,7 @@ def _objective(model: nn.Module, train: Dataset, batch_size: int, precision: str
         logits = logits if logits.dtype is torch.float64 else logits.float()
         if logits.shape[1] < train.num_classes:  # a shape: nothing waits for it
             raise ValueError(f"the model must have an output a class, {train.num_classes}, and has {logits.shape[1]}")
-        return F.cross_entropy(logits, labels), logits
+        return loss(logits, labels, inputs), logits
 
     if not compile:
         return objective

@@ -19,7 +19,7 @@ from test_bad_input import ROWS as LIBRARY
 
 import cram_bench as cb
 from cram_bench import cli, report
-from cram_bench.experiment import recipe
+from cram_bench.recipes import recipe
 from cram_bench.runs import Store, ensure
 
 SYSTEM = "!!python/object/apply:os.system ['touch executed']"

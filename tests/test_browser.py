@@ -152,7 +152,7 @@ def house(tmp_path_factory):
     shutil.copy(ROOT / ".gitignore", folder)
     notebook = (ROOT / "notebooks" / "explore.ipynb").read_text()
     store = cb.runs.Store(folder / "runs")
-    cb.runs.ensure_all(cb.experiment.grid("digits", METHODS, 1, epochs=2), store, progress=False)
+    cb.runs.ensure_all(cb.recipes.grid("digits", METHODS, 1, epochs=2), store, progress=False)
     settings = {"methods": METHODS, "store": str(store.root)}
     _write(folder / "notebooks" / "digits.ipynb", notebook, settings | {"epochs": 2})
     committed = {"dataset": "cifar10", "also": [str(COMMITTED)], "sample": 100, "calibration": 50}
@@ -239,7 +239,7 @@ def move_and_compare(page, house):
     page.get_by_text("global@0.81,").wait_for(timeout=WAIT)
     page.get_by_text("● ready").wait_for(timeout=WAIT)
     shown = [float(text) for text in page.locator("b.accuracy").all_inner_texts()]
-    experiments = cb.experiment.grid("digits", METHODS, 1, epochs=2)
+    experiments = cb.recipes.grid("digits", METHODS, 1, epochs=2)
     runs = cb.runs.ensure_all(experiments, cb.runs.Store(house / "runs"), progress=False)
     train, test = runs[0].experiment.load_data()
     for run, value in zip(runs, shown, strict=True):
@@ -251,7 +251,7 @@ def move_and_compare(page, house):
 
 def committed_runs():
     """Skip where the data of the committed runs are not."""
-    experiments = cb.experiment.grid("cifar10", METHODS, 1)
+    experiments = cb.recipes.grid("cifar10", METHODS, 1)
     store = cb.runs.Store(COMMITTED)
     assert all(store.find(experiment) for experiment in experiments)  # else the notebook would train
     if not any(Path(os.environ.get("CRAM_BENCH_DATA", "")).glob("cifar10/*.parquet")):

@@ -4,13 +4,13 @@ import pytest
 from PIL import Image
 
 import cram_bench as cb
-from cram_bench import comparisons
+from cram_bench import recipes
 
 EQUAL_COST = ["sgd", "sam", "cram+-multi", "cram+-ramp", "cram-half", "cram-single"]
 
 
 def test_at_equal_cost_every_method_has_the_gradients_of_a_two_pass_method():
-    at_epochs, at_cost = comparisons.equal_cost("digits", EQUAL_COST, 2, epochs=6)
+    at_epochs, at_cost = recipes.equal_cost("digits", EQUAL_COST, 2, epochs=6)
     everyone = {(method, seed) for method in EQUAL_COST for seed in (0, 1)}
     for part in (at_epochs, at_cost):
         assert len(part) == len(everyone)
@@ -20,30 +20,30 @@ def test_at_equal_cost_every_method_has_the_gradients_of_a_two_pass_method():
     assert {(e.method, e.epochs) for e in at_cost if e.seed == 0} == {
         ("sgd", 12), ("sam", 6), ("cram+-multi", 6), ("cram+-ramp", 8), ("cram-half", 12), ("cram-single", 12)
     }  # fmt: skip
-    assert all(e.warmup_epochs == pytest.approx(e.epochs / 40) for e in at_cost)
+    assert all(e.schedule.warmup_epochs == pytest.approx(e.epochs / 40) for e in at_cost)
     assert {e for e in at_cost if e.epochs == 6} < set(at_epochs)  # trained once, for both
 
 
 def test_at_the_cost_of_the_cheapest_the_dearer_train_shorter():
-    at_epochs, at_cost = comparisons.equal_cost("digits", EQUAL_COST, 1, epochs=15, shorter=True)
+    at_epochs, at_cost = recipes.equal_cost("digits", EQUAL_COST, 1, epochs=15, shorter=True)
     assert {e.epochs for e in at_epochs} == {15}
     assert {(e.method, e.gradients) for e in at_cost} == {
         ("sgd", 15), ("sam", 16), ("cram+-multi", 16), ("cram+-ramp", 15), ("cram-half", 15), ("cram-single", 15)
     }  # fmt: skip
     # The same experiments as a plain list of that many epochs holds, so that nothing is trained twice.
-    assert set(cb.experiment.grid("digits", ["sam", "cram+-multi"], 1, epochs=8)) < set(at_cost)
-    assert {e.epochs for e in comparisons.equal_cost("digits", ["sgd", "sam"], 1, epochs=1, shorter=True)[1]} == {1}
+    assert set(cb.recipes.grid("digits", ["sam", "cram+-multi"], 1, epochs=8)) < set(at_cost)
+    assert {e.epochs for e in recipes.equal_cost("digits", ["sgd", "sam"], 1, epochs=1, shorter=True)[1]} == {1}
 
 
 def test_without_a_two_pass_method_there_is_one_cost():
-    one = cb.experiment.grid("digits", ["sgd"], 1)
-    assert comparisons.equal_cost("digits", ["sgd"], 1) == (one, one)
+    one = cb.recipes.grid("digits", ["sgd"], 1)
+    assert recipes.equal_cost("digits", ["sgd"], 1) == (one, one)
 
 
 def test_an_ablation_changes_one_thing():
-    variants = comparisons.ablations("digits", 1, epochs=3)
+    variants = recipes.ablations("digits", 1, epochs=3)
     base = variants["CrAM+-Multi"][0]
-    expected = {"without +": {"method"}, "ramp": {"ramp"}, "ramp, 95 % too": {"method", "ramp", "compressors"}, "dense gradients": {"sparse_gradients"}, "ρ = 0": {"rho"}, "only 70 %": {"compressors"},
+    expected = {"without +": {"method", "step"}, "ramp": {"ramp"}, "ramp, 95 % too": {"method", "ramp", "compressors"}, "dense gradients": {"sparse_gradients"}, "ρ = 0": {"rho"}, "only 70 %": {"compressors"},
                 "ρ/‖g‖ = 0.2": {"normalize"}, "masks held 20 times": {"mask_interval"}}  # fmt: skip
     for name, changed in expected.items():
         other = variants[name][0].settings()
@@ -51,44 +51,49 @@ def test_an_ablation_changes_one_thing():
 
 
 def test_some_ablations_are_those_of_all_and_the_unchanged_is_among_them():
-    everything = comparisons.ablations("digits", 2)
-    some = comparisons.ablations("digits", 2, only=["masks held 20 times", "without +"])
+    everything = recipes.ablations("digits", 2)
+    some = recipes.ablations("digits", 2, only=["masks held 20 times", "without +"])
     assert list(some) == ["CrAM+-Multi", "without +", "masks held 20 times"]
     assert all(everything[name] == experiments for name, experiments in some.items())
     with pytest.raises(ValueError, match=r"'without plus'; did you mean 'without \+'.*only 70 %"):
-        comparisons.ablations("digits", 2, only=["without plus"])
+        recipes.ablations("digits", 2, only=["without plus"])
     with pytest.raises(TypeError, match="only must be a list of names of changes, not 'ramp'"):
-        comparisons.ablations("digits", 2, only="ramp")
+        recipes.ablations("digits", 2, only="ramp")
 
 
 def test_a_transfer_starts_from_the_sources_and_scales_the_target(tmp_path):
-    sources, tuned = comparisons.transfer("cifar10", "digits", ["sgd", "cram+-multi"], 2, [0.9], epochs=1)
+    sources, tuned = recipes.transfer("cifar10", "digits", ["sgd", "cram+-multi"], 2, [0.9], epochs=1)
     assert len(tuned) == 2 * 2 * 2
-    assert {(e.start, e.seed, e.prune, e.resize) for e in tuned} == {
+    assert {(e.start, e.seed, e.pruning.prune, e.data.resize) for e in tuned} == {
         (source.id, source.seed, prune, 32) for source in sources for prune in ("", "global@0.9")
     }
     for name in ("a", "b"):
         (tmp_path / "train" / name).mkdir(parents=True)
         Image.new("RGB", (32, 32)).save(tmp_path / "train" / name / "0.png")
-    _, tuned = comparisons.transfer("cifar10", str(tmp_path), ["sgd"], 1, [0.9], epochs=1)
-    assert {e.resize for e in tuned} == {0}
+    _, tuned = recipes.transfer("cifar10", str(tmp_path), ["sgd"], 1, [0.9], epochs=1)
+    assert {e.data.resize for e in tuned} == {0}
     with pytest.raises(ValueError, match="the source 'digits' has 1"):
-        comparisons.transfer("digits", str(tmp_path), ["sgd"], 1, [0.9], epochs=1)
+        recipes.transfer("digits", str(tmp_path), ["sgd"], 1, [0.9], epochs=1)
     with pytest.raises(ValueError, match="other than the source, 'cifar10'"):
-        comparisons.transfer("cifar10", "cifar10", ["sgd"], 1, [0.9])
+        recipes.transfer("cifar10", "cifar10", ["sgd"], 1, [0.9])
     (tmp_path / "empty").mkdir()
     with pytest.raises(cb.data.DataError, match="holds no image"):
-        comparisons.transfer("cifar10", str(tmp_path / "empty"), ["sgd"], 1, [0.9])
+        recipes.transfer("cifar10", str(tmp_path / "empty"), ["sgd"], 1, [0.9])
 
 
 def test_language_is_asked_of_sentences():
-    assert [e.method for e in comparisons.language("sst2", ["adamw", "cram+"], 1)] == ["adamw", "cram+"]
-    assert comparisons.language("sst2", ["cram+"], 1)[0].compressors == ("global@0.7",)
+    assert [e.method for e in recipes.language("sst2", ["adamw", "cram+"], 1)] == ["adamw", "cram+"]
+    assert recipes.language("sst2", ["cram+"], 1)[0].step.compressors == ("global@0.7",)
     with pytest.raises(ValueError, match=r"unknown set of sentences 'digits'.*sst2"):
-        comparisons.language("digits", ["adamw"], 1)
+        recipes.language("digits", ["adamw"], 1)
 
 
 def test_anatomy_is_two_trainings_and_the_second_pruned_and_fine_tuned():
-    other, whole, tuned = comparisons.anatomy("digits", ["sgd", "sam", "cram+-multi"], epochs=3, sparsity=0.8)
+    other, whole, tuned = recipes.anatomy("digits", ["sgd", "sam", "cram+-multi"], epochs=3, sparsity=0.8)
     assert [other.method, whole.method, tuned.method] == ["sgd", "cram+-multi", "sgd"]
-    assert (tuned.start, tuned.prune, tuned.epochs, tuned.lr) == (whole.id, "global@0.8", 5, whole.lr / 10)
+    assert (tuned.start, tuned.pruning.prune, tuned.epochs, tuned.optimizer.lr) == (
+        whole.id,
+        "global@0.8",
+        5,
+        whole.optimizer.lr / 10,
+    )

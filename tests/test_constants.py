@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import cram_bench as cb
-from cram_bench.comparisons import ablations, anatomy, transfer
-from cram_bench.experiment import METHODS, Experiment, imagenet_resnet50, recipe
+from cram_bench.experiment import Experiment
+from cram_bench.recipes import METHODS, ablations, anatomy, imagenet_resnet50, recipe, transfer
+from cram_bench.settings import ORIGINAL
 
 SEVEN = [f"global@{s}" for s in ("0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9")]
 FIVE = [f"global@{s}" for s in ("0.5", "0.6", "0.7", "0.8", "0.9")]
@@ -47,18 +48,28 @@ SENTENCES = {
 }
 
 
+def everything(experiment):
+    """Every setting: those of its parts, and of the others what was hashed before there were parts."""
+    return {**ORIGINAL, **experiment.settings()}
+
+
 @pytest.mark.parametrize(
     ("data", "table"), [(DIGITS, IMAGES), (CIFAR10, IMAGES), (SST2, SENTENCES)], ids=["digits", "cifar10", "sst2"]
 )
 @pytest.mark.parametrize("method", METHODS)
 def test_every_setting_of_every_method(method, data, table):
     expected = {**COMMON, **data, "method": method, **table[method]}
-    settings = recipe(data["dataset"], method).settings()
+    settings = everything(recipe(data["dataset"], method))
     assert {name: settings[name] for name in expected} == expected
-    newer = settings.keys() - expected.keys()
-    assert {name: settings[name] for name in newer} == {name: Experiment().settings()[name] for name in newer}
+    newer = settings.keys() - expected.keys() - {"step"}
+    assert {name: settings[name] for name in newer} == {name: everything(Experiment())[name] for name in newer}
+    assert settings["step"] == STEPS.get(method, "plain")
 
 
+STEPS = {
+    "sam": "sam", "momentum-sam": "momentum-sam", "cram": "cram", "cram-single": "cram-single", "cram+": "cram+",
+    "cram+-multi": "cram+", "cram+-ramp": "cram+", "cram-half": "cram+",
+}  # fmt: skip
 PASSES = {"sgd": 1, "adamw": 1, "momentum-sam": 1, "cram-single": 1}
 LABELS = {
     "sgd": "SGD", "sam": "SAM", "cram": "CrAM", "cram+": "CrAM+", "cram+-multi": "CrAM+-Multi", "adamw": "AdamW",
@@ -88,7 +99,7 @@ def test_the_optimizer_of_every_method(method):
     model = cb.models.create("convnet", 10, 1)
     optimizer = experiment.build_optimizer(model)
     assert METHODS[method].label == LABELS[method]
-    assert METHODS[method].passes == PASSES.get(method, 2)
+    assert experiment.step.passes == PASSES.get(method, 2)
     base = optimizer if method in ("sgd", "adamw") else optimizer.base
     group = base.param_groups[0]
     if method == "adamw":
@@ -103,7 +114,7 @@ def test_the_optimizer_of_every_method(method):
         assert type(optimizer) is CLASSES.get(method, cb.optim.CrAM)
         assert group["rho"] == IMAGES[method]["rho"]
         assert not group.get("adaptive")
-    if METHODS[method].compresses:
+    if experiment.step.compresses:
         assert [str(c) for c in optimizer.draw.compressors] == IMAGES[method]["compressors"]
         assert (optimizer.sparse_gradients, optimizer.normalize, optimizer.plain) == (True, False, 0.0)
         assert optimizer.draw.interval == 1
@@ -115,7 +126,7 @@ def test_the_optimizer_of_every_method(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_imagenet_recipe(method):
-    settings = imagenet_resnet50("imagenet", method).settings()
+    settings = everything(imagenet_resnet50("imagenet", method))
     own = {
         "sam": {"rho": 0.05},
         "momentum-sam": {"rho": 0.3},
@@ -160,7 +171,7 @@ def test_every_setting_of_every_ablation(data):
         for seed, experiment in enumerate(listed[name]):
             multi = {"method": "cram+-multi", "rho": 0.2, "compressors": SEVEN}
             expected = {**COMMON, **data, **multi, **changed, "seed": seed}
-            settings = experiment.settings()
+            settings = everything(experiment)
             assert {key: settings[key] for key in expected} == expected, name
         assert len(listed[name]) == 2
 
@@ -196,12 +207,12 @@ def test_every_setting_of_what_is_fine_tuned():
     """Pruned, with a tenth of the learning rate, and everything else as the source or as usual."""
     other, whole, tuned = anatomy("digits", ["sgd", "sam", "cram+-multi"], epochs=7, sparsity=0.8, target_epochs=3)
     base = {**COMMON, **DIGITS, "epochs": 7, "warmup_epochs": 0.175}
-    assert other.settings() == other.settings() | base | {"method": "sgd"}
-    assert whole.settings() == whole.settings() | base | {"method": "cram+-multi", **IMAGES["cram+-multi"]}
+    assert everything(other) == everything(other) | base | {"method": "sgd"}
+    assert everything(whole) == everything(whole) | base | {"method": "cram+-multi", **IMAGES["cram+-multi"]}
     own = {"method": "sgd", "epochs": 3, "warmup_epochs": 0.075, "start": whole.id, "prune": "global@0.8", "lr": 0.01}
-    assert tuned.settings() == tuned.settings() | {**COMMON, **DIGITS, **own}
+    assert everything(tuned) == everything(tuned) | {**COMMON, **DIGITS, **own}
     sources, targets = transfer("cifar100", "cifar10", ["sgd", "cram+-multi"], [5], [0.7], epochs=4, target_epochs=2)
-    assert [(s.method, s.dataset, s.seed, s.epochs) for s in sources] == [
+    assert [(s.method, s.data.dataset, s.seed, s.epochs) for s in sources] == [
         ("sgd", "cifar100", 5, 4),
         ("cram+-multi", "cifar100", 5, 4),
     ]
@@ -211,4 +222,4 @@ def test_every_setting_of_what_is_fine_tuned():
                 "method": "sgd", "epochs": 2, "warmup_epochs": 0.05, "seed": 5, "start": source.id, "prune": prune,
                 "lr": 0.01,
             }  # fmt: skip
-            assert target.settings() == target.settings() | {**COMMON, **CIFAR10, **own}
+            assert everything(target) == everything(target) | {**COMMON, **CIFAR10, **own}

@@ -22,7 +22,7 @@ import torch
 import cram_bench as cb
 from benchmarks.store import copy
 from cram_bench import _files, report, runs
-from cram_bench.experiment import recipe
+from cram_bench.recipes import recipe
 from cram_bench.report import execute
 from cram_bench.runs import RunError, Store, ensure, ensure_all
 

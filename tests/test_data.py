@@ -652,12 +652,12 @@ def test_without_flip_nothing_is_mirrored(folder):
 
 
 def test_the_setting_flip_reaches_the_data(folder):
-    wanted = cb.experiment.recipe(str(folder), flip=False)
+    wanted = cb.recipes.recipe(str(folder), flip=False)
     assert [part.flip for part in wanted.load_data()] == [False, False]
-    assert [part.flip for part in replace(wanted, crop=16).load_data(workers=0)] == [False, False]
-    assert [part.flip for part in replace(wanted, flip=True).load_data()] == [True, True]
+    assert [part.flip for part in wanted.but(crop=16).load_data(workers=0)] == [False, False]
+    assert [part.flip for part in wanted.but(flip=True).load_data()] == [True, True]
     assert wanted.changed()["flip"] is False
-    assert "flip" not in replace(wanted, flip=True).changed()
+    assert "flip" not in wanted.but(flip=True).changed()
     assert [part.flip for part in cb.data.load("digits", flip=True)] == [False, False]  # a mirrored 2 is none
 
 
@@ -740,7 +740,7 @@ def test_a_holdout_is_of_the_training_images_the_same_for_every_seed_and_method_
     train, test = cb.data.load("digits")
     held = []
     for method, seed in (("sgd", 0), ("sgd", 1), ("sam", 7)):
-        rest, kept = cb.experiment.recipe("digits", method, seed=seed, holdout=200).load_data()
+        rest, kept = cb.recipes.recipe("digits", method, seed=seed, holdout=200).load_data()
         assert (len(rest), len(kept)) == (1097, 200)
         assert not rows(rest) & rows(kept)
         assert rows(rest) | rows(kept) == rows(train)

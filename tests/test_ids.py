@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cram_bench.experiment import Experiment, imagenet_resnet50, recipe
+from cram_bench.experiment import Experiment
+from cram_bench.recipes import imagenet_resnet50, recipe
 
 ROWS = json.loads((Path(__file__).parent / "ids.json").read_text(encoding="utf-8"))
 MAKE = {

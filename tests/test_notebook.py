@@ -17,7 +17,7 @@ KERNEL = {"kernelspec": {"name": "python3", "language": "python", "display_name"
 
 def written(path, source='dataset: str = "digits"  # where to learn', plan=None, cells=1, kernel=KERNEL):
     """Write a notebook with a parameters cell and a plan."""
-    plan = {"question": "Why?", "experiments": "experiment.grid"} if plan is None else plan
+    plan = {"question": "Why?", "experiments": "recipes.grid"} if plan is None else plan
     tagged = [nbformat.v4.new_code_cell(source, metadata={"tags": ["parameters"]}) for _ in range(cells)]
     nbformat.write(nbformat.v4.new_notebook(cells=tagged, metadata={"cram_bench": plan, **kernel}), path)
     return Notebook.open(path)
@@ -48,7 +48,7 @@ def test_a_new_notebook_is_a_file(tmp_path, monkeypatch, capsys):
     content = json.loads(own.path.read_text())
     content["metadata"]["cram_bench"] = {
         "question": "Mine?",
-        "experiments": "comparisons.anatomy",
+        "experiments": "recipes.anatomy",
         "order": 1,
         "usual": True,
     }
@@ -81,7 +81,7 @@ def test_a_new_notebook_is_a_file(tmp_path, monkeypatch, capsys):
         ("epochs: int = 3\nprint(epochs)", None, ValueError, ("only assign literals",)),
         ("", {"qestion": "Why?"}, ValueError, ("'qestion'", "did you mean 'question'")),
         ("", {"order": "first"}, TypeError, ("n.ipynb: ", "metadata.cram_bench.order", "int", "'first'")),
-        ("", {"experiments": "comparisons.nothing"}, ValueError, ("n.ipynb", "no function 'comparisons.nothing'")),
+        ("", {"experiments": "recipes.nothing"}, ValueError, ("n.ipynb", "no function 'recipes.nothing'")),
         ("", {"experiments": "os.getcwd"}, ValueError, ("no function 'os.getcwd'",)),
     ],
 )

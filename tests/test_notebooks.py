@@ -55,12 +55,12 @@ def others(tables, ours):
 
 def data(experiment, images=2000):
     train, test = experiment.load_data()
-    return train, test, train.calibration(images, augment=experiment.augment)
+    return train, test, train.calibration(images, augment=experiment.data.augment)
 
 
 def test_accuracy_vs_sparsity(execute):
     tables, drawn = execute("accuracy_vs_sparsity", **SMALL, patterns=["uniform", "2:4"], calibration=300)
-    experiments = cb.experiment.grid("digits", ["sgd", "sam"], 2, epochs=1)
+    experiments = cb.recipes.grid("digits", ["sgd", "sam"], 2, epochs=1)
     runs = cb.runs.ensure_all(experiments, progress=False)
     _, test, calibrating = data(experiments[0], 300)
     curves = probes.over_runs(runs, probes.sparsity_curve, test, ["uniform@0.5", "uniform@0.9", "2:4"], calibrating)
@@ -74,7 +74,7 @@ def test_accuracy_vs_sparsity(execute):
 def test_loss_stability(execute):
     sizes = {"sample": 60, "curvature_sample": 20, "directions": 2, "rho": 0.13, "radii": [0.03, 0.05], "ball": 0.3}
     tables, drawn = execute("loss_stability", **SMALL, **sizes)
-    experiments = cb.experiment.grid("digits", ["sgd", "sam"], 2, epochs=1)
+    experiments = cb.recipes.grid("digits", ["sgd", "sam"], 2, epochs=1)
     runs = cb.runs.ensure_all(experiments, progress=False)
     train, _, calibrating = data(experiments[0])
     part = train.sample(60, seed=0)
@@ -106,7 +106,7 @@ def test_loss_stability(execute):
 
 def test_equal_cost(execute):
     tables, drawn = execute("equal_cost", **SMALL, calibration=300)
-    at_epochs, at_cost = cb.comparisons.equal_cost("digits", ["sgd", "sam"], 2, "", 1)
+    at_epochs, at_cost = cb.recipes.equal_cost("digits", ["sgd", "sam"], 2, "", 1)
     runs = cb.runs.ensure_all(list(dict.fromkeys([*at_epochs, *at_cost])), progress=False)
     _, test, calibrating = data(at_epochs[0], 300)
     settings = ["epochs", "gradients", "id"]
@@ -126,7 +126,7 @@ def test_equal_cost(execute):
 def test_ablations(execute):
     small = {key: value for key, value in SMALL.items() if key != "methods"}
     tables, drawn = execute("ablations", **small, only=["without +"], calibration=300)
-    variants = cb.comparisons.ablations("digits", 2, "", 1, ["without +"])
+    variants = cb.recipes.ablations("digits", 2, "", 1, ["without +"])
     runs = {name: cb.runs.ensure_all(experiments, progress=False) for name, experiments in variants.items()}
     _, test, calibrating = data(variants["CrAM+-Multi"][0], 300)
     curves = probes.over_changes(runs, probes.over_runs, probes.sparsity_curve, test, LEVELS, calibrating)
@@ -150,11 +150,11 @@ def test_transfer(execute, tmp_path, monkeypatch):
                 picture.save(tmp_path / "grey" / split / label / f"{index}.png")
     monkeypatch.chdir(tmp_path)
     tables, drawn = execute("transfer", **SMALL, dataset="digits", target="grey", target_epochs=2)
-    sources, tuned = cb.comparisons.transfer("digits", "grey", ["sgd", "sam"], 2, [0.5, 0.9], "", 1, 2)
+    sources, tuned = cb.recipes.transfer("digits", "grey", ["sgd", "sam"], 2, [0.5, 0.9], "", 1, 2)
     runs = cb.runs.ensure_all([*sources, *tuned], progress=False)
     methods = {source.id: source.method for source in sources}
     rows = [
-        (methods[run.experiment.start], run.experiment.seed, float((run.experiment.prune or "@0").split("@")[1]),
+        (methods[run.experiment.start], run.experiment.seed, float((run.experiment.pruning.prune or "@0").split("@")[1]),
          run.history["test_accuracy"].iloc[-1])
         for run in runs[len(sources) :]
     ]  # fmt: skip
@@ -170,13 +170,13 @@ def test_language(execute, monkeypatch):
     """Its cells on digits, for a pretrained encoder is not always there."""
     asked = []
     monkeypatch.setattr(
-        cb.comparisons,
+        cb.recipes,
         "language",
-        lambda *given: asked.append(given) or cb.experiment.grid("digits", given[1], given[2], epochs=given[4]),
+        lambda *given: asked.append(given) or cb.recipes.grid("digits", given[1], given[2], epochs=given[4]),
     )
     tables, _ = execute("language", **SMALL)
     assert asked == [("sst2", ["sgd", "sam"], 2, "", 1)]
-    runs = cb.runs.ensure_all(cb.experiment.grid("digits", ["sgd", "sam"], 2, epochs=1), progress=False)
+    runs = cb.runs.ensure_all(cb.recipes.grid("digits", ["sgd", "sam"], 2, epochs=1), progress=False)
     curves = probes.over_runs(runs, probes.sparsity_curve, data(runs[0].experiment)[1], LEVELS)
     ours = {"language_curves": curves, "language_summary": probes.accuracy_table(curves, calibrated=False)}
     assert others(tables, ours) == []
@@ -186,7 +186,7 @@ def test_anatomy(execute):
     """Which of the networks each part looks at, and where the ends of its lines are."""
     small = {"epochs": 1, "target_epochs": 1, "sparsity": 0.8, "sample": 60, "curvature_sample": 20, "points": 3}
     tables, drawn = execute("anatomy", **small, sizes=[20, 30], radii=[0.1], ball=0.3)
-    experiments = cb.comparisons.anatomy("digits", ["sgd", "cram+-multi"], "", 1, 0.8, 1)
+    experiments = cb.recipes.anatomy("digits", ["sgd", "cram+-multi"], "", 1, 0.8, 1)
     other, dense, tuned = (run.load_model() for run in cb.runs.ensure_all(experiments, progress=False))
     train, _, calibrating = data(experiments[1])
     part = train.sample(60, seed=0)

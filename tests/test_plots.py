@@ -20,7 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgba
 
 import cram_bench as cb
-from cram_bench.experiment import METHODS
+from cram_bench.recipes import METHODS
 
 PAIR = ("sgd", "cram+-multi")
 NAMES = {"sgd": "SGD", "cram+-multi": "CrAM+-Multi"}

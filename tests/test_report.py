@@ -66,7 +66,7 @@ def test_the_main_table_has_its_columns_and_agrees_with_the_library(built):
     names = ["method", "seed", "pattern", "sparsity", "calibrated", "accuracy", "loss"]
     assert list(table.columns) == [*names, "dense_weights"]
     assert set(table["sparsity"]) == {0.0, 0.5, 0.9}
-    run = cb.runs.Store().find(cb.experiment.recipe("digits", "sgd", epochs=2))
+    run = cb.runs.Store().find(cb.recipes.recipe("digits", "sgd", epochs=2))
     train, test = cb.data.load("digits")
     curve = cb.probes.sparsity_curve(run.load_model(), test, ["global@0.9"], calibration=train)
     ours = table[(table["method"] == "sgd") & (table["sparsity"] == 0.9)]["accuracy"].tolist()
@@ -76,10 +76,10 @@ def test_the_main_table_has_its_columns_and_agrees_with_the_library(built):
 def test_the_tables_are_what_the_library_gives(built):
     """Whatever a notebook does with parameters, samples and runs: the same calls here give the same numbers."""
     tables = {path.stem: pd.read_csv(path) for path in (built.folder / "tables").glob("*.csv")}
-    experiments = cb.experiment.grid("digits", SMALL["methods"], 1, epochs=2)
+    experiments = cb.recipes.grid("digits", SMALL["methods"], 1, epochs=2)
     trained = [cb.runs.Store().find(experiment) for experiment in experiments]
     train, test = cb.data.load("digits")
-    part, calibrating = train.sample(SMALL["sample"], seed=0), train.calibration(augment=experiments[0].augment)
+    part, calibrating = train.sample(SMALL["sample"], seed=0), train.calibration(augment=experiments[0].data.augment)
     levels, probes = ["global@0.5", "global@0.9"], cb.probes
     slices = probes.over_runs(trained, probes.loss_in_ball, part, radius=0.5, directions=1)
     few = part.sample(200, seed=0)
@@ -87,7 +87,7 @@ def test_the_tables_are_what_the_library_gives(built):
     claims = probes.with_random_directions(claims, slices)
     decided = probes.verdicts(claims, ["cram+-multi"], "sgd")
     curves = probes.over_runs(
-        trained, probes.sparsity_curve, test, levels, train.calibration(2000, experiments[0].augment)
+        trained, probes.sparsity_curve, test, levels, train.calibration(2000, experiments[0].data.augment)
     )
     ours = {
         "accuracy_vs_sparsity": curves,
@@ -294,7 +294,7 @@ def test_a_report_answers_the_questions_it_is_asked(folders, monkeypatch):
     assert list(tables["ablations_summary"]["accuracy, %"])[:2] == ["CrAM+-Multi", "ramp"]
     assert tables["ablations_summary"]["90"].between(0, 100).all()
     assert len(tables["ablations_spread"]) == 12 * (2 + 2)  # changes × (two levels tuned; dense, untuned and tuned)
-    ours = [run for run in cb.runs.Store().runs() if run.experiment.prune == "global@0.9"]
+    ours = [run for run in cb.runs.Store().runs() if run.experiment.pruning.prune == "global@0.9"]
     assert len(ours) == 3
 
 
@@ -344,7 +344,7 @@ def test_a_report_is_made_anew_from_its_tables_without_its_runs(built, tmp_path,
     monkeypatch.setenv("CRAM_BENCH_RUNS", str(tmp_path / "none"))
     folder = tmp_path / "moved"
     shutil.copytree(built.folder, folder, ignore=shutil.ignore_patterns(".done"))
-    shutil.rmtree(folder / "runs" / cb.experiment.recipe("digits", "sgd", epochs=2).id)
+    shutil.rmtree(folder / "runs" / cb.recipes.recipe("digits", "sgd", epochs=2).id)
     file = folder / "tables" / "stability.csv"
     table = pd.read_csv(file)
     table["loss"] = table["method"].map({"sgd": 2.3, "cram+-multi": 0.2})
@@ -469,16 +469,16 @@ def test_anatomy_is_executed_and_its_tables_are_the_librarys(folders):
         name for name in report.outputs(report.notebooks_folder() / "anatomy.ipynb") if not name.endswith("png")
     }
     other, dense, tuned = (
-        cb.runs.Store().find(e) for e in cb.comparisons.anatomy("digits", ["sgd", "cram+-multi"], "", 1, 0.9, 1)
+        cb.runs.Store().find(e) for e in cb.recipes.anatomy("digits", ["sgd", "cram+-multi"], "", 1, 0.9, 1)
     )
     assert tables["anatomy_runs"]["run"].tolist() == [other.id, dense.id, tuned.id]
     train, test = cb.data.load("digits")
     part, model = train.sample(60, seed=0), dense.load_model()
-    calibrating = train.calibration(augment=dense.experiment.augment)
+    calibrating = train.calibration(augment=dense.experiment.data.augment)
     ours = {
         "layer_blame": cb.probes.layer_blame(model, part, "global@0.9"),
         "calibration_curve": cb.probes.calibration_curve(
-            model, test, train, "global@0.9", [20], augment=dense.experiment.augment
+            model, test, train, "global@0.9", [20], augment=dense.experiment.data.augment
         ),
         "flips": cb.probes.flips(model, test, "global@0.9", calibration=calibrating),
         "sharpness_over_radii": cb.probes.sharpness_over_radii(model, part, [0.1]),
@@ -517,8 +517,8 @@ def test_a_training_that_failed_is_said_at_the_end(monkeypatch, capsys, tmp_path
 def test_a_notebook_is_executed_again_when_anything_it_depends_on_changed(built, tmp_path, monkeypatch):
     path = tmp_path / "accuracy_vs_sparsity.ipynb"
     path.write_bytes((report.notebooks_folder() / path.name).read_bytes())
-    run = cb.runs.Store().find(cb.experiment.recipe("digits", "sgd", epochs=2))
-    other = cb.runs.Store().find(cb.experiment.recipe("digits", "cram+-multi", epochs=2))
+    run = cb.runs.Store().find(cb.recipes.recipe("digits", "sgd", epochs=2))
+    other = cb.runs.Store().find(cb.recipes.recipe("digits", "cram+-multi", epochs=2))
     package = tmp_path / "package"
     package.mkdir()
     (package / "probes.py").write_text("1")

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 import cram_bench as cb
 from cram_bench import runs
 from cram_bench._files import sealed
-from cram_bench.experiment import recipe
+from cram_bench.recipes import recipe
 from cram_bench.runs import Run, RunError, Store, ensure, ensure_all
 from cram_bench.train import DivergedError
 
@@ -141,7 +141,7 @@ def test_a_run_of_a_version_without_own_checksum_is_read():
 
 
 def test_two_processes_that_ask_for_one_run_do_not_collide(tmp_path):
-    code = "import cram_bench as cb; print(cb.runs.ensure(cb.experiment.recipe('digits', epochs=4)).path)"
+    code = "import cram_bench as cb; print(cb.runs.ensure(cb.recipes.recipe('digits', epochs=4)).path)"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CRAM_BENCH_RUNS": str(tmp_path / "shared")}
     both = [
         subprocess.Popen(
@@ -287,7 +287,7 @@ def test_threads_are_put_back():
 
 @pytest.mark.parametrize("method", ["sgd", "sam", "cram", "cram+", "cram+-multi"])
 def test_every_method_that_diverges_is_a_failed_run(method):
-    wanted = cb.experiment.recipe("digits", method, epochs=2, lr=1e9)
+    wanted = cb.recipes.recipe("digits", method, epochs=2, lr=1e9)
     (run,) = cb.runs.ensure_all([wanted], progress=False)
     assert "in epoch 1; try a lower lr" in run.failure
     assert list(cb.runs.Store().table().state) == ["failed"]
@@ -295,7 +295,7 @@ def test_every_method_that_diverges_is_a_failed_run(method):
 
 @pytest.fixture
 def interrupted(monkeypatch):
-    wanted, store = cb.experiment.recipe("digits", "sgd", epochs=2), cb.runs.Store()
+    wanted, store = cb.recipes.recipe("digits", "sgd", epochs=2), cb.runs.Store()
     write = cb.runs.Checkpoint.on_epoch
 
     def stop(self, fit):
@@ -344,7 +344,7 @@ def test_any_damaged_checkpoint_is_noticed(damage, interrupted, tmp_path):
 
 @pytest.mark.parametrize("content", [None, "{", "{}"])
 def test_a_damaged_environment_is_a_run_error(content):
-    run = cb.runs.ensure(cb.experiment.recipe("digits", epochs=1), progress=False)
+    run = cb.runs.ensure(cb.recipes.recipe("digits", epochs=1), progress=False)
     (run.path / "environment.json").unlink()
     if content is not None:
         (run.path / "environment.json").write_text(content)

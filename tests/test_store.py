@@ -20,7 +20,7 @@ import cram_bench as cb
 from benchmarks.store import copy, fabricate
 from cram_bench import _files, cli
 from cram_bench._files import HeldError, holder, locked
-from cram_bench.experiment import recipe
+from cram_bench.recipes import recipe
 from cram_bench.runs import Run, RunError, Store, ensure, index, publishing
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -306,7 +306,7 @@ def test_a_clock_that_is_ahead_deletes_nobodys_work(hours, tmp_path, monkeypatch
 TRAINS = """
 import sys, time
 from pathlib import Path
-from cram_bench.experiment import recipe
+from cram_bench.recipes import recipe
 from cram_bench.runs import Checkpoint, Store, ensure
 written, (store, seen, go, left) = Checkpoint.on_epoch, sys.argv[1:]
 def on_epoch(self, fit):
@@ -541,7 +541,7 @@ def test_a_store_that_cannot_be_written_is_indexed_in_memory(tmp_path, trained, 
 
 LOOKS = """
 import sys
-from cram_bench.experiment import recipe
+from cram_bench.recipes import recipe
 from cram_bench.runs import Store
 store = Store(sys.argv[1])
 for seed in range(900, 930):

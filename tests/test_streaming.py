@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 import cram_bench as cb
-from cram_bench import experiment, runs, streaming
+from cram_bench import runs, streaming
 from cram_bench.data import DataError, Dataset
-from cram_bench.experiment import Experiment, imagenet_resnet50, recipe
+from cram_bench.experiment import Experiment
+from cram_bench.recipes import imagenet_resnet50, recipe
 from cram_bench.runs import Store, ensure
 from cram_bench.streaming import Streamed
 
@@ -156,7 +157,7 @@ def test_an_unreadable_file_is_one_line(workers, tmp_path):
         (lambda folder: settings(folder, crop=4), "crop must be 0, or at least 8 pixels, not 4"),
         (lambda folder: settings(folder, resize=64), "crop needs an image folder as dataset, and no resize"),
         (lambda folder: recipe("cifar10", crop=32), "crop needs an image folder as dataset.*'cifar10'"),
-        (lambda folder: experiment.named("imagenet-resnet5"), "unknown recipe 'imagenet-resnet5'; did you mean 'imagenet-r"),
+        (lambda folder: cb.recipes.named("imagenet-resnet5"), "unknown recipe 'imagenet-resnet5'; did you mean 'imagenet-r"),
         (lambda folder: imagenet_resnet50(str(folder), "cram+multi"), "unknown method .*did you mean 'cram\\+-multi'"),
     ],
 )  # fmt: skip
@@ -205,18 +206,23 @@ def test_a_network_of_torchvision_is_trained_pruned_and_probed(folder, capsys):
 
 def test_the_recipe_is_the_papers():
     wanted = imagenet_resnet50("imagenet")
-    assert (wanted.model, wanted.method, wanted.crop) == ("torchvision:resnet50", "cram+-multi", 224)
-    assert (wanted.epochs, wanted.warmup_epochs, wanted.batch_size) == (100, 5.0, 512)
-    assert (wanted.lr, wanted.momentum, wanted.weight_decay, wanted.rho) == (0.2, 0.9, 1e-4, 0.05)
-    assert wanted.compressors == ("global@0.5", "global@0.7", "global@0.9")
-    assert wanted.sparse_gradients
-    assert imagenet_resnet50("imagenet", epochs=10).warmup_epochs == 0.5
-    assert imagenet_resnet50("imagenet", warmup_epochs=1.0, lr=0.4).lr == 0.4
-    assert imagenet_resnet50("imagenet", "adamw").lr == 1e-3  # its own
+    assert (wanted.model, wanted.method, wanted.data.crop) == ("torchvision:resnet50", "cram+-multi", 224)
+    assert (wanted.epochs, wanted.schedule.warmup_epochs, wanted.batch_size) == (100, 5.0, 512)
+    assert (wanted.optimizer.lr, wanted.optimizer.momentum, wanted.optimizer.weight_decay, wanted.step.rho) == (
+        0.2,
+        0.9,
+        1e-4,
+        0.05,
+    )
+    assert wanted.step.compressors == ("global@0.5", "global@0.7", "global@0.9")
+    assert wanted.step.sparse_gradients
+    assert imagenet_resnet50("imagenet", epochs=10).schedule.warmup_epochs == 0.5
+    assert imagenet_resnet50("imagenet", warmup_epochs=1.0, lr=0.4).optimizer.lr == 0.4
+    assert imagenet_resnet50("imagenet", "adamw").optimizer.lr == 1e-3  # its own
     patterns = imagenet_resnet50("imagenet", "cram+", compressors=["2:4", "4:8"])
-    assert (patterns.rho, patterns.compressors) == (0.05, ("2:4", "4:8"))
-    for method in experiment.METHODS:
-        assert imagenet_resnet50("imagenet", method).crop == 224
+    assert (patterns.step.rho, patterns.step.compressors) == (0.05, ("2:4", "4:8"))
+    for method in cb.recipes.METHODS:
+        assert imagenet_resnet50("imagenet", method).data.crop == 224
 
 
 def test_the_readmes_commands_are_experiments(folder, monkeypatch):
@@ -235,7 +241,7 @@ def test_the_readmes_commands_are_experiments(folder, monkeypatch):
     for line in lines:
         assert cb.cli.main(shlex.split(re.sub(r"~/\w+", str(folder), line))) == 0
     assert [wanted.model for wanted in asked] == ["torchvision:resnet50", "torchvision:resnet50", "resnet20"]
-    assert [wanted.crop for wanted in asked] == [224, 160, 64]
+    assert [wanted.data.crop for wanted in asked] == [224, 160, 64]
 
 
 def test_resnet50_takes_a_step_of_the_recipe(folder):

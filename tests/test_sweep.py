@@ -21,7 +21,8 @@ from submitit.core.utils import UncompletedJobError
 
 from cram_bench import _yaml, cli, executors, runs, sweep
 from cram_bench.executors import SweepError
-from cram_bench.experiment import METHODS, Experiment, recipe
+from cram_bench.experiment import Experiment
+from cram_bench.recipes import METHODS, recipe
 from cram_bench.runs import Store, ensure, ensure_all
 from cram_bench.sweep import running
 from cram_bench.train import DivergedError
@@ -59,11 +60,11 @@ def lasting(results):
 def test_a_grid_is_every_combination_methods_outermost_seeds_innermost():
     found = sweep.experiments(_yaml.load(SPEC))
     assert len(found) == 24
-    assert [(e.method, e.epochs, e.lr, e.seed) for e in found[:4]] == [
+    assert [(e.method, e.epochs, e.optimizer.lr, e.seed) for e in found[:4]] == [
         ("sgd", 1, 0.05, 0), ("sgd", 1, 0.05, 1), ("sgd", 1, 0.1, 0), ("sgd", 1, 0.1, 1),
     ]  # fmt: skip
     assert found[12] == recipe("digits", "cram+", epochs=1, lr=0.05, holdout=200)
-    assert {e.holdout for e in found} == {200}
+    assert {e.data.holdout for e in found} == {200}
 
 
 def test_a_list_of_experiments_shares_what_stands_beside_it(tmp_path):
@@ -123,10 +124,10 @@ def test_a_repeated_experiment_is_trained_once_and_said():
         ("holdout: 1297", "holdout must be below the 1297 training images, not 1297"),
         ("experiments: {method: sgd}", "experiments must be a list of at least one value"),
         ("experiments: [sgd]", "experiment 1: it must be a mapping of settings, not 'sgd'"),
-        ("experiments: [{}, {lr: -1}]", "experiment 2: lr must be positive, not -1.0"),
+        ("experiments: [{}, {lr: -1}]", "experiment 2: lr must be positive, not -1"),
         ("experiments: [{seeds: 2}]", "experiment 1: unknown setting 'seeds'; did you mean 'seed'?"),
         ("seeds: 2\nexperiments: [{}]", "seeds and experiments exclude each other"),
-        ("method: sgd\ncompressors: [global@0.5]", "method 'sgd' takes no compressors"),
+        ("method: sgd\ncompressors: [global@0.5]", "method 'sgd' has no setting 'compressors'"),
     ],
 )  # fmt: skip
 def test_a_wrong_file_is_one_line_before_anything_trains(text, message, tmp_path, capsys):

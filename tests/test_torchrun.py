@@ -16,7 +16,7 @@ import cram_bench as cb
 from cram_bench import runs
 from cram_bench._syncnorm import JointBatchNorm, synchronised
 from cram_bench.distributed import Group, Stopped, joined
-from cram_bench.experiment import METHODS, recipe
+from cram_bench.recipes import METHODS, recipe
 from cram_bench.runs import Store, ensure
 from cram_bench.train import DivergedError, evaluate, fit
 
@@ -50,7 +50,7 @@ def trained(method, group):
     train, test = experiment.load_data()
     model = group.parallel(smooth())
     optimizer = experiment.build_optimizer(model)
-    history = fit(model, optimizer, train, test, epochs=1, batch_size=128, halves=experiment.halves, group=group)
+    history = fit(model, optimizer, train, test, epochs=1, batch_size=128, halves=experiment.step.halved, group=group)
     return [parameter.detach().clone() for parameter in model.parameters()], history[0]
 
 

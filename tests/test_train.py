@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 import cram_bench as cb
 from cram_bench.progress import Progress
-from cram_bench.train import Callback, DivergedError, cosine, evaluate, fit
+from cram_bench.schedules import Cosine, cosine
+from cram_bench.train import Callback, DivergedError, evaluate, fit
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_the_learning_rate_follows_the_schedule(digits):
             self.rates.append(fit.optimizer.param_groups[0]["lr"])  # already that of the next step
 
     model, record = network(), Record()
-    fit(model, sgd(model), *digits, epochs=2, batch_size=64, warmup_epochs=0.5, callbacks=[record])
+    fit(model, sgd(model), *digits, epochs=2, batch_size=64, schedule=Cosine(warmup_epochs=0.5), callbacks=[record])
     factor = cosine(8, 2)
     assert record.rates == pytest.approx([0.1 * factor(step) for step in range(1, 9)])
 
@@ -262,7 +263,7 @@ def test_the_ramp_goes_from_plain_steps_to_the_setting(digits):
         def on_step(self, fit, step, loss, correct, seen_):
             seen.append(optimizer.plain)
 
-    ramp = cb.train.Ramp()
+    ramp = cb.callbacks.Ramp()
     fit(model, optimizer, digits[0], epochs=2, batch_size=64, callbacks=[Look(), ramp])
     assert seen == pytest.approx([1 - 0.8 * step / 8 for step in range(8)])
     assert optimizer.plain == 0.2
@@ -290,7 +291,7 @@ def test_the_learning_rates_of_two_epochs_by_hand(digits):
     model = network()
     optimizer = sgd(model)
     used = Used(optimizer)
-    rows = fit(model, optimizer, *digits, epochs=2, batch_size=64, warmup_epochs=0.5)
+    rows = fit(model, optimizer, *digits, epochs=2, batch_size=64, schedule=Cosine(warmup_epochs=0.5))
     by_hand = [0.05, 0.1, 0.1, 0.09330127018922194, 0.075, 0.05, 0.025, 0.006698729810778059]
     assert used.rates == pytest.approx(by_hand, abs=1e-15)
     assert [row["lr"] for row in rows] == pytest.approx([0.05, 0.075])
@@ -306,7 +307,7 @@ def test_a_warm_up_that_ends_within_a_step_is_the_nearest_number_of_steps(warmup
     model = network()
     optimizer = sgd(model)
     used = Used(optimizer)
-    fit(model, optimizer, digits[0], epochs=1, batch_size=64, warmup_epochs=warmup_epochs)
+    fit(model, optimizer, digits[0], epochs=1, batch_size=64, schedule=Cosine(warmup_epochs=warmup_epochs))
     assert used.rates == pytest.approx([0.1 * cosine(4, steps)(step) for step in range(4)], abs=1e-15)
 
 
@@ -458,7 +459,7 @@ def test_two_seeds_start_from_other_weights_and_see_other_batches(monkeypatch):
     monkeypatch.setattr(cb.data.Dataset, "batches", spied)
     weights = []
     for seed in (0, 1):
-        experiment = cb.experiment.recipe("digits", "sgd", seed=seed, epochs=1, lr=1e-30, weight_decay=0.0)
+        experiment = cb.recipes.recipe("digits", "sgd", seed=seed, epochs=1, lr=1e-30, weight_decay=0.0)
         run = cb.runs.ensure(experiment, progress=False)
         start = experiment.build_model(experiment.load_data()[0])
         trained = run.load_model()
@@ -472,7 +473,7 @@ def test_two_seeds_start_from_other_weights_and_see_other_batches(monkeypatch):
 
 def test_a_run_is_its_last_epoch():
     """The history's last row is what the kept weights give; the first or the best epoch would differ."""
-    experiment = cb.experiment.recipe("digits", "sgd", epochs=3, lr=0.5)
+    experiment = cb.recipes.recipe("digits", "sgd", epochs=3, lr=0.5)
     run = cb.runs.ensure(experiment, progress=False)
     test = experiment.load_data()[1]
     result = evaluate(run.load_model(), test)
@@ -517,8 +518,8 @@ def test_a_resumed_fit_forgets_nothing(method, when, digits):
         def on_step(self, fit, step, loss, correct, seen):
             self.seen.append(getattr(fit.optimizer, "plain", None))
 
-    ramp = [cb.train.Ramp()] if "ramp" in method else []
-    options = {"epochs": 3, "batch_size": 64, "warmup_epochs": 0.5}
+    ramp = [cb.callbacks.Ramp()] if "ramp" in method else []
+    options = {"epochs": 3, "batch_size": 64, "schedule": Cosine(warmup_epochs=0.5)}
     straight, stopped, resumed = network(), network(), network()
     whole, part, rest, stop = Plain(), Plain(), Plain(), Stop()
     rows = fit(straight, builds[method](straight), *digits, callbacks=[*ramp, whole], **options)
@@ -600,16 +601,16 @@ def test_lbfgs_and_lazy_models_are_one_line(digits):
     ("device", "dtype"),
     [("cpu", torch.float32), ("meta", torch.float32), ("cpu", torch.float64), ("meta", torch.float64)],
 )
-@pytest.mark.parametrize("method", cb.experiment.METHODS)
+@pytest.mark.parametrize("method", cb.recipes.METHODS)
 def test_the_same_numbers_under_any_defaults_of_torch(method, device, dtype, digits):
     """Order, crops, coins and draws: what lands on the meta device could not be read, and float64 draws other numbers."""
-    experiment, start = cb.experiment.recipe("digits", method, epochs=2), network()
+    experiment, start = cb.recipes.recipe("digits", method, epochs=2), network()
 
     def trained():
         model = copy.deepcopy(start)
         optimizer = experiment.build_optimizer(model)
         train = dataclasses.replace(digits[0], flip=True)
-        options = {"batch_size": 64, "seed": 3, "warmup_epochs": 0.5, "halves": experiment.halves}
+        options = {"batch_size": 64, "seed": 3, "schedule": Cosine(warmup_epochs=0.5), "halves": experiment.step.halved}
         rows = fit(model, optimizer, train, digits[1], epochs=2, **options)
         return model.state_dict(), [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 

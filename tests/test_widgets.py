@@ -24,7 +24,7 @@ pytest.importorskip("ipywidgets")
 
 @pytest.fixture
 def runs():
-    experiments = [cb.experiment.recipe("digits", method, epochs=1) for method in ("sgd", "cram+-multi")]
+    experiments = [cb.recipes.recipe("digits", method, epochs=1) for method in ("sgd", "cram+-multi")]
     return cb.runs.ensure_all(experiments, progress=False)
 
 
@@ -129,7 +129,7 @@ def test_the_costliest_layer_is_named_and_what_was_measured_is_said(runs):
 
 
 def test_a_run_that_failed_is_named(runs, tmp_path):
-    lost = cb.runs.Run(tmp_path, cb.experiment.recipe("digits", "sam"), failure="the loss is <nan>")
+    lost = cb.runs.Run(tmp_path, cb.recipes.recipe("digits", "sam"), failure="the loss is <nan>")
     explorer = cb.widgets.explorer([*runs, lost])
     assert explorer.failed.value == "SAM, seed 0: failed: the loss is &lt;nan&gt;"
     assert len(explorer.runs.options) == 2
@@ -144,13 +144,13 @@ def test_a_sample_in_the_order_of_its_classes_is_looked_at_in_all_of_them():
 
 
 def test_every_run_is_tuned_on_images_as_in_its_training(runs):
-    plain = cb.runs.ensure(cb.experiment.recipe("digits", epochs=1, augment=False), progress=False)
+    plain = cb.runs.ensure(cb.recipes.recipe("digits", epochs=1, augment=False), progress=False)
     for order in ([runs[0], plain], [plain, runs[0]]):
         explorer = cb.widgets.explorer(order, sample=50, calibration=100)
         assert explorer.wait()
         for label, run in zip(explorer.runs.options, order, strict=True):
             train = run.experiment.load_data()[0]
-            expected = train.calibration(100, augment=run.experiment.augment, batch_size=AT_ONCE)
+            expected = train.calibration(100, augment=run.experiment.data.augment, batch_size=AT_ONCE)
             tuned_on = explorer._subjects[label].calibration
             assert all(torch.equal(ours[0], theirs[0]) for ours, theirs in zip(tuned_on, expected, strict=True))
 
@@ -167,13 +167,13 @@ def test_what_is_remembered_is_that_of_its_compression(runs):
 def test_without_runs_there_is_nothing_to_explore(runs):
     with pytest.raises(ValueError, match="at least one finished run"):
         cb.widgets.explorer([])
-    other = cb.runs.ensure(cb.experiment.recipe("digits", epochs=1, resize=16), progress=False)
+    other = cb.runs.ensure(cb.recipes.recipe("digits", epochs=1, resize=16), progress=False)
     with pytest.raises(ValueError, match="on one data set"):
         cb.widgets.explorer([*runs, other])
 
 
 def test_examples_that_were_held_out_of_training_are_called_so_and_not_mixed_with_the_test_data(runs):
-    held = cb.runs.ensure(cb.experiment.recipe("digits", epochs=1, holdout=200), progress=False)
+    held = cb.runs.ensure(cb.recipes.recipe("digits", epochs=1, holdout=200), progress=False)
     explorer = cb.widgets.explorer([held], sample=50, calibration=100)
     assert explorer.wait()
     assert "50 held-out training examples" in explorer.numbers.value
@@ -183,8 +183,8 @@ def test_examples_that_were_held_out_of_training_are_called_so_and_not_mixed_wit
 
 
 def test_runs_that_differ_in_anything_have_labels_of_their_own(runs):
-    other = cb.runs.ensure(cb.experiment.recipe("digits", "cram+-multi", epochs=1, ramp=True), progress=False)
-    seeds = cb.runs.ensure_all(cb.experiment.grid("digits", ["sgd"], 2, epochs=1), progress=False)
+    other = cb.runs.ensure(cb.recipes.recipe("digits", "cram+-multi", epochs=1, ramp=True), progress=False)
+    seeds = cb.runs.ensure_all(cb.recipes.grid("digits", ["sgd"], 2, epochs=1), progress=False)
     explorer = cb.widgets.explorer([*runs, other, seeds[1]])
     assert len(explorer.runs.options) == 4
     assert sum(other.id in label for label in explorer.runs.options) == 1
@@ -264,8 +264,8 @@ def test_every_cell_of_the_table_is_that_of_its_run(runs, tuned, which):
         return [f"{share:.1f} ± {error:.1f}", f"{change:+.1f}".replace("-", "−"), f"{loss:.3f}", str(changed)]
 
     tuning = {
-        "training": train.calibration(100, augment=run.experiment.augment, batch_size=AT_ONCE),
-        "test": test.calibration(100, augment=run.experiment.augment, batch_size=AT_ONCE),
+        "training": train.calibration(100, augment=run.experiment.data.augment, batch_size=AT_ONCE),
+        "test": test.calibration(100, augment=run.experiment.data.augment, batch_size=AT_ONCE),
         "none": None,
     }
     expected = {name: cells(model, batches) for name, batches in tuning.items()}
@@ -337,7 +337,7 @@ def test_the_pictures_show_what_the_probes_return(runs, drawn, tuned):
     assert list(curves) == list(layers) == list(slices) == list(explorer.runs.options)
     for label, run in zip(explorer.runs.options, runs, strict=True):
         model = run.load_model()
-        batches = train.calibration(100, augment=run.experiment.augment, batch_size=AT_ONCE)
+        batches = train.calibration(100, augment=run.experiment.data.augment, batch_size=AT_ONCE)
         levels = [f"global@{level}" for level in curves[label]["sparsity"]]
         known = cb.probes.sparsity_curve(model, sample, ["global@0.0", *levels], batches)
         known = known[known["calibrated"] == tuned].drop_duplicates("sparsity").set_index("sparsity")["accuracy"]
@@ -353,7 +353,7 @@ def test_the_pictures_show_what_the_probes_return(runs, drawn, tuned):
         pd.testing.assert_frame_equal(layers[label], blame, rtol=1e-3, atol=1e-4)
         pd.testing.assert_frame_equal(slices[label], way, rtol=1e-3, atol=1e-4)
     model, names = runs[0].load_model(), sample.classes
-    batches = train.calibration(100, augment=runs[0].experiment.augment, batch_size=AT_ONCE)
+    batches = train.calibration(100, augment=runs[0].experiment.data.augment, batch_size=AT_ONCE)
     images, labels = next(iter(sample.batches(300)))
     before, after = (
         outputs(model, "global@0", images),
@@ -424,7 +424,7 @@ def test_labels_and_layers_are_shown_as_they_are_written(runs, monkeypatch):
 
 
 def test_networks_of_different_layers_have_no_common_picture_and_it_says_so(runs):
-    other = cb.runs.ensure(cb.experiment.recipe("digits", "sam", epochs=1, model="resnet20"), progress=False)
+    other = cb.runs.ensure(cb.recipes.recipe("digits", "sam", epochs=1, model="resnet20"), progress=False)
     explorer = cb.widgets.explorer([runs[0], other], sample=100)
     assert explorer.wait()
     assert explorer.layers.value == "no picture of the layers: the networks differ in theirs"

@@ -25,12 +25,14 @@ from cram_bench.data.named import (
     load,
     training_size,
 )
+from cram_bench.data.part import Data
 
 __all__ = [
     "AT_ONCE",
     "SENTENCES",
     "TORCHVISION",
     "Batches",
+    "Data",
     "DataError",
     "Dataset",
     "Source",

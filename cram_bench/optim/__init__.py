@@ -1,12 +1,33 @@
 """Optimizers that look beyond the weights they stand on. Each wraps any torch optimizer.
 
-They know compression operators, and nothing of runs or plots. A new one is a new file and a line here; a method
-that people name on the command line is one more line in `cram_bench.experiment.METHODS`.
+They know compression operators, and nothing of runs or plots. A new one is a new file, with its part of an experiment
+below it, and a line here: in `STEPS` where it is a rule of a step.
 """
 
 from cram_bench.optim.base import TwoPass, Wrapper
-from cram_bench.optim.cram import CrAM, CrAMSingle
-from cram_bench.optim.held import HeldMasks
-from cram_bench.optim.sam import SAM, MomentumSAM
+from cram_bench.optim.bases import BASES
+from cram_bench.optim.cram import CrAM, CrAMPlusStep, CrAMSingle, CrAMSingleStep, CrAMStep
+from cram_bench.optim.held import PRUNINGS, HeldMasks, OneShot
+from cram_bench.optim.sam import SAM, MomentumSAM, MomentumSAMStep, SAMStep
+from cram_bench.optim.step import Plain, Step
 
-__all__ = ["SAM", "CrAM", "CrAMSingle", "HeldMasks", "MomentumSAM", "TwoPass", "Wrapper"]
+STEPS: dict[str, type[Step]] = {
+    part.kind: part for part in (Plain, SAMStep, MomentumSAMStep, CrAMStep, CrAMPlusStep, CrAMSingleStep)
+}
+"""Rules of a step by the name that settings use."""
+
+__all__ = [
+    "BASES",
+    "PRUNINGS",
+    "SAM",
+    "STEPS",
+    "CrAM",
+    "CrAMSingle",
+    "HeldMasks",
+    "MomentumSAM",
+    "OneShot",
+    "Plain",
+    "Step",
+    "TwoPass",
+    "Wrapper",
+]

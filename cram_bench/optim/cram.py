@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from cram_bench._checks import number
 from cram_bench._preserve import clones
-from cram_bench.compress import Compressor, Masks, prunable
+from cram_bench.callbacks import Callback, Ramp
+from cram_bench.compress import Compressor, Masks, check_leaves, parse, prunable
 from cram_bench.optim.base import (
     Ascent,
     Closure,
@@ -27,6 +30,8 @@ from cram_bench.optim.base import (
     momenta,
 )
 from cram_bench.optim.draw import Draw
+from cram_bench.optim.step import Step, TwoPassStep
+from cram_bench.settings import Count, Fraction, NotNegative, Texts
 
 Ascending = Literal["gradient", "momentum"]
 
@@ -54,7 +59,7 @@ class CrAM(TwoPass):
         sparse_gradients: mask the gradient taken at the compressed weights.
         normalize: ascend by ρ g/‖g‖₂ as SAM does, the norm over all parameters; ρ is then in units of weight.
         mask_interval: uses of a compressor per choice of its masks; 1 chooses anew at every step.
-        plain: probability of a plain step, which uses g alone and costs one pass; `cram_bench.train.Ramp` lowers it
+        plain: probability of a plain step, which uses g alone and costs one pass; `cram_bench.callbacks.Ramp` lowers it
             from 1 while training goes on.
         seed: seeds the draw of compressors, and of plain steps. Over several devices that of the first counts.
         exclude: shell patterns over parameter names that stay dense.
@@ -150,7 +155,7 @@ class CrAMSingle(Wrapper):
     With probability p a plain step with ∇L(θ). Otherwise g̃ = ∇L(C_k(θ + ρ u)), with an ascent u that is
     already known, and the base optimizer steps at θ with M ⊙ g̃. In expectation over the draw and for p = ½ that is
     half of CrAM+'s g + M ⊙ g̃, so with SGD the same path takes twice its learning rate and half its weight decay.
-    ``plain`` may be changed while training goes on; `cram_bench.train.Ramp` lowers it from 1.
+    ``plain`` may be changed while training goes on; `cram_bench.callbacks.Ramp` lowers it from 1.
 
     u is −v, v being the base optimizer's momentum (``ascent="momentum"``, which costs nothing; its sign and, with
     ``normalize``, its normalisation are momentum-SAM's, arXiv 2401.12033), or the gradient that the last step used, before
@@ -333,3 +338,86 @@ def _loaded(draw: Draw, own: Mapping[str, Any]) -> Iterator[None]:
     except BaseException:
         back()
         raise
+
+
+@dataclass(frozen=True)
+class CompressingStep(Step):
+    """A step that takes a gradient at compressed weights."""
+
+    compresses: ClassVar[bool] = True
+
+    rho: NotNegative = 0.2
+    """Ascent radius of SAM (normalised) and CrAM (not normalised)."""
+    compressors: Texts = ("global@0.7",)
+    """Specifications that CrAM draws from, such as ``global@0.9`` or ``2:4``."""
+    sparse_gradients: bool = True
+    """Mask CrAM's gradient at the compressed weights."""
+    normalize: bool = False
+    """Whether CrAM divides its ascent by the norm, as SAM does."""
+    mask_interval: Count = 1
+    """Uses of a compressor per choice of its masks, at least 1."""
+    plain: Fraction = 0.0
+    """Of CrAM: the probability of a plain step, in [0, 1)."""
+    ramp: bool = False
+    """Of CrAM: lower that probability linearly from 1 to ``plain`` over the training."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.compressors:
+            raise ValueError(f"step {self.kind!r} needs compressors, such as ('global@0.5',); it was given ()")
+        for spec in self.compressors:
+            check_leaves(parse(spec))
+        if self.halved and (self.ramp or self.plain):
+            raise ValueError("plain and ramp leave out gradients, and halves needs both; give one or the other")
+
+    def cost(self) -> float:
+        left_out = (1 + self.plain) / 2 if self.ramp else self.plain
+        return 1 + (super().cost() - 1) * (1 - left_out)
+
+    def callbacks(self) -> Sequence[Callback]:
+        return [Ramp()] if self.ramp else []
+
+    def _settings_of_draw(self, seed: int) -> dict[str, Any]:
+        return {
+            "compressors": [parse(spec) for spec in self.compressors],
+            "rho": self.rho,
+            "sparse_gradients": self.sparse_gradients,
+            "normalize": self.normalize,
+            "mask_interval": self.mask_interval,
+            "plain": self.plain,
+            "seed": seed,
+        }
+
+
+@dataclass(frozen=True)
+class CrAMStep(CompressingStep, TwoPassStep):
+    """A step of `CrAM` with the gradient at compressed weights alone."""
+
+    kind: ClassVar[str] = "cram"
+    plus: ClassVar[bool] = False
+
+    def wrap(self, model: nn.Module, base: Optimizer, seed: int) -> Optimizer:
+        return CrAM(model, base, plus=self.plus, **self._settings_of_draw(seed))
+
+
+@dataclass(frozen=True)
+class CrAMPlusStep(CrAMStep):
+    """A step of `CrAM` with the sum of both gradients."""
+
+    kind: ClassVar[str] = "cram+"
+    plus: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class CrAMSingleStep(CompressingStep):
+    """A step of `CrAMSingle`."""
+
+    kind: ClassVar[str] = "cram-single"
+
+    rho: NotNegative = 0.02
+    """Ascent radius of SAM (normalised) and CrAM (not normalised)."""
+    ascent: Annotated[Ascending, Field(description="momentum or gradient")] = "momentum"
+    """Of cram-single: ``momentum`` or ``gradient``."""
+
+    def wrap(self, model: nn.Module, base: Optimizer, seed: int) -> Optimizer:
+        return CrAMSingle(model, base, ascent=self.ascent, **self._settings_of_draw(seed))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import nn
 from torch.optim import Optimizer
 
 from cram_bench._checks import instance
-from cram_bench.compress import Masks
+from cram_bench.compress import Masks, apply_, check_leaves, parse
 from cram_bench.optim.base import Closure, Wrapper, mask_gradients
+from cram_bench.settings import Part, Text
 
 
 class HeldMasks(Wrapper):
@@ -51,3 +53,32 @@ class HeldMasks(Wrapper):
 
     def _stepped(self) -> None:
         self.masks.zero_(self.masked)
+
+
+@dataclass(frozen=True)
+class OneShot(Part):
+    """Prune the weights that a training starts from, before its first step, and hold the mask: `HeldMasks`."""
+
+    role: ClassVar[str] = "pruning"
+    kind: ClassVar[str] = "one-shot"
+
+    prune: Text = ""
+    """Specification of a compressor that prunes `start` before the first step; the pruned weights then stay zero."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.prune:
+            check_leaves(parse(self.prune))
+
+    @property
+    def sparsity(self) -> float:
+        """What is pruned, of the prunable weights; 0 where nothing is."""
+        return parse(self.prune).sparsity if self.prune else 0.0
+
+    def apply_(self, model: nn.Module) -> Masks | None:
+        """Prune `model` in place; return the masks, or None where nothing is pruned."""
+        return apply_(model, parse(self.prune)) if self.prune else None
+
+
+PRUNINGS: dict[str, type[OneShot]] = {part.kind: part for part in (OneShot,)}
+"""Ways to prune in training, by the name that settings use."""

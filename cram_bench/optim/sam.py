@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ from cram_bench.optim.base import (
     norm_of,
     widened,
 )
+from cram_bench.optim.step import Step, TwoPassStep
+from cram_bench.settings import NotNegative
 
 
 class SAM(TwoPass):
@@ -108,3 +111,29 @@ class MomentumSAM(Wrapper):
 
 def _by_size(parameters: list[Tensor], directions: list[Tensor]) -> list[Tensor]:
     return list(torch._foreach_mul([p.abs() for p in parameters], [widened(u) for u in directions]))
+
+
+@dataclass(frozen=True)
+class SAMStep(TwoPassStep):
+    """A step of `SAM`."""
+
+    kind: ClassVar[str] = "sam"
+
+    rho: NotNegative = 0.05
+    """Ascent radius of SAM (normalised) and CrAM (not normalised)."""
+
+    def wrap(self, model: nn.Module, base: Optimizer, seed: int) -> Optimizer:
+        return SAM(model, base, rho=self.rho)
+
+
+@dataclass(frozen=True)
+class MomentumSAMStep(Step):
+    """A step of `MomentumSAM`."""
+
+    kind: ClassVar[str] = "momentum-sam"
+
+    rho: NotNegative = 0.3
+    """Ascent radius of SAM (normalised) and CrAM (not normalised)."""
+
+    def wrap(self, model: nn.Module, base: Optimizer, seed: int) -> Optimizer:
+        return MomentumSAM(model, base, rho=self.rho)

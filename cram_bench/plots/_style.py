@@ -17,9 +17,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, SymmetricalLogLocator
 
+from cram_bench import recipes
 from cram_bench._checks import unknown
-from cram_bench.experiment import METHODS
 from cram_bench.probes.over_runs import apart, seeds_left
+from cram_bench.recipes import METHODS
 
 # Okabe and Ito's palette, its yellow replaced, and a wine of Paul Tol's: distinguishable with colour-blind vision, of
 # different lightness.
@@ -136,10 +137,21 @@ class Figure(matplotlib.figure.Figure):
 
 def look(method: str) -> tuple[str, str, str]:
     """Return (label, colour, marker) of a method: fixed by its place in `METHODS`; or of a state of one network."""
+    place = _place(method)
+    rounds = place // len(_PALETTE)
+    return recipes.label(method), _PALETTE[place % len(_PALETTE)], _MARKERS[(place + 3 * rounds) % len(_MARKERS)]
+
+
+def dashes(method: str, number: int = 0) -> str:
+    """Return the line style of a method's run of that number: where colours begin again, so do markers and lines not."""
+    return ("-", "--", ":", "-.")[(_place(method) // len(_PALETTE) + number) % 4]
+
+
+def _place(method: str) -> int:
     names = list(METHODS)
-    index = names.index(method) if method in names else _STATES.get(method, sum(map(ord, method)))
-    label = METHODS[method].label if method in METHODS else method
-    return label, _PALETTE[index % len(_PALETTE)], _MARKERS[index % len(_MARKERS)]
+    if method in names:
+        return names.index(method)
+    return _STATES[method] if method in _STATES else len(names) + sum(map(ord, method)) % 97
 
 
 def looks(
@@ -151,7 +163,7 @@ def looks(
         method = methods[label] if methods else label
         name, colour, marker = look(method)
         number = seen[method] = seen.get(method, -1) + 1
-        yield visible(label if methods else name), colour, marker, ("-", "--", ":", "-.")[number % 4], table
+        yield visible(label if methods else name), colour, marker, dashes(method, number), table
 
 
 def visible(label: str) -> str:

@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from cram_bench._checks import initialised, instance, labels_within, shown
+from cram_bench._checks import initialised, instance, shown
 from cram_bench._fold import folded
 from cram_bench._outputs import classes_of, fitting, logits_of, normal, tensors_of
 from cram_bench._preserve import buffers_kept, modes_kept, preserved
 from cram_bench.compress import tune_batchnorm
 from cram_bench.data import AT_ONCE, Batches, Dataset, batches_of
+from cram_bench.losses import CrossEntropy, summed
 from cram_bench.train import Score
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -183,15 +183,13 @@ class Problem:
     def sum_of(self, outputs: Any, targets: Tensor) -> Tensor:
         """Return the loss summed over the examples of a batch, with its graph."""
         if self.loss is None:
-            logits = classes_of(outputs).float()
-            labels_within(targets, logits.shape[1])
-            return F.cross_entropy(logits, targets, reduction="sum")
+            return summed(classes_of(outputs), targets)
         return self.mean_of(outputs, targets) * len(targets)
 
     def mean_of(self, outputs: Any, targets: Tensor) -> Tensor:
         """Return the mean loss of a batch, with its graph, in the type of the outputs."""
         if self.loss is None:
-            return F.cross_entropy(classes_of(outputs), targets)
+            return CrossEntropy()(classes_of(outputs), targets, outputs)
         found = self.loss(outputs, targets)
         if not isinstance(found, Tensor) or found.numel() != 1:
             what = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else shown(found)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 import pandas as pd
 
 from cram_bench._checks import columns, instance, unknown
-from cram_bench.experiment import METHODS, Experiment
+from cram_bench.experiment import names, setting
+from cram_bench.recipes import label
 from cram_bench.runs import Run
 
 
@@ -41,7 +41,7 @@ def over_runs(
     >>> over_runs([], lambda model: pd.DataFrame({"loss": [1.0]})).empty
     True
     """
-    known = [field.name for field in fields(Experiment)] + ["gradients", "id"]
+    known = [*names(), "gradients", "id"]
     for name in settings:
         if name not in known:
             raise ValueError(unknown("setting", name, known))
@@ -54,7 +54,11 @@ def over_runs(
         table = probe(run.load_model(), *arguments, **options) if run.failure is None else pd.DataFrame([{}])
         table.insert(0, "method", run.experiment.method)
         for place, name in enumerate(("seed", *settings), 1):
-            table.insert(place, name, getattr(run.experiment, name))
+            table.insert(
+                place,
+                name,
+                getattr(run.experiment, name) if name in ("gradients", "id") else setting(run.experiment, name),
+            )
         tables.append(table)
         if progress:
             took = f"{time.perf_counter() - start:.1f} s" if run.failure is None else f"failed: {run.failure}"
@@ -158,7 +162,7 @@ def accuracy_table(curves: pd.DataFrame, calibrated: bool = True, pattern: str =
     left = seeds_left(curves, "accuracy")
     for method in curves.loc[curves["accuracy"].isna(), "method"].unique():
         cells.setdefault(method, {}).setdefault("dense", "failed")
-    cells = {METHODS[method].label + partly(*left[method]): row for method, row in cells.items()}
+    cells = {label(method) + partly(*left[method]): row for method, row in cells.items()}
     return pd.DataFrame.from_dict(cells, orient="index").rename_axis(head).fillna("")
 
 
@@ -187,8 +191,6 @@ def transfer_accuracy(tuned: Sequence[Run], sources: Sequence[Run]) -> pd.DataFr
     Returns:
         Columns method (of the source), seed, sparsity (as pruned), accuracy (a fraction; NaN for a failed run).
     """
-    from cram_bench.compress import parse
-
     methods = {run.id: run.experiment.method for run in sources}
     for run in tuned:
         if run.experiment.start not in methods:
@@ -197,7 +199,7 @@ def transfer_accuracy(tuned: Sequence[Run], sources: Sequence[Run]) -> pd.DataFr
         (
             methods[run.experiment.start],
             run.experiment.seed,
-            parse(run.experiment.prune).sparsity if run.experiment.prune else 0.0,
+            run.experiment.pruning.sparsity,
             run.history["test_accuracy"].iloc[-1] if run.failure is None else float("nan"),
         )
         for run in tuned

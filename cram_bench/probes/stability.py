@@ -13,10 +13,10 @@ from torch import nn
 from cram_bench._checks import columns, items, number, unknown
 from cram_bench.compress import Compressor, applied, parse
 from cram_bench.data import Batches
-from cram_bench.experiment import METHODS
 from cram_bench.probes.common import Forward, Loss, Problem, probing, tuning_data
 from cram_bench.probes.hessian import curvature
 from cram_bench.probes.sharpness import cram_gap, sam_sharpness
+from cram_bench.recipes import label
 
 QUANTITIES = ("gap", "pruning_gap", "ascent_gap", "sharpness", "eigenvalue", "trace", "random_rise")
 """What is measured around weights; lower is more stable for each. The loss itself says how well a model fits."""
@@ -222,7 +222,7 @@ def verdict_table(found: pd.DataFrame) -> pd.DataFrame:
     )
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for row in found.to_dict("records"):
-        ours, theirs = (METHODS[name].label if name in METHODS else name for name in (row["method"], row["baseline"]))
+        ours, theirs = (label(name) for name in (row["method"], row["baseline"]))
         loss = rows.setdefault((row["weights"], "loss"), {})
         loss |= {theirs: _short(row["baseline_loss"]), ours: _short(row["loss"])}
         p = "" if pd.isna(row["p"]) else f" (p = {row['p']:.2g})"

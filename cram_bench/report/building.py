@@ -53,7 +53,7 @@ def build(
 
     Args:
         dataset: a name or the path of an image folder; by default that of the first notebook.
-        profile: one of `cram_bench.experiment.PROFILES`; by default that of the first notebook.
+        profile: one of `cram_bench.recipes.PROFILES`; by default that of the first notebook.
         seeds: seeds 0 … n − 1; by default 3 for digits, else 1.
         parameters: notebook parameters by name; each must belong to at least one notebook.
         questions: which notebooks to execute, the first leads; by default the usual ones of the folder.
@@ -204,7 +204,7 @@ def _execute(planned: Plan, folder: Path, trained: Sequence[runs.Run], **where: 
     ]
     jobs = [Job(path, parameters, _key(path, parameters, trained)) for path, parameters in injected]
     # On 8×8 images threads wait for each other more than they compute: each kernel keeps to a core.
-    return execute_all(jobs, folder, threads=1 if planned.wanted[0].dataset == "digits" else 0)
+    return execute_all(jobs, folder, threads=1 if planned.wanted[0].data.dataset == "digits" else 0)
 
 
 def _write_note(folder: Path, about: Mapping[str, Any], notebooks: Sequence[Notebook]) -> None:

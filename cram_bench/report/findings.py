@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from cram_bench.experiment import METHODS
 from cram_bench.probes.over_runs import apart
 from cram_bench.probes.stability import QUANTITIES
+from cram_bench.recipes import label
 
 Tables = Mapping[str, pd.DataFrame]
 
@@ -93,17 +93,13 @@ def trained_at(identities: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     found: dict[str, list[str]] = {}
     for settings in (identity["settings"] for identity in identities):
         if not settings.get("start"):
-            texts = found.setdefault(METHODS[settings["method"]].label, [])
+            texts = found.setdefault(label(settings["method"]), [])
             text = percents(settings.get("compressors", []))
             texts += [text] * (text not in texts)
     return {label: " or ".join(texts) for label, texts in found.items()}
 
 
 # ---------------------------------------------------------------- differences in points
-
-
-def _label(method: str) -> str:
-    return METHODS[method].label if method in METHODS else method
 
 
 def _at(level: float) -> str:
@@ -145,12 +141,12 @@ def _differences(ours: Mapping[float, float], theirs: Mapping[float, float]) -> 
 def _across(table: Mapping[str, Mapping[float, float]], baseline: str, level: float) -> str:
     """Compare every method with the baseline at one sparsity."""
     differences = {
-        _label(method): _differences(own, table[baseline])[level]
+        label(method): _differences(own, table[baseline])[level]
         for method, own in table.items()
         if method != baseline and level in own
     }
     texts: list[str] = []
-    name = f"{_label(baseline)} ({table[baseline][level]:.1f} %)"
+    name = f"{label(baseline)} ({table[baseline][level]:.1f} %)"
     for sign, word in ((-1, "below"), (1, "above")):
         sizes = {label: abs(value) for label, value in differences.items() if value * sign > 0}
         if sizes:
@@ -170,9 +166,9 @@ def _along(table: Mapping[str, Mapping[float, float]], method: str, baseline: st
     for sign, word in ((-1, "below"), (1, "above")):
         sizes = {level: f"{abs(value):.1f}" for level, value in differences.items() if value * sign > 0}
         if sizes:
-            other = "it" if texts else _label(baseline)
+            other = "it" if texts else label(baseline)
             texts.append(f"{word} {other} {_levels(list(sizes))} (by {listed(list(sizes.values()))} points)")
-    return f"{name or _label(method)} is {listed(texts) or f'level with {_label(baseline)} everywhere'}"
+    return f"{name or label(method)} is {listed(texts) or f'level with {label(baseline)} everywhere'}"
 
 
 def _sentence(*texts: str) -> str:
@@ -239,13 +235,13 @@ def _stability(tables: Tables) -> str:
     found, measured = tables.values()
     if found.empty:
         return ""
-    baseline = _label(str(found["baseline"].iloc[0]))
+    baseline = label(str(found["baseline"].iloc[0]))
     texts = []
     for weights in dict.fromkeys(found["weights"].astype(str)):
         part = found[found["weights"] == weights]
         pruned = f"to {_at(float(weights[7:]))}" if weights.startswith("global@") else f"by {weights}"
         where = "at the dense weights" if weights == "dense" else f"at weights pruned {pruned}"
-        each = [_verdicts_of(_label(str(method)), own) for method, own in part.groupby("method", sort=False)]
+        each = [_verdicts_of(label(str(method)), own) for method, own in part.groupby("method", sort=False)]
         if (part["verdict"] == "not comparable").all():
             losses = [f"{value:.2f}" for value in (part["loss"].min(), part["loss"].max())]
             theirs = f"{part['baseline_loss'].iloc[0]:.2f}"

@@ -140,7 +140,7 @@ class Notebook:
     question: str = ""
     """What it asks, in a line."""
     experiments: str = ""
-    """The function of its own parameters that returns what is to be trained, such as ``comparisons.transfer``. One
+    """The function of its own parameters that returns what is to be trained, such as ``recipes.transfer``. One
     without it is for the reader, not for a report."""
     order: int = 100
     """Its place in the list of notebooks."""

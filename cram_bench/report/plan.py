@@ -10,7 +10,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from cram_bench import compress, experiment
+from cram_bench import compress, recipes
 from cram_bench._checks import instance, integer, items, needs, unknown
 from cram_bench.data import is_folder
 from cram_bench.experiment import Experiment
@@ -61,11 +61,11 @@ def plan(
     wanted = list(dict.fromkeys(wanted for notebook in chosen for wanted in _experiments(notebook, given)))
     if "sparsities" in given or "patterns" in given:
         compress.grid(given.get("patterns", ["global"]), given.get("sparsities", [0.5]))
-    title = re.sub(r"[:/\\]", "-", f"{Path(wanted[0].dataset).name}-{wanted[0].model}")
+    title = re.sub(r"[:/\\]", "-", f"{Path(wanted[0].data.dataset).name}-{wanted[0].model}")
     asked = [notebook.name for notebook in chosen]
     unusual = [] if asked == usual else [name.replace("_", "-") for name in asked]
     name = "-".join([title, *(["quick"] if profile == "quick" else []), *unusual])
-    return Plan(chosen, profile, given | {"dataset": wanted[0].dataset}, wanted, name)
+    return Plan(chosen, profile, given | {"dataset": wanted[0].data.dataset}, wanted, name)
 
 
 def _chosen(questions: Sequence[str], known: Mapping[str, Notebook]) -> list[Notebook]:
@@ -87,7 +87,7 @@ def _given(
     given: dict[str, Any] = {"dataset": dataset}
     if seeds is not None or "seeds" in allowed:  # a notebook about one network has none
         given["seeds"] = seeds if seeds is not None else (3 if dataset == "digits" else 1)
-    given |= experiment.profile_changes(dataset, profile) | dict(parameters)
+    given |= recipes.profile_changes(dataset, profile) | dict(parameters)
     if is_folder(target := str(given.get("target", "digits"))):
         given["target"] = str(Path(target).expanduser().resolve())  # the notebook runs in another folder
     for name, value in given.items():

@@ -26,13 +26,13 @@ from pathlib import Path
 from typing import Any
 
 from cram_bench._files import parsed, write
-from cram_bench.experiment import Experiment
+from cram_bench.experiment import KINDS, Experiment
+from cram_bench.settings import ORIGINAL, Part
 
 _FORMAT = 1  # raise it when a line means something else
 _FEW = 32  # runs; fewer are read as quickly as an index of them
-_QUIET = (
-    2 * 10**9
-)  # ns between the last change of a folder and a look at it, after which no change can have been missed
+# ns between the last change of a folder and a look at it, after which no change can have been missed
+_QUIET = 2 * 10**9
 _ID = re.compile("[0-9a-f]{12}")
 
 _FILES = ("model.safetensors", "settings.json", "history.csv", "environment.json")
@@ -49,7 +49,9 @@ def is_id(name: str) -> bool:
 @functools.cache
 def version() -> str:
     """Return a name for what ids depend on: the settings and their defaults."""
-    text = json.dumps([_FORMAT, Experiment().settings()], sort_keys=True)
+    parts: list[type[Part]] = [*(part for kinds in KINDS.values() for part in kinds.values()), Experiment]
+    defaults = [{name: str(getattr(part, name)) for name in part.flat()} for part in parts]
+    text = json.dumps([_FORMAT, ORIGINAL, defaults], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

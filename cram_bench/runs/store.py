@@ -24,7 +24,8 @@ from cram_bench import models
 from cram_bench._checks import instance, said
 from cram_bench._defaults import usual_defaults
 from cram_bench._files import HeldError, Holder, Lock, holder, locked, parsed, unsealed
-from cram_bench.experiment import METHODS, Experiment
+from cram_bench.experiment import Experiment
+from cram_bench.recipes import label
 from cram_bench.runs.index import Index, Row, is_id
 
 FILES = ("settings.json", "history.csv", "model.safetensors")
@@ -432,7 +433,7 @@ def summary(runs: Sequence[Run]) -> pd.DataFrame:
 
 def describe(experiment: Experiment) -> str:
     """Return ``method, seed s`` as figures and progress bars call a run."""
-    return f"{METHODS[experiment.method].label}, seed {experiment.seed}"
+    return f"{label(experiment.method)}, seed {experiment.seed}"
 
 
 def _row(id: str, settings: Mapping[str, Any], state: str, **more: Any) -> dict[str, Any]:

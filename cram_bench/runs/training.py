@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cram_bench import compress, models
+from cram_bench import models
 from cram_bench._checks import instance, integer, number, said
 from cram_bench._defaults import usual_defaults
 from cram_bench._files import Lock, sealed, sha256, write, write_tensors
@@ -35,7 +35,7 @@ from cram_bench.progress import Progress
 from cram_bench.runs import publishing
 from cram_bench.runs.environment import machine
 from cram_bench.runs.store import FILES, FORMAT, Run, RunError, Store, describe, lost
-from cram_bench.train import Callback, DivergedError, Fit, Ramp, check_trainable, fit
+from cram_bench.train import Callback, DivergedError, Fit, check_trainable, fit
 
 
 def ensure(
@@ -72,7 +72,7 @@ def ensure(
         ValueError: the device is not here, there is no thread, or the data do not fit the settings.
         TypeError: an argument has another type.
     """
-    instance("experiment", experiment, Experiment, "an Experiment, such as cram_bench.experiment.recipe returns")
+    instance("experiment", experiment, Experiment, "an Experiment, such as cram_bench.recipes.recipe returns")
     instance("store", store, (Store, type(None)), "a Store")
     device = _device(device)
     if threads is not None:
@@ -105,13 +105,13 @@ _looked = contextvars.ContextVar[dict[str, str | None] | None]("fingerprints of 
 
 def _same_data(run: Run) -> Run:
     """Return the run, unless it was trained on other images than its folder holds now."""
-    known, dataset = _looked.get(), run.experiment.dataset
+    known, dataset = _looked.get(), run.experiment.data.dataset
     now = known[dataset] if known and dataset in known else fingerprint(dataset)
     if known is not None:
         known[dataset] = now
     then = run.environment["data"].get("fingerprint")
     if now and then and now != then:
-        where = f"the images in {run.experiment.dataset} have changed since {run.path} was trained"
+        where = f"the images in {run.experiment.data.dataset} have changed since {run.path} was trained"
         raise RunError(f"{where}; move that run away to train again")
     return run
 
@@ -148,10 +148,10 @@ def _train(
 ) -> Run:
     if (known := _looked.get()) is not None:
         known.clear()  # what is trained now takes time
-    group.check(experiment.batch_size, experiment.halves)
+    group.check(experiment.batch_size, experiment.step.halved)
     if compile and group.world > 1:
         raise ValueError(f"compile is for one process, not for {group.world}; leave it out")
-    images = group.told(lambda: fingerprint(experiment.dataset))
+    images = group.told(lambda: fingerprint(experiment.data.dataset))
     device = group.device or device
     train, test = (part.to(device) for part in group.in_order(lambda: experiment.load_data(workers)))
     if experiment.batch_size > len(train):
@@ -180,14 +180,14 @@ def _train(
         note = work / "data.json"
         if note.exists() and note.read_bytes() != f"{json.dumps(images)}\n".encode():
             (work / "checkpoint.pt").unlink(missing_ok=True)
-            warnings.warn(f"the images in {experiment.dataset} have changed, training starts anew", stacklevel=3)
+            warnings.warn(f"the images in {experiment.data.dataset} have changed, training starts anew", stacklevel=3)
         write(note, json.dumps(images) + "\n")
         write(work / "settings.json", json.dumps(experiment.settings(), indent=2))
     group.wait()
     started, here = time.time(), machine(device)  # before the first step: the code may be changed while it trains
     callbacks: list[Callback] = [
         Checkpoint(work / "checkpoint.pt", write=group.first),
-        *([Ramp()] if experiment.ramp else []),
+        *experiment.step.callbacks(),
         *([Progress(describe(experiment))] if progress and group.first else []),
     ]
     try:
@@ -201,9 +201,10 @@ def _train(
                 epochs=experiment.epochs,
                 batch_size=experiment.batch_size,
                 seed=experiment.seed,
-                warmup_epochs=experiment.warmup_epochs,
-                augment=experiment.augment,
-                halves=experiment.halves,
+                loss=experiment.loss,
+                schedule=experiment.schedule,
+                augment=experiment.data.augment,
+                halves=experiment.step.halved,
                 test_every=5 if compile else 1,  # a tenth of a long epoch goes to the test set otherwise
                 precision=experiment.precision,
                 compile=compile,
@@ -286,8 +287,8 @@ def _inherit(model: nn.Module, experiment: Experiment, store: Store) -> Masks | 
         raise DivergedError(f"the run it starts from, {experiment.start}, failed")
     run = store.finished(experiment.start)
     source = run.load_model()
-    masks = compress.apply_(source, compress.parse(experiment.prune)) if experiment.prune else None
-    fresh = set(models.head(model)) if run.experiment.dataset != experiment.dataset else set()
+    masks = experiment.pruning.apply_(source)
+    fresh = set(models.head(model)) if run.experiment.data.dataset != experiment.data.dataset else set()
     weights = {name: value for name, value in source.state_dict().items() if name not in fresh}
     own = model.state_dict()
     for name, value in weights.items():

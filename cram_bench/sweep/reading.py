@@ -6,14 +6,14 @@ import itertools
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from cram_bench import _yaml, data
 from cram_bench.executors import SweepError
-from cram_bench.experiment import Experiment, recipe
+from cram_bench.experiment import Experiment, names
 from cram_bench.models import unknown
+from cram_bench.recipes import recipe
 
 LIMIT = 10_000
 """Experiments a sweep may have: a slip of the pen in a grid is noticed before it fills the memory."""
@@ -46,12 +46,12 @@ def experiments(spec: Any) -> list[Experiment]:
         ValueError: a name is unknown (with a suggestion), a value not allowed, or there are none or too many experiments.
         TypeError: a setting has another type than its field.
 
-    >>> [e.lr for e in experiments({"methods": ["sgd"], "grid": {"lr": [0.1, 0.2]}})]
+    >>> [e.optimizer.lr for e in experiments({"methods": ["sgd"], "grid": {"lr": [0.1, 0.2]}})]
     [0.1, 0.2]
     """
     if not isinstance(spec, Mapping):
         raise SweepError(f"a sweep is a mapping such as 'methods: [sgd, cram+]', not {_short(spec)}")
-    settings = [item.name for item in fields(Experiment)]
+    settings = names()
     _known(spec, [*settings, *_LISTS, "grid", "experiments"])
     shared = {name: value for name, value in spec.items() if name in settings}
     for name, value in shared.items():
@@ -139,11 +139,11 @@ def _one(settings: dict[str, Any]) -> Experiment:
     if data.is_folder(dataset) and not Path(dataset).expanduser().is_dir():
         data.load(dataset)  # raises, with a suggestion
     experiment = recipe(dataset, method, **settings)
-    images = data.training_size(experiment.dataset)
-    if images and experiment.holdout >= images:
-        raise SweepError(f"holdout must be below the {images} training images, not {experiment.holdout}")
-    if images and experiment.batch_size > images - experiment.holdout:
-        left = images - experiment.holdout
+    images = data.training_size(experiment.data.dataset)
+    if images and experiment.data.holdout >= images:
+        raise SweepError(f"holdout must be below the {images} training images, not {experiment.data.holdout}")
+    if images and experiment.batch_size > images - experiment.data.holdout:
+        left = images - experiment.data.holdout
         raise SweepError(f"batch_size {experiment.batch_size} is larger than the training data, {left} images")
     return experiment
 

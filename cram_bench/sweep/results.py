@@ -6,14 +6,14 @@ import contextlib
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from cram_bench._files import write
-from cram_bench.experiment import Experiment
+from cram_bench.experiment import Experiment, differing, setting
 from cram_bench.runs import Run, RunError, Store
 from cram_bench.runs.store import rows as rows_of
 
@@ -61,18 +61,14 @@ def table(
         problems: id → what became of experiments that are neither finished nor noted as diverged in the store.
     """
     store = store or Store()
-    varying = [
-        item.name
-        for item in fields(Experiment)
-        if item.name not in _KEEP and len({getattr(each, item.name) for each in experiments}) > 1
-    ]
+    varying = differing(experiments, besides=_KEEP)
     by_id, found, rows = {each.id: each for each in experiments}, found_in(experiments, store), []
     known = rows_of([run for run in found.values() if isinstance(run, Run)], store)
     for each in experiments:
         row: dict[str, Any] = {"run": each.id}
         for name in (*_KEEP, *varying):
-            value = getattr(each, name)
-            row[name] = " ".join(value) if isinstance(value, tuple) else value
+            value = setting(each, name)
+            row[name] = " ".join(value) if isinstance(value, list) else value
         there = found.get(each.id)
         if isinstance(there, Run):
             row |= _result(known[there.path])

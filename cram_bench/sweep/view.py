@@ -6,10 +6,9 @@ import contextlib
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
-from cram_bench.experiment import Experiment
+from cram_bench.experiment import Experiment, differing, setting
 from cram_bench.runs import describe
 from cram_bench.sweep.results import State, counts
 
@@ -26,16 +25,11 @@ class View:
 
     def __init__(self, experiments: Sequence[Experiment], stream: Any = None) -> None:
         self.stream = stream or sys.stderr
-        varying = [
-            item.name
-            for item in fields(Experiment)
-            if item.name not in ("method", "seed", "warmup_epochs")
-            and len({getattr(e, item.name) for e in experiments}) > 1
-        ]
+        varying = differing(experiments, besides=("method", "seed", "warmup_epochs"))
         self.labels = {}
         for each in experiments:
-            values = [(name, getattr(each, name)) for name in varying]
-            shown = [f"{name} {' '.join(v) if isinstance(v, tuple) else v}" for name, v in values if v not in ((), "")]
+            values = [(name, setting(each, name)) for name in varying]
+            shown = [f"{name} {' '.join(v) if isinstance(v, list) else v}" for name, v in values if v not in ([], "")]
             self.labels[each.id] = ", ".join([describe(each), *shown])
         self.tenth, self.told = -1, dict[str, State]()
         self.live: Any = None

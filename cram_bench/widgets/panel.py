@@ -60,7 +60,7 @@ class Explorer:
         finished = [run for run in runs if run.failure is None]
         if not finished:
             raise ValueError("the explorer needs at least one finished run")
-        data = {tuple(getattr(run.experiment, name) for name in ("dataset", "resize", "holdout")) for run in finished}
+        data = {(d.dataset, d.resize, d.holdout) for d in (run.experiment.data for run in finished)}
         if len(data) > 1:
             raise ValueError(
                 f"the explorer compares runs on one data set, not on (name, resize, holdout) {sorted(data)}"
@@ -69,7 +69,7 @@ class Explorer:
         self.sample = test.sample(sample)
         self._calibration = {
             augment: train.calibration(calibration, augment=augment, batch_size=AT_ONCE)
-            for augment in {run.experiment.augment for run in finished}
+            for augment in {run.experiment.data.augment for run in finished}
         }
         self._runs = _labelled(finished)
         self._methods = {label: run.experiment.method for label, run in self._runs.items()}
@@ -102,7 +102,7 @@ class Explorer:
         self.numbers = ipw.HTML()
         self.blamed = ipw.HTML()
         self.failed = ipw.HTML("<br>".join(html.escape(f"{r.label}: failed: {r.failure}") for r in runs if r.failure))
-        self._what = f"{'held-out training' if finished[0].experiment.holdout else 'test'} examples"
+        self._what = f"{'held-out training' if finished[0].experiment.data.holdout else 'test'} examples"
         self._tuning = f"BatchNorm tuned on {calibration} training examples"
         # An ipywidgets.Image has no alternative text, and one with a tooltip cannot be shown at all.
         self.curve, self.slice, self.layers, self.flips = (ipw.HTML(layout=fits) for _ in _ALT)
@@ -186,7 +186,9 @@ class Explorer:
     def _subject(self, label: str) -> Subject:
         if label not in self._subjects:
             run = self._runs[label]
-            self._subjects[label] = Subject(run.load_model(), self.sample, self._calibration[run.experiment.augment])
+            self._subjects[label] = Subject(
+                run.load_model(), self.sample, self._calibration[run.experiment.data.augment]
+            )
         return self._subjects[label]
 
     def _show_numbers(self, current: Callable[[], bool]) -> bool:

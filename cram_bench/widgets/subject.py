@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cram_bench._fold import fold
 from cram_bench._preserve import preserved
 from cram_bench.compress import Compressor, Dense, apply_, tune_batchnorm
 from cram_bench.data import AT_ONCE, Dataset
+from cram_bench.losses import summed
 from cram_bench.probes import layer_blame, loss_along_compression
 
 FEW = 200
@@ -69,7 +69,7 @@ class Subject:
             labels = torch.cat([labels for _, labels in self.batches])
             best = logits.softmax(1).max(1)
             accuracy = float((best.indices == labels).float().mean())
-            loss, compressed = float(F.cross_entropy(logits, labels)), (masks.zeros, masks.count, masks.dense)
+            loss, compressed = float(summed(logits, labels)) / len(labels), (masks.zeros, masks.count, masks.dense)
             self.answers[key] = Answer(accuracy, loss, best.indices, best.values, *compressed)
         return self.answers[key]
 

@@ -7,12 +7,13 @@ new question is a function here, a notebook of its name, and a line in `cram_ben
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from cram_bench._checks import items, number, unknown
 from cram_bench.data import SENTENCES, image_shape
-from cram_bench.experiment import Experiment, grid, recipe
+from cram_bench.experiment import Experiment
+from cram_bench.recipes.cram import HIGH
+from cram_bench.recipes.defaults import grid, recipe
 
 
 def equal_cost(
@@ -39,7 +40,7 @@ def equal_cost(
     cost = (min if shorter else max)(experiment.gradients for experiment in at_epochs)
     lengths = [max(1, round(experiment.epochs * cost / experiment.gradients)) for experiment in at_epochs]
     at_cost = [
-        replace(experiment, epochs=n, warmup_epochs=experiment.warmup_epochs * n / experiment.epochs)
+        experiment.but(epochs=n, **experiment.schedule.stretched(n, experiment.epochs))
         for experiment, n in zip(at_epochs, lengths, strict=True)
     ]
     return at_epochs, at_cost
@@ -76,8 +77,9 @@ def ablations(
     >>> list(ablations("digits", 1, only=["without +", "ρ = 0"]))
     ['CrAM+-Multi', 'without +', 'ρ = 0']
     """
-    base = recipe(dataset, "cram+-multi")
-    multi = {"compressors": base.compressors, "rho": base.rho}
+    base = recipe(dataset, "cram+-multi").settings()
+    multi = {name: base[name] for name in ("compressors", "rho")}
+    rho = multi["rho"]
     variants: dict[str, dict[str, Any]] = {
         "CrAM+-Multi": {},
         "ramp": {"ramp": True},
@@ -85,15 +87,12 @@ def ablations(
         "without +": {"method": "cram", **multi},
         "dense gradients": {"sparse_gradients": False},
         "ρ = 0": {"rho": 0.0},
-        f"ρ × ½ = {base.rho / 2:g}": {"rho": base.rho / 2},
-        f"ρ × 2 = {base.rho * 2:g}": {"rho": base.rho * 2},
-        f"ρ/‖g‖ = {base.rho:g}": {"normalize": True},
+        f"ρ × ½ = {rho / 2:g}": {"rho": rho / 2},
+        f"ρ × 2 = {rho * 2:g}": {"rho": rho * 2},
+        f"ρ/‖g‖ = {rho:g}": {"normalize": True},
         "masks held 20 times": {"mask_interval": 20},
         "only 70 %": {"compressors": ("global@0.7",)},
-        "50 to 95 %, ρ = 0.15": {
-            "compressors": tuple(f"global@{s:g}" for s in (0.5, 0.7, 0.8, 0.9, 0.95)),
-            "rho": 0.15,
-        },
+        "50 to 95 %, ρ = 0.15": {"compressors": HIGH, "rho": 0.15},
     }
     if only:
         for name in items("only", only, "names of changes"):
@@ -133,7 +132,7 @@ def anatomy(
         epochs=target_epochs,
         start=whole.id,
         prune=f"global@{sparsity:g}",
-        lr=whole.lr / 10,
+        lr=whole.optimizer.lr / 10,
         precision=whole.precision,
     )
     return [other, whole, tuned]
@@ -163,7 +162,11 @@ def transfer(
     sources = grid(dataset, methods, seeds, model, epochs, **changes)
     if target == dataset:
         raise ValueError(f"transfer needs a target other than the source, {dataset!r}")
-    shape = (3, sources[0].resize, sources[0].resize) if sources[0].resize else image_shape(sources[0].dataset)
+    shape = (
+        (3, sources[0].data.resize, sources[0].data.resize)
+        if sources[0].data.resize
+        else image_shape(sources[0].data.dataset)
+    )
     resize = 0 if image_shape(target) == shape else shape[1]
     if resize and shape[0] != 3:
         raise ValueError(

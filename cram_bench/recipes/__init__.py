@@ -1,0 +1,27 @@
+"""Experiments that somebody describes: a file a paper, with its methods, their constants and labels; and sets of them."""
+
+from cram_bench.recipes.comparisons import ablations, anatomy, equal_cost, language, transfer
+from cram_bench.recipes.defaults import PROFILES, grid, profile_changes, recipe, settings
+from cram_bench.recipes.imagenet import RECIPES, imagenet_resnet50, named
+from cram_bench.recipes.method import Method
+from cram_bench.recipes.methods import METHODS, known, label
+
+__all__ = [
+    "METHODS",
+    "PROFILES",
+    "RECIPES",
+    "Method",
+    "ablations",
+    "anatomy",
+    "equal_cost",
+    "grid",
+    "imagenet_resnet50",
+    "known",
+    "label",
+    "language",
+    "named",
+    "profile_changes",
+    "recipe",
+    "settings",
+    "transfer",
+]
