@@ -1,7 +1,7 @@
 """Sets of experiments that answer one question together. Each is a plain function that returns experiments.
 
 A notebook calls the function it is named after, and ``cram-bench report`` trains the same experiments beforehand. A
-new question is a function here, a notebook of its name, and a line in `cram_bench.report.NOTEBOOKS`.
+new question is a function here, and a notebook whose metadata name it.
 """
 
 from __future__ import annotations
