@@ -13,12 +13,14 @@ environment.json holds the SHA-256 of all files, itself included, and every read
 from __future__ import annotations
 
 from cram_bench.runs.environment import commit, machine
+from cram_bench.runs.how import Machine
 from cram_bench.runs.publishing import copy
 from cram_bench.runs.store import Run, RunError, Store, describe, summary
 from cram_bench.runs.training import Checkpoint, ensure, ensure_all
 
 __all__ = [
     "Checkpoint",
+    "Machine",
     "Run",
     "RunError",
     "Store",

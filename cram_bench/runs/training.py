@@ -10,7 +10,8 @@ import json
 import pickle
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from cram_bench import models
-from cram_bench._checks import instance, integer, number, said
+from cram_bench._checks import instance, number, said
 from cram_bench._defaults import usual_defaults
 from cram_bench._files import Lock, sealed, sha256, write, write_tensors
 from cram_bench._outputs import fitting, logits_of
@@ -32,8 +34,8 @@ from cram_bench.distributed import Group
 from cram_bench.experiment import Experiment
 from cram_bench.optim import HeldMasks
 from cram_bench.progress import Progress
-from cram_bench.runs import publishing
-from cram_bench.runs.environment import machine
+from cram_bench.runs import environment, publishing
+from cram_bench.runs.how import Machine
 from cram_bench.runs.store import FILES, FORMAT, Run, RunError, Store, describe, lost
 from cram_bench.train import Callback, DivergedError, Fit, check_trainable, fit
 
@@ -42,27 +44,21 @@ def ensure(
     experiment: Experiment,
     store: Store | None = None,
     *,
-    device: str | None = None,
-    compile: bool | None = None,
-    threads: int | None = None,
     progress: bool = True,
-    workers: int | None = None,
     group: Group | None = None,
     wait: float | None = None,
+    **machine: Any,
 ) -> Run:
     """Return the finished run of `experiment`; train it, or go on training it, if there is none.
 
     Args:
         experiment: what to train.
         store: where; by default ``Store()``.
-        device: ``cpu`` or ``cuda``; by default a GPU if there is one.
-        compile: use torch.compile; by default where the training is long enough to repay the minute it takes.
-        threads: of torch on the CPU; by default one for tiny images, where more only wait for each other.
         progress: show a bar, or lines where there is no terminal.
-        workers: processes that decode streamed images, by default a CPU each, and eight at most.
         group: processes that train it together, as `cram_bench.distributed.joined` gives them. All call this alike and
             get the run; the first writes it, in a folder that all must see.
         wait: seconds to wait at most for another process that trains this run; by default without a limit.
+        machine: device, threads, compile and workers, as `Machine` has them.
 
     Raises:
         DivergedError: the training's loss is not finite, now or when it was tried before.
@@ -74,9 +70,7 @@ def ensure(
     """
     instance("experiment", experiment, Experiment, "an Experiment, such as cram_bench.recipes.recipe returns")
     instance("store", store, (Store, type(None)), "a Store")
-    device = _device(device)
-    if threads is not None:
-        integer("threads", threads, 1)
+    how = Machine(**machine)
     if wait is not None:
         number("wait", wait, 0)
     store = store or Store()
@@ -97,7 +91,7 @@ def ensure(
             again = f"delete {store.root / '.training' / experiment.id} to try again"
             raise DivergedError(f"{describe(experiment)} failed before: {reason}; {again}")
         with usual_defaults():
-            return _train(experiment, store, device, compile, threads, progress, workers, group, lock)
+            return _train(experiment, store, how.joined(group), progress, group, lock)
 
 
 _looked = contextvars.ContextVar[dict[str, str | None] | None]("fingerprints of one call of ensure_all", default=None)
@@ -135,69 +129,27 @@ def ensure_all(experiments: Sequence[Experiment], store: Store | None = None, **
     return runs
 
 
-def _train(
-    experiment: Experiment,
-    store: Store,
-    device: str,
-    compile: bool | None,
-    threads: int | None,
-    progress: bool,
-    workers: int | None,
-    group: Group,
-    lock: Lock | None,
-) -> Run:
+def _train(experiment: Experiment, store: Store, how: Machine, progress: bool, group: Group, lock: Lock | None) -> Run:
     if (known := _looked.get()) is not None:
         known.clear()  # what is trained now takes time
-    group.check(experiment.batch_size, experiment.step.halved)
-    if compile and group.world > 1:
-        raise ValueError(f"compile is for one process, not for {group.world}; leave it out")
-    images = group.told(lambda: fingerprint(experiment.data.dataset))
-    device = group.device or device
-    train, test = (part.to(device) for part in group.in_order(lambda: experiment.load_data(workers)))
-    if experiment.batch_size > len(train):
-        raise ValueError(f"batch_size {experiment.batch_size} is larger than the training data, {len(train)} images")
-    if compile is None:
-        compile = group.world == 1 and train.images.ndim == 4 and experiment.epochs * len(train) >= 200_000
-    if threads is None and train.images.ndim == 4 and train.images[0].numel() <= 256:
-        threads = 1
-    # what does not fit is found out before anything is written
-    model = experiment.build_model(train)
-    check_trainable(model)
-    model = model.to(device).to(memory_format=torch.channels_last)
-    _try(model, experiment.model, train)
-    volatile = {name: value.clone() for name, value in _volatile(model).items()}
-    masks = _inherit(model, experiment, store) if experiment.start else None
-    model = group.parallel(model, unused=models.is_encoder(experiment.model))
-    optimizer = experiment.build_optimizer(model)
-    if masks is not None:
-        optimizer = HeldMasks(model, optimizer, masks)
-    work = store.root / ".training" / experiment.id
-    if group.first:
-        for root in (store.root, *store.also):
-            if lost(path := root / experiment.id):
-                warnings.warn(f"{path} has lost its model.safetensors and is trained again", stacklevel=3)
-        work.mkdir(parents=True, exist_ok=True)
-        note = work / "data.json"
-        if note.exists() and note.read_bytes() != f"{json.dumps(images)}\n".encode():
-            (work / "checkpoint.pt").unlink(missing_ok=True)
-            warnings.warn(f"the images in {experiment.data.dataset} have changed, training starts anew", stacklevel=3)
-        write(note, json.dumps(images) + "\n")
-        write(work / "settings.json", json.dumps(experiment.settings(), indent=2))
-    group.wait()
-    started, here = time.time(), machine(device)  # before the first step: the code may be changed while it trains
+    begun = _begin(experiment, store, how, group)
+    work = _work_folder(experiment, store, begun.images, group)
+    started, here = (
+        time.time(),
+        environment.machine(begun.how.place),
+    )  # before the first step: code may be changed later
     callbacks: list[Callback] = [
         Checkpoint(work / "checkpoint.pt", write=group.first),
         *experiment.step.callbacks(),
         *([Progress(describe(experiment))] if progress and group.first else []),
     ]
     try:
-        with _threads(threads):
-            used = torch.get_num_threads()
+        with begun.how.limits() as threads:
             history = fit(
-                model,
-                optimizer,
-                train,
-                test,
+                begun.model,
+                begun.optimizer,
+                begun.train,
+                begun.test,
                 epochs=experiment.epochs,
                 batch_size=experiment.batch_size,
                 seed=experiment.seed,
@@ -205,9 +157,9 @@ def _train(
                 schedule=experiment.schedule,
                 augment=experiment.data.augment,
                 halves=experiment.step.halved,
-                test_every=5 if compile else 1,  # a tenth of a long epoch goes to the test set otherwise
+                test_every=5 if begun.how.compile else 1,  # a tenth of a long epoch goes to the test set otherwise
                 precision=experiment.precision,
-                compile=compile,
+                compile=bool(begun.how.compile),
                 callbacks=callbacks,
                 group=group,
             )
@@ -215,35 +167,94 @@ def _train(
         reason = json.dumps({"reason": str(error)})
         group.told(lambda: write(work / "failed.json", reason))
         raise
-    inner = model.module if isinstance(model, DistributedDataParallel) else model
-    if changed := [name for name, value in _volatile(inner).items() if not torch.equal(value, volatile[name])]:
+    model = begun.model.module if isinstance(begun.model, DistributedDataParallel) else begun.model
+    if changed := [name for name, value in _volatile(model).items() if not torch.equal(value, begun.volatile[name])]:
         what = f"training changed {changed[0]!r}, a buffer that {experiment.model} does not save"
         warnings.warn(f"{what}; the run, when loaded, has it as it was before", stacklevel=3)
     final = store.root / experiment.id
     if lock is None:  # not the first of the group
         group.wait()  # until the first process has written it
         return Run.open(final)
-    staged = publishing.staging(work)  # beside the checkpoint, which goes when the run has its final name
-    write(staged / "settings.json", json.dumps(experiment.settings(), indent=2))
-    write(staged / "history.csv", pd.DataFrame(history).to_csv(index=False))
-    write_tensors(staged / "model.safetensors", models.storable(inner))
     description = {
         "format": FORMAT,
         **here,
         **group.describe(),
-        "threads": used,
-        "compile": compile,
+        "threads": threads,
+        "compile": begun.how.compile,
         "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(sum(row["seconds"] for row in history), 1),
-        "data": _shape(train, test) | {"fingerprint": images},
-        "sha256": {name: sha256(staged / name) for name in FILES},
+        "data": _shape(begun.train, begun.test) | {"fingerprint": begun.images},
     }
-    write(staged / "environment.json", sealed(description, "environment.json"))
-    publishing.publish(staged, final, lock)
+    publishing.publish(_staged(work, experiment, history, model, description), final, lock)
     store.tidy(experiment)
     group.wait()
     return Run(final, experiment)
+
+
+@dataclass
+class _Begun:
+    """A training that is ready for its first step."""
+
+    how: Machine
+    images: str | None
+    """Fingerprint of the images of a folder."""
+    train: Dataset
+    test: Dataset
+    model: nn.Module
+    optimizer: Optimizer
+    volatile: dict[str, Tensor]
+
+
+def _begin(experiment: Experiment, store: Store, how: Machine, group: Group) -> _Begun:
+    """Load and build everything, and so find out what does not fit before anything is written."""
+    group.check(experiment.batch_size, experiment.step.halved)
+    images = group.told(lambda: fingerprint(experiment.data.dataset))
+    train, test = (part.to(how.place) for part in group.in_order(lambda: experiment.load_data(how.workers)))
+    if experiment.batch_size > len(train):
+        raise ValueError(f"batch_size {experiment.batch_size} is larger than the training data, {len(train)} images")
+    model = experiment.build_model(train)
+    check_trainable(model)
+    model = model.to(how.place).to(memory_format=torch.channels_last)
+    _try(model, experiment.model, train)
+    volatile = {name: value.clone() for name, value in _volatile(model).items()}
+    masks = _inherit(model, experiment, store) if experiment.start else None
+    model = group.parallel(model, unused=models.is_encoder(experiment.model))
+    optimizer = experiment.build_optimizer(model)
+    if masks is not None:
+        optimizer = HeldMasks(model, optimizer, masks)
+    return _Begun(how.suited(experiment, train), images, train, test, model, optimizer, volatile)
+
+
+def _work_folder(experiment: Experiment, store: Store, images: str | None, group: Group) -> Path:
+    """Make the folder of an unfinished training; drop a checkpoint that is of other images."""
+    work = store.root / ".training" / experiment.id
+    if group.first:
+        for root in (store.root, *store.also):
+            if lost(path := root / experiment.id):
+                warnings.warn(f"{path} has lost its model.safetensors and is trained again", stacklevel=4)
+        work.mkdir(parents=True, exist_ok=True)
+        note = work / "data.json"
+        if note.exists() and note.read_bytes() != f"{json.dumps(images)}\n".encode():
+            (work / "checkpoint.pt").unlink(missing_ok=True)
+            warnings.warn(f"the images in {experiment.data.dataset} have changed, training starts anew", stacklevel=4)
+        write(note, json.dumps(images) + "\n")
+        write(work / "settings.json", json.dumps(experiment.settings(), indent=2))
+    group.wait()
+    return work
+
+
+def _staged(
+    work: Path, experiment: Experiment, history: list[dict[str, float]], model: nn.Module, description: dict[str, Any]
+) -> Path:
+    """Write the files of a finished run beside its checkpoint, which goes when the run has its final name."""
+    staged = publishing.staging(work)
+    write(staged / "settings.json", json.dumps(experiment.settings(), indent=2))
+    write(staged / "history.csv", pd.DataFrame(history).to_csv(index=False))
+    write_tensors(staged / "model.safetensors", models.storable(model))
+    description["sha256"] = {name: sha256(staged / name) for name in FILES}
+    write(staged / "environment.json", sealed(description, "environment.json"))
+    return staged
 
 
 class Checkpoint(Callback):
@@ -326,28 +337,6 @@ def _volatile(model: nn.Module) -> dict[str, Tensor]:
     """Return the buffers that are in no state."""
     saved = model.state_dict().keys()
     return {name: buffer for name, buffer in model.named_buffers() if name not in saved}
-
-
-def _device(name: str | None) -> str:
-    """Return where to train: `name`, if it is here; by default a GPU if there is one."""
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    allowed = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{index}" for index in range(gpus))]
-    if name is None:
-        return allowed[min(1, gpus)]
-    if name not in allowed:
-        raise ValueError(f"device must be {' or '.join(allowed)}, which are here, not {name!r}")
-    return name
-
-
-@contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _shape(train: Dataset, test: Dataset) -> dict[str, Any]:

@@ -1,0 +1,83 @@
+"""How a training runs. Nothing of it is in an experiment's id; what was used stands in the run's environment.json."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from cram_bench._checks import integer
+from cram_bench.data import Dataset
+from cram_bench.distributed import Group
+from cram_bench.experiment import Experiment
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where to train and with what, where not the usual.
+
+    Args:
+        device: ``cpu`` or ``cuda``; by default a GPU if there is one.
+        threads: of torch on the CPU; by default one for tiny images, where more only wait for each other.
+        compile: use torch.compile; by default where the training is long enough to repay the minute it takes.
+        workers: processes that decode streamed images, by default a CPU each, and eight at most.
+
+    Raises:
+        ValueError: the device is not here, or there is no thread.
+        TypeError: the number of threads is no integer.
+
+    >>> Machine(device="gpu")
+    Traceback (most recent call last):
+    ValueError: device must be cpu, which are here, not 'gpu'
+    """
+
+    device: str | None = None
+    threads: int | None = None
+    compile: bool | None = None
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        allowed = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{index}" for index in range(gpus))]
+        if self.device is not None and self.device not in allowed:
+            raise ValueError(f"device must be {' or '.join(allowed)}, which are here, not {self.device!r}")
+        object.__setattr__(self, "device", self.device or allowed[min(1, gpus)])
+        if self.threads is not None:
+            integer("threads", self.threads, 1)
+
+    @property
+    def place(self) -> str:
+        """The device, asked for or found."""
+        return str(self.device)
+
+    def joined(self, group: Group) -> Machine:
+        """Return what the processes of a group use: each its own device, and none compiles."""
+        if group.world == 1:
+            return self
+        if self.compile:
+            raise ValueError(f"compile is for one process, not for {group.world}; leave it out")
+        return replace(self, device=group.device or self.device, compile=False)
+
+    def suited(self, experiment: Experiment, train: Dataset) -> Machine:
+        """Return what is used where nothing was asked, for a training on these data."""
+        images = train.images.ndim == 4
+        long = images and experiment.epochs * len(train) >= 200_000
+        tiny = images and train.images[0].numel() <= 256
+        return replace(
+            self,
+            compile=long if self.compile is None else self.compile,
+            threads=1 if self.threads is None and tiny else self.threads,
+        )
+
+    @contextlib.contextmanager
+    def limits(self) -> Iterator[int]:
+        """Set torch's threads for a block, and yield how many there are."""
+        before = torch.get_num_threads()
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        try:
+            yield torch.get_num_threads()
+        finally:
+            torch.set_num_threads(before)
