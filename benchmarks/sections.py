@@ -30,7 +30,7 @@ from cram_bench.compress import select
 from cram_bench.data import Dataset
 from cram_bench.distributed import Group
 from cram_bench.experiment import Experiment
-from cram_bench.probes._double_backward import DoubleBackwardHessian
+from cram_bench.probes.double_backward import DoubleBackwardHessian
 from cram_bench.recipes import METHODS, recipe
 from cram_bench.runs import Store
 from cram_bench.train import Fit, _epoch, _objective

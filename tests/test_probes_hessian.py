@@ -167,7 +167,7 @@ def test_probing_a_convolutional_network_warns_of_nothing():
 
 
 def hessian_of(model, data, loss=None):
-    from cram_bench.probes._double_backward import DoubleBackwardHessian
+    from cram_bench.probes.double_backward import DoubleBackwardHessian
 
     trained = [p for p in model.eval().parameters() if p.requires_grad]
     return DoubleBackwardHessian(model, loss or nn.CrossEntropyLoss(), trained, data, check_deterministic=False)

@@ -14,8 +14,8 @@ from torch import nn
 
 import cram_bench as cb
 from cram_bench import runs
-from cram_bench._syncnorm import JointBatchNorm, synchronised
 from cram_bench.distributed import Group, Stopped, joined
+from cram_bench.distributed.batchnorm import JointBatchNorm, synchronised
 from cram_bench.recipes import METHODS, recipe
 from cram_bench.runs import Store, ensure
 from cram_bench.train import DivergedError, evaluate, fit

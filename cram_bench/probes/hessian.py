@@ -207,7 +207,7 @@ class _Mean(nn.Module):
 def _operator(problem: Problem, data: list[tuple[Any, Tensor]], kind: Kind) -> Any:
     from curvlinops import GGNLinearOperator
 
-    from cram_bench.probes._double_backward import DoubleBackwardHessian
+    from cram_bench.probes.double_backward import DoubleBackwardHessian
 
     parameters = trainable(problem.model)
     for what, found in (("type", {p.dtype for p in parameters}), ("device", {p.device for p in parameters})):

@@ -1,11 +1,4 @@
-"""One training over many devices: the processes that torchrun starts, and what they agree on.
-
-    with joined() as group:  # alone, where torchrun started nothing
-        run = runs.ensure(experiment, group=group)
-
-Batch size and learning rate are those of the whole group: every process takes its share of each batch. The first
-process keeps the run store; the others follow it.
-"""
+"""Who the processes of a training are, and what they tell each other."""
 
 from __future__ import annotations
 
@@ -25,7 +18,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cram_bench._checks import said
-from cram_bench._syncnorm import synchronised
+from cram_bench.distributed.batchnorm import synchronised
 
 T = TypeVar("T")
 

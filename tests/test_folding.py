@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import cram_bench as cb
-from cram_bench._fold import Folded, folded
+from cram_bench.models.folding import Folded, folded
 
 
 def trained(name, **options):

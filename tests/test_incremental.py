@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import cram_bench as cb
-from cram_bench import _onward
-from cram_bench._onward import evaluate_changes
+from cram_bench.probes import incremental
+from cram_bench.probes.incremental import evaluate_changes
 from cram_bench.train import evaluate
 
 IMAGES = torch.randn(40, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -73,8 +73,8 @@ def test_changes_are_evaluated_as_from_the_beginning(name):
 @pytest.mark.parametrize(("name", "starts"), [("resnet20", 0), ("tied", 0), ("branching", 2), ("in place", 2)])
 def test_what_can_be_traced_is_not_begun_again(name, starts, monkeypatch):
     begun = []
-    plain = _onward._from_the_start
-    monkeypatch.setattr(_onward, "_from_the_start", lambda *given: (begun.append(1), plain(*given))[1])
+    plain = incremental._from_the_start
+    monkeypatch.setattr(incremental, "_from_the_start", lambda *given: (begun.append(1), plain(*given))[1])
     model = made(name)
     weight = next(iter(cb.compress.prunable(model)))
     evaluate_changes(model, DATA, [(weight, torch.zeros_like), (weight, torch.ones_like)])
@@ -86,14 +86,14 @@ def test_large_activations_are_kept_for_fewer_images_or_not_at_all(monkeypatch):
     changes = [("layer2.0.conv1.weight", torch.zeros_like), ("linear.weight", torch.zeros_like)]
     expected = evaluate_changes(model, DATA, changes)
     runs, begun = [], []
-    keep, plain = _onward._Keeping.activations, _onward._from_the_start
-    monkeypatch.setattr(_onward._Keeping, "activations", lambda self, x: (runs.append(len(x)), keep(self, x))[1])
-    monkeypatch.setattr(_onward, "_from_the_start", lambda *given: (begun.append(1), plain(*given))[1])
+    keep, plain = incremental._Keeping.activations, incremental._from_the_start
+    monkeypatch.setattr(incremental._Keeping, "activations", lambda self, x: (runs.append(len(x)), keep(self, x))[1])
+    monkeypatch.setattr(incremental, "_from_the_start", lambda *given: (begun.append(1), plain(*given))[1])
     each = 40 * 16 * 32 * 32 * 4  # bytes a picture, more or less
     for budget, least, starts in ((4 * each, 2, 0), (each, 16, 2)):
         runs.clear(), begun.clear()
-        monkeypatch.setattr(_onward, "_BYTES", budget)
-        monkeypatch.setattr(_onward, "_LEAST", least)
+        monkeypatch.setattr(incremental, "_BYTES", budget)
+        monkeypatch.setattr(incremental, "_LEAST", least)
         for one, other in zip(evaluate_changes(model, DATA, changes), expected, strict=True):
             assert one == pytest.approx(other, rel=1e-5)
         assert len(begun) == starts
