@@ -382,10 +382,9 @@ def store() -> Iterator[Ratio]:
             "find of a run that is not there": lambda each: each.find(absent),
             "open by id": lambda each: each.open(there.id),
             "open by the beginning of an id": lambda each: each.open(there.id[:9]),
-            "table of all runs": lambda each: each.table(),
         }
         for name, look in looks.items():
-            sides = (partial(_often, look, each, 1 if "table" in name else 50) for each in (large, small))
+            sides = (partial(_often, look, each, 50) for each in (large, small))
             yield in_turns(f"{name}, {LARGE:,} runs over {SMALL}", *sides, kind="cost")
 
         def listed(each: Store) -> Callable[[], object]:

@@ -293,6 +293,21 @@ def test_who_waits_while_the_lock_is_removed_gets_one_that_holds(tmp_path):
     assert got == [True]
 
 
+def test_a_lock_file_removed_between_opening_and_locking_is_not_taken_for_one(tmp_path, monkeypatch):
+    path, flock, calls = tmp_path / "lock", fcntl.flock, []
+
+    def late(file, kind):
+        if not calls:
+            path.unlink()
+        calls.append(kind)
+        flock(file, kind)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with locked(path, wait=0) as lock:
+        assert lock.held()
+    assert len(calls) == 2
+
+
 @pytest.mark.parametrize("hours", [1, 5])
 def test_a_clock_that_is_ahead_deletes_nobodys_work(hours, tmp_path, monkeypatch):
     other = tmp_path / ".table.csv.1-abc.part"
@@ -347,21 +362,24 @@ def test_two_processes_on_one_run_both_end_with_it(slower, tmp_path):
                 )
             )
             there(tmp_path / f"seen{number}")
-            (store.root / ".locks" / f"{wanted.id}.lock").unlink()
             if number == 0:
+                (store.root / ".locks" / f"{wanted.id}.lock").unlink()
                 (store.root / ".training" / wanted.id / "checkpoint.pt").unlink()
         said = {}
         for number in (1 - slower, slower):
             (tmp_path / f"go{number}").touch()
             said[number] = both[number].communicate(timeout=120)
             assert both[number].returncode == 0, said[number]
-            weights = (store.root / wanted.id / "model.safetensors").stat().st_ino
+            if number != slower:
+                weights = (store.root / wanted.id / "model.safetensors").stat().st_ino
+                left = store.root / ".training" / wanted.id / "checkpoint.pt"
+                assert left.exists() == (slower == 1)  # of the second, which holds the lock that there is
     finally:
         for process in both:
             process.kill()
             process.wait()
     assert {out.strip() for out, _ in said.values()} == {wanted.id}
-    assert "was removed while this process trained" in said[slower][1]
+    assert ["was removed while this process trained" in said[number][1] for number in range(2)] == [True, False]
     assert "first; its run is kept, and this one's is left out" in said[slower][1]
     assert (store.root / wanted.id / "model.safetensors").stat().st_ino == weights
     assert store.table()["state"].tolist() == ["finished"]
@@ -481,7 +499,7 @@ def seeds(store):
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"\xff" * 99, b"[" * 100_000, b"00000000 [1, 2]", None])
-def test_an_index_that_is_damaged_or_gone_is_built_anew(damage, tmp_path, trained):
+def test_an_index_that_is_damaged_or_gone_is_built_anew(damage, tmp_path, trained, touched):
     store = aged(stocked(tmp_path / "store", trained, 40))
     expected = seeds(store)
     assert expected == sorted(range(40), key=str)
@@ -491,8 +509,10 @@ def test_an_index_that_is_damaged_or_gone_is_built_anew(damage, tmp_path, traine
     for path in index_files(store):  # in the middle of a line
         path.write_bytes(path.read_bytes()[:-200])
     copy(trained, store, 40)
+    aged(store)
     assert seeds(store) == sorted(range(41), key=str)
-    assert seeds(store) == sorted(range(41), key=str)
+    assert touched(store.root, lambda: seeds(store)) == sorted(range(41), key=str)
+    assert {Path(name).parent.name for name in touched.files} == {".index"}
 
 
 def test_a_run_that_went_or_came_under_another_name_is_noticed(tmp_path, trained):
@@ -506,15 +526,38 @@ def test_a_run_that_went_or_came_under_another_name_is_noticed(tmp_path, trained
         assert store.open(tiny(seed=3).id) == store.open(tiny(seed=3).id[:8]) == store.open("0123456789") == run
     half = store.root / tiny(seed=50).id
     half.mkdir()  # being copied from elsewhere, the settings last
-    assert store.find(tiny(seed=51)) is None
-    os.rename(copy(trained, Store(tmp_path), 51), half.with_name("half"))
+    assert aged(store).find(tiny(seed=51)) is None
+    source = copy(trained, Store(tmp_path), 51)
     for name in cb.runs.store.CONTENT:
-        os.link(store.root / "half" / name, half / name)
+        os.link(source / name, half / name)
     assert store.find(tiny(seed=51)).path == half  # though the store's own folder has not changed since
     for path in (run.path, half):
         os.rename(path, tmp_path / path.name)
     assert store.find(tiny(seed=3)) is None
     assert store.find(tiny(seed=51)) is None
+
+
+def test_a_change_in_the_same_tick_of_the_clock_is_noticed(tmp_path, trained):
+    """A file system's clock may stand still for some milliseconds: what changed just now may change again unseen."""
+    store = stocked(tmp_path / "store", trained, 40)
+    assert store.find(tiny(seed=999)) is None  # the index makes its folder
+    now = time.time_ns()
+    os.utime(store.root, ns=(now, now))
+    assert store.find(tiny(seed=999)) is None
+    assert len(store.table()) == 40
+    os.rename(store.root / tiny(seed=3).id, store.root / "0123456789ab")
+    os.utime(store.root, ns=(now, now))
+    for fresh in (False, True):
+        if fresh:
+            index._known.clear()
+        assert store.find(tiny(seed=3)).path.name == "0123456789ab"
+    file = store.root / tiny(seed=4).id / "environment.json"
+    before = file.stat().st_mtime_ns
+    file.write_text(file.read_text().replace('"seconds"', '"minutes"'))
+    os.utime(file, ns=(before, before))
+    table, said = warned(store.table)
+    assert len(table) == 39
+    assert len(said) == 1
 
 
 def test_two_versions_side_by_side_keep_an_index_each(tmp_path, trained, monkeypatch):
