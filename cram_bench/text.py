@@ -6,6 +6,7 @@ line in `cram_bench.data.SENTENCES`.
 
 from __future__ import annotations
 
+import codecs
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,11 +15,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cram_bench._checks import integer, unknown
+from cram_bench import _others
+from cram_bench._checks import integer, said, unknown
 from cram_bench._defaults import usual_defaults
 from cram_bench.data import SENTENCES, DataError, Dataset, data_root
 from cram_bench.data.dataset import shuffled
 from cram_bench.models.encoder import tokenizer
+
+MOST = 100_000
+"""Bytes that a line may have: a tokenizer reads all of a sentence before it cuts it."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ def load(
         longest: tokens a sentence is cut to.
 
     Raises:
-        DataError: a file is missing, or a line is not a sentence TAB a label.
+        DataError: a file is missing, or a line is not a sentence TAB a label, or longer than `MOST` bytes.
         ValueError: the set is unknown, the model has no tokenizer, or `longest` is not positive.
     """
     if name not in SENTENCES:
@@ -123,19 +128,32 @@ def load(
 
 
 def _read(path: Path, classes: int) -> tuple[list[str], list[int]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        raise DataError(f"{path} is missing: put it there, or set CRAM_BENCH_DATA to the folder above") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} must be text in UTF-8: {error}") from None
+    """Return the sentences and the labels of a file. A line ends at a newline, not at what Unicode calls a separator."""
     sentences, labels = [], []
-    for number, line in enumerate(lines, 1):
-        sentence, _, label = line.rpartition("\t")
-        if not sentence or not label.isdecimal() or int(label) >= classes:
-            raise DataError(f"{path}, line {number}: expected a sentence, a TAB and a label from 0 to {classes - 1}")
-        sentences.append(sentence)
-        labels.append(int(label))
+    try:
+        with _others.opened(path) as file:
+            number = 0
+            while content := file.readline(MOST + 1):
+                number += 1
+                if len(content) > MOST:
+                    raise DataError(
+                        f"{path}, line {number}: it is longer than {MOST:,} bytes, which a sentence may have"
+                    )
+                if number == 1:
+                    content = content.removeprefix(codecs.BOM_UTF8)
+                line = content.decode("utf-8").removesuffix("\n").removesuffix("\r")
+                sentence, _, label = line.rpartition("\t")
+                if not sentence or not label.isdecimal() or len(label) > 9 or int(label) >= classes:
+                    allowed = f"expected a sentence, a TAB and a label from 0 to {classes - 1}"
+                    raise DataError(f"{path}, line {number}: {allowed}")
+                sentences.append(sentence)
+                labels.append(int(label))
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: put it there, or set CRAM_BENCH_DATA to the folder above") from None
+    except OSError as error:
+        raise DataError(f"{path} is not readable: {said(error)}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}, line {number}: it must be text in UTF-8: {error}") from None
     if not sentences:
         raise DataError(f"{path} holds no sentences")
     return sentences, labels

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cram_bench import _others
 from cram_bench._checks import said
 from cram_bench._files import write_tensors
 from cram_bench.data.dataset import Dataset, built
@@ -36,8 +37,10 @@ class _Cache:
         if not self.path.exists():
             return None
         try:
+            _others.tensors(self.path)
             with safe_open(self.path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                # Not mapped: what is compared with the checksum is what is used, whatever becomes of the file.
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
                 written = (file.metadata() or {}).get("sha256")
         except Exception as error:  # the library raises its own type for a truncated file
             warnings.warn(f"{self.path} is damaged and is rebuilt: {said(error)}", stacklevel=4)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cram_bench import _others
 from cram_bench._checks import said
 
 if TYPE_CHECKING:
@@ -20,6 +23,10 @@ SUFFIXES = {".bmp", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".
 """Names that torchvision's ``ImageFolder`` reads too, and JFIF, which is JPEG."""
 FORMATS = ("PNG", "JPEG", "PPM", "BMP", "TIFF", "WEBP")
 """What these files may hold, whatever their names; no other decoder of Pillow is tried."""
+MOST_PIXELS = 2**26
+"""Pixels that an image may have, 8192 × 8192: a small file can stand for any number."""
+MOST_BYTES = 2**28
+"""Bytes that an image's file may have: those of so many pixels, not compressed, and some more."""
 _GREY = {"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"}
 _ORIENTATION = 0x0112  # of EXIF
 
@@ -30,22 +37,22 @@ class DataError(ValueError):
 
 def any_colour(paths: Sequence[Path]) -> bool:
     """Tell whether one of the images has colours; all are read with three channels then."""
-    from PIL import Image
-
     for path in paths:
         try:
-            with Image.open(path, formats=FORMATS) as image:
+            with _others.opened(path, MOST_BYTES) as file, _image(file, str(path)) as image:
                 if image.mode not in _GREY:
                     return True
+        except DataError:
+            raise
         except Exception as error:  # a damaged file raises whatever its bytes lead to
             raise _unreadable(str(path), error) from error
     return False
 
 
 def contents(path: Path) -> bytes:
-    """Read a file."""
+    """Read the file of an image."""
     try:
-        return path.read_bytes()
+        return _others.contents(path, MOST_BYTES)
     except OSError as error:
         raise _unreadable(str(path), error) from error
 
@@ -71,23 +78,41 @@ def decode(data: bytes, where: str, colour: bool | None = None) -> np.ndarray:
         colour: whether to return three channels or one; None for what the image has.
 
     Raises:
-        DataError: it is no such image, or has 32 bits a channel.
+        DataError: it is no such image, or has 32 bits a channel, or more than `MOST_PIXELS`.
     """
-    from PIL import Image
-
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as file:
+        with _image(io.BytesIO(data), where) as file:
             file.load()
             grey = file.mode in _GREY if colour is None else not colour
             image = _on_white(_eight_bits(file, where))
             if (turn := _turn(file)) is not None:
                 image = image.transpose(turn)
-            array = np.asarray(image.convert("L" if grey else "RGB"))
+            mode = "L" if grey else "RGB"
+            array = np.asarray(image if image.mode == mode else image.convert(mode))
     except DataError:
         raise
     except Exception as error:
         raise _unreadable(where, error) from error
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+
+
+@contextlib.contextmanager
+def _image(file: BinaryIO, where: str) -> Iterator[Image.Image]:
+    """Open an image of at most `MOST_PIXELS`; nothing of it is decoded yet."""
+    from PIL import Image
+
+    most = f"and an image may have {MOST_PIXELS:,}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow's bound is its own, and this one lower
+        try:
+            image = Image.open(file, formats=FORMATS)
+        except Image.DecompressionBombError as error:
+            raise DataError(f"{where} is not readable as an image: {said(error).partition(')')[0]}), {most}") from error
+    with image:
+        if image.width * image.height > MOST_PIXELS:
+            pixels = f"{image.width} × {image.height} pixels"
+            raise DataError(f"{where} is not readable as an image: it has {pixels}, {most}")
+        yield image
 
 
 def stack(images: list[np.ndarray], names: Sequence[str]) -> Tensor:

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cram_bench import _others
 from cram_bench._checks import integer, said
 from cram_bench._defaults import usual_defaults
 from cram_bench.data.dataset import Dataset, shuffled
-from cram_bench.data.decoding import DataError, decode
+from cram_bench.data.decoding import MOST_BYTES, DataError, decode
 from cram_bench.data.folders import listed
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -152,7 +153,9 @@ class _Images(torch.utils.data.Dataset[Any]):
         place, seed = wanted
         path = Path(self.folder, os.fsdecode(self.files[place]))
         try:
-            image = torch.from_numpy(np.ascontiguousarray(decode(path.read_bytes(), str(path), colour=True)))
+            image = torch.from_numpy(
+                np.ascontiguousarray(decode(_others.contents(path, MOST_BYTES), str(path), colour=True))
+            )
         except (OSError, DataError) as error:
             return f"{path} is not readable: {said(error)}" if isinstance(error, OSError) else str(error)
         if seed is None:

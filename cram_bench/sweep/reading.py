@@ -29,7 +29,9 @@ def read(path: str | os.PathLike[str]) -> list[Experiment]:
         OSError: there is no such file.
     """
     try:
-        return experiments(_yaml.load(Path(path).read_text(encoding="utf-8")))
+        with open(path, "rb") as file:
+            content = file.read(_yaml.MOST + 1)  # whatever is there: it may have no end
+        return experiments(_yaml.load(content.decode("utf-8")))
     except (ValueError, TypeError) as error:
         raise SweepError(f"{path}: {error}") from error
 
