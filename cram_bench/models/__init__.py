@@ -19,11 +19,12 @@ from cram_bench.models.encoder import Encoder, is_encoder
 from cram_bench.models.resnet import resnet18, resnet20, resnet20_projection
 from cram_bench.models.vgg import vgg16_bn
 from cram_bench.models.vit import vit_tiny
-from cram_bench.models.weights import load_, read, renamed, storable
+from cram_bench.models.weights import check_values, load_, read, renamed, storable
 
 __all__ = [
     "BUILDERS",
     "check",
+    "check_values",
     "create",
     "head",
     "is_encoder",

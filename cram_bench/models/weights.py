@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from cram_bench import _others
 from cram_bench._checks import instance, said, shown
 
 FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
@@ -43,7 +45,7 @@ def storable(model: nn.Module) -> dict[str, Tensor]:
     for name, tensor in model.state_dict().items():
         if not isinstance(tensor, Tensor):
             raise ValueError(_unsaved(model, name, f"no tensor, but {shown(tensor)}"))
-        if torch.nn.parameter.is_lazy(tensor) or tensor.is_meta:
+        if is_lazy(tensor) or tensor.is_meta:
             raise ValueError(_unsaved(model, name, "without values; call the model once on a batch, on a real device"))
         if tensor.layout is not torch.strided or tensor.is_quantized:
             raise ValueError(
@@ -81,10 +83,11 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         from safetensors.torch import load
 
         try:
+            _others.tensors(path)
             return _unwrapped(load(path.read_bytes()))
         except SafetensorError as error:
             raise ValueError(f"{path} is not readable as safetensors: {said(error)}") from error
-    with open(path, "rb"):  # a missing file is an OSError that names it
+    with _others.opened(path):  # a missing file, or what is no file, is an OSError that names it
         pass
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -120,7 +123,8 @@ def load_(
         kind: how messages call the model; its class by default.
 
     Raises:
-        ValueError: as `read`; or names or shapes do not fit: the message says how many, and the first of each.
+        ValueError: as `read`; or names or shapes do not fit: the message says how many, and the first of each; or what the
+            file holds are no weights, as `check_values` says.
     """
     instance("model", model, nn.Module, "a torch model")
     kind, found, own = kind or type(model).__name__, renamed(read(path), rename or {}), model.state_dict()
@@ -135,7 +139,46 @@ def load_(
         if tensor.shape != own[name].shape:
             shapes = f"{tuple(tensor.shape)}, and {kind} needs {tuple(own[name].shape)}"
             raise ValueError(f"{path} does not fit {kind}: {name!r} has shape {shapes}")
+    try:
+        check_values(model, found)
+    except ValueError as error:
+        raise ValueError(f"{path} does not fit {kind}: {error}") from None
     model.load_state_dict(found, strict=False)
+
+
+def check_values(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Refuse weights that torch would load into `model` and that would make its numbers meaningless.
+
+    Floating-point numbers of any width serve where the model has such, integers where it has integers. Where the model's own
+    values are finite, so must these be, once they have its type.
+
+    Args:
+        model: as it was built.
+        weights: by name; those of other shapes are left to `torch.nn.Module.load_state_dict`.
+
+    Raises:
+        ValueError: some are not; the message names the first.
+    """
+    for name, own in model.state_dict().items():
+        given = weights.get(name)
+        if given is None or not isinstance(own, Tensor) or is_lazy(own) or given.shape != own.shape:
+            continue
+        if given.layout is not torch.strided or _kind(given) != _kind(own):
+            found = str(given.dtype if given.layout is torch.strided else given.layout).removeprefix("torch.")
+            raise ValueError(f"{name!r} holds {found}, and must hold {_kind(own)}")
+        wrong = int((~given.to(own.dtype).isfinite()).sum())
+        if wrong and not own.is_meta and bool(own.isfinite().all()):
+            raise ValueError(f"{wrong:,} of {given.numel():,} values of {name!r} are infinite or no numbers")
+
+
+def _kind(tensor: Tensor) -> str:
+    if tensor.is_quantized:
+        return "quantized numbers"
+    if tensor.is_floating_point():
+        return "floating-point numbers"
+    if tensor.is_complex():
+        return "complex numbers"
+    return "truth values" if tensor.dtype is torch.bool else "integers"
 
 
 def renamed(weights: Mapping[str, Tensor], rename: Mapping[str, str]) -> dict[str, Tensor]:

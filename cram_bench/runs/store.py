@@ -92,7 +92,7 @@ class Run:
         """Build the network and load its trained weights, in eval mode on the CPU.
 
         Raises:
-            RunError: the weights do not match their checksum or the network.
+            RunError: the weights do not match their checksum or the network, or are no finite numbers.
         """
         environment = _environment(self.path)
         content, shape = _read(self.path, "model.safetensors", environment), environment["data"]
@@ -100,8 +100,9 @@ class Run:
             torch.manual_seed(self.experiment.seed)  # of what is drawn and not saved
             model = models.create(self.experiment.model, shape["num_classes"], shape["channels"], shape["image_size"])
         try:
-            model.load_state_dict(load(content))
-        except (SafetensorError, RuntimeError) as error:
+            models.check_values(model, weights := load(content))
+            model.load_state_dict(weights)
+        except (SafetensorError, RuntimeError, ValueError) as error:
             file, reason = self.path / "model.safetensors", " ".join(str(error).split())[:200]
             raise RunError(f"{file} does not fit {self.experiment.model}: {reason}") from error
         return model.to(memory_format=torch.channels_last).eval()
