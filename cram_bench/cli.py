@@ -102,24 +102,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"cram-bench {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    train = commands.add_parser("train", help="train one experiment, or find it trained; print its folder")
-    train.add_argument(
-        "--dataset", default="digits", help="digits, cifar10, cifar100, mnist, fashion_mnist, sst2, or an image folder"
+    train = commands.add_parser(
+        "train", help="train one experiment, or find it trained; print its folder", add_help=False
     )
+    train.add_argument("-h", "--help", action="store_true", help="show this, and the data sets, methods and recipes")
+    train.add_argument("--dataset", default="digits", help="one of those below, or an image folder (default: digits)")
+    train.add_argument("--method", default="sgd", help="one of those below (default: sgd)")
     train.add_argument(
-        "--method",
-        default="sgd",
-        help="sgd, adamw, sam, momentum-sam, cram, cram+, cram+-multi, cram+-ramp, cram-half, cram-single (sgd)",
-    )
-    train.add_argument(
-        "--recipe", metavar="NAME", help="settings of a paper: imagenet-resnet50 (default: for two cores)"
+        "--recipe", metavar="NAME", help="settings of a paper, one of those below (default: for two cores)"
     )
     train.add_argument("--epochs", type=int, help="passes over the data (default: the recipe's)")
     train.add_argument("--seed", type=int, default=0)
     _settings(train)
     _machine(train)
     train.add_argument("--workers", type=int, help="processes that decode streamed images (default: one a CPU)")
-    train.set_defaults(run=_train)
+    train.set_defaults(run=_train, parser=train)
 
     sweep = commands.add_parser("sweep", help="train many experiments over the cores of this machine, or over Slurm")
     sweep.add_argument("file", metavar="SWEEP.yaml", help="a grid or a list of experiments")
@@ -144,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("-h", "--help", action="store_true", help="show this, and the notebooks with their parameters")
     report.add_argument(
         "--dataset",
-        help="digits, cifar10, cifar100, mnist, fashion_mnist, sst2, or an image folder (default: the notebook's)",
+        help="one of those of `cram-bench train --help`, or an image folder (default: the notebook's)",
     )
     report.add_argument(
         "--notebook", action="append", metavar="NAME",
@@ -260,6 +257,8 @@ def _values(pairs: list[list[str]]) -> dict[str, Any]:
 def _train(arguments: argparse.Namespace) -> int:
     from cram_bench import distributed
 
+    if arguments.help:
+        _help_with_lists(arguments.parser)
     try:
         with distributed.joined(arguments.device) as group:
             return _train_together(arguments, group)
@@ -382,6 +381,15 @@ def _report(arguments: argparse.Namespace) -> int:
         print(f"cram-bench: the training {name} failed: {error}", file=sys.stderr)
     print(built.folder / "index.html")
     return 1 if built.failures or built.trainings else 0
+
+
+def _help_with_lists(parser: argparse.ArgumentParser) -> NoReturn:
+    from cram_bench import data, recipes
+
+    print(f"{parser.format_help()}\ndata sets: {', '.join(data.names())}, or the path of an image folder")
+    print(f"methods: {', '.join(recipes.METHODS)}\nrecipes: {', '.join(recipes.RECIPES)}")
+    print("`cram-bench settings METHOD` lists what -s can set.")
+    parser.exit()
 
 
 def _help_with_notebooks(parser: argparse.ArgumentParser) -> NoReturn:

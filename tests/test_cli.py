@@ -198,6 +198,18 @@ def test_what_settings_lists_of_a_method_is_what_it_takes_with_its_defaults(caps
     assert ("ascent" in left) == (method != "cram-single")
 
 
+def test_help_lists_every_data_set_method_and_recipe(capsys):
+    with pytest.raises(SystemExit) as done:
+        cli.main(["train", "--help"])
+    assert done.value.code == 0
+    lists = dict(
+        line.split(": ", 1) for line in capsys.readouterr().out.splitlines() if ": " in line and line[0] != " "
+    )
+    assert lists["methods"].split(", ") == list(cb.recipes.METHODS)
+    assert lists["recipes"].split(", ") == list(cb.recipes.RECIPES)
+    assert lists["data sets"].split(", ")[:-1] == ["digits", *cb.data.TORCHVISION, *cb.data.SENTENCES]
+
+
 def test_an_error_without_words_is_named(capsys, monkeypatch):
     class OddError(Exception):
         pass

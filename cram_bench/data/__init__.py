@@ -23,6 +23,7 @@ from cram_bench.data.named import (
     image_shape,
     is_folder,
     load,
+    names,
     training_size,
 )
 from cram_bench.data.part import Data
@@ -45,5 +46,6 @@ __all__ = [
     "is_folder",
     "listed",
     "load",
+    "names",
     "training_size",
 ]

@@ -155,12 +155,16 @@ def load(
     return (train, test) if flip else (replace(train, flip=False), replace(test, flip=False))
 
 
+def names() -> list[str]:
+    """Return the data sets that have a name."""
+    return ["digits", *TORCHVISION, *SENTENCES]
+
+
 def _existing(name: str) -> Path:
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        known = ["digits", *TORCHVISION, *SENTENCES]
-        hint = meant(folder.name, known)
-        raise DataError(f"unknown data set {shown(name)}: it is neither a folder nor one of {', '.join(known)}{hint}")
+        hint = meant(folder.name, names())
+        raise DataError(f"unknown data set {shown(name)}: it is neither a folder nor one of {', '.join(names())}{hint}")
     return folder
 
 
