@@ -351,7 +351,7 @@ def test_a_buffer_that_is_infinite_where_it_is_made_may_be_so():
 @pytest.mark.parametrize(("change", "words"), [row[1:] for row in NO_WEIGHTS], ids=[row[0] for row in NO_WEIGHTS])
 def test_a_run_with_other_numbers_is_refused(change, words, tmp_path):
     """Whoever writes weights can write their checksums too."""
-    run = runs.ensure(cb.experiment.recipe("digits", "sgd", epochs=1), progress=False)
+    run = runs.ensure(cb.recipes.recipe("digits", "sgd", epochs=1), progress=False)
     state = run.load_model().state_dict()
     state["linear.weight"] = change(state["linear.weight"])
     file, note = run.path / "model.safetensors", run.path / "environment.json"
