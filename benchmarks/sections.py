@@ -31,7 +31,7 @@ from cram_bench.data import Dataset
 from cram_bench.distributed import Group
 from cram_bench.experiment import Experiment
 from cram_bench.probes.double_backward import DoubleBackwardHessian
-from cram_bench.recipes import METHODS, recipe
+from cram_bench.recipes import recipe
 from cram_bench.runs import Store
 from cram_bench.train import Fit, _epoch, _objective
 
@@ -283,8 +283,8 @@ def memory() -> Iterator[Ratio]:
         torch.manual_seed(0)
         model = nn.Sequential(*(nn.Linear(width, width) for _ in range(6)))
         base = SGD(model.parameters(), 0.1, momentum=0.9)
-        changes = {"ramp": False, "plain": 0.0} if METHODS[method].compresses else {}
-        optimizer = METHODS[method].wrap(recipe("digits", method, **changes), model, base)
+        changes = {"ramp": False, "plain": 0.0} if recipe("digits", method).step.compresses else {}
+        optimizer = recipe("digits", method, **changes).step.wrap(model, base, seed=0)
 
         def closure(model: nn.Module = model, optimizer: torch.optim.Optimizer = optimizer) -> Tensor:
             optimizer.zero_grad()
