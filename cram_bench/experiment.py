@@ -42,6 +42,9 @@ _STEPS = {
 }  # fmt: skip
 """The methods of before there were parts, whose name alone says how they step. Frozen: a new method says its step."""
 
+_OLD = frozenset({"sgd", "adamw", "plain", *_STEPS.values()})
+"""The kinds of then: what is not said of them is as `ORIGINAL` has it. Frozen: a new kind has its own defaults."""
+
 
 @dataclass(frozen=True)
 class Experiment(Part):
@@ -79,6 +82,7 @@ class Experiment(Part):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_apart([type(self), *map(type, self.parts)])
         models.check(self.model)
         if self.data.of_sentences != models.is_encoder(self.model):
             raise ValueError(
@@ -169,14 +173,16 @@ class Experiment(Part):
         method = left.get("method", beneath.get("method", "sgd"))
         if "step" not in given and ("method" in given or "step" not in beneath):
             left["step"] = _STEPS.get(method, "plain") if isinstance(method, str) else "plain"
-        parts: dict[str, Part] = {}
+        kinds: dict[str, type[Part]] = {}
         for role, known in KINDS.items():
             kind = "" if role == "data" else left.pop(role, beneath.get(role, next(iter(known))))
             if not isinstance(kind, str):
                 raise TypeError(f"{role} must be of type str, not {kind!r}")
             if kind not in known:
                 raise ValueError(unknown(role, kind, list(known)))
-            parts[role] = known[kind](**_taken(known[kind], left, beneath))
+            kinds[role] = known[kind]
+        _check_apart([cls, *kinds.values()], left)
+        parts = {role: kind(**_taken(kind, left, beneath)) for role, kind in kinds.items()}
         own = _taken(cls, left, beneath)
         for name, value in left.items():
             if not (passed_over and name in passed_over and plain(value) == passed_over[name]):
@@ -225,13 +231,33 @@ def differing(experiments: Sequence[Experiment], besides: Sequence[str] = ()) ->
     return [name for name in asked if len({json.dumps(setting(each, name)) for each in experiments}) > 1]
 
 
+def _check_apart(kinds: Sequence[type[Part]], given: Mapping[str, Any] = {}) -> None:
+    """Refuse two parts whose settings have one name, and what is `given` so that two settings may be meant, or twice."""
+    owners: dict[str, type[Part]] = {}
+    alone: dict[str, list[str]] = {}
+    for kind in kinds:
+        for name, outside in kind.flat().items():
+            if outside in owners:
+                both = " and ".join(f"{k.role} {k.kind}".strip() or "every experiment" for k in (owners[outside], kind))
+                raise ValueError(f"{outside!r} is a setting of two parts, {both}: one of them needs another name")
+            owners[outside] = kind
+            if outside != name:
+                alone.setdefault(name, []).append(outside)
+    for name in given:
+        if len(meant := alone.get(name, [])) > 1:
+            raise ValueError(f"{name!r} may mean {' or '.join(meant)}: say which")
+        if meant and meant[0] in given:
+            raise ValueError(f"{meant[0]!r} is given twice, for {name!r} means it too")
+
+
 def _taken(kind: type[Part], left: dict[str, Any], beneath: Mapping[str, Any]) -> dict[str, Any]:
     """Take from `left` what are settings of `kind`; return its fields, with what is `beneath` or a default."""
     found = {}
+    usual = ORIGINAL if kind.kind in _OLD else {}
     for name, outside in kind.flat().items():
         if outside not in left and name in left and outside != name:
             left[outside] = left.pop(name)
-        value = left.pop(outside) if outside in left else beneath.get(outside, ORIGINAL.get(outside, ...))
+        value = left.pop(outside) if outside in left else beneath.get(outside, usual.get(outside, ...))
         if value is not ...:
             found[name] = value
     return found

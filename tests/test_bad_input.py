@@ -1006,6 +1006,18 @@ RUNS = [
         TypeError,
         ("threads", "integer", "'2'"),
     ),
+    (
+        "ensure: compile a text",
+        lambda w: ensure(Experiment(), w.store, compile="no"),
+        TypeError,
+        ("compile", "True, False or None", "'no'"),
+    ),
+    (
+        "ensure: workers fewer than none",
+        lambda w: ensure(Experiment(), w.store, workers=-1),
+        ValueError,
+        ("workers", "at least 0", "not -1"),
+    ),
     ("ensure: wait", lambda w: ensure(Experiment(), w.store, wait=-1), ValueError, ("wait", ">= 0", "not -1.0")),
     ("ensure: wait a text", lambda w: ensure(Experiment(), w.store, wait="1"), TypeError, ("wait", "number", "'1'")),
     (

@@ -61,6 +61,13 @@ def test_some_ablations_are_those_of_all_and_the_unchanged_is_among_them():
         recipes.ablations("digits", 2, only="ramp")
 
 
+def test_the_ablations_of_sentences_begin_at_their_own_constants():
+    listed = recipes.ablations("sst2", 1, only=["without +", "ρ × ½ = 0.0005"])
+    base, bare, half = (listed[name][0].step for name in ("CrAM+-Multi", "without +", "ρ × ½ = 0.0005"))
+    assert (base.rho, bare.rho, half.rho) == (1e-3, 1e-3, 5e-4)
+    assert bare.compressors == base.compressors == recipes.cram.UPPER
+
+
 def test_a_transfer_starts_from_the_sources_and_scales_the_target(tmp_path):
     sources, tuned = recipes.transfer("cifar10", "digits", ["sgd", "cram+-multi"], 2, [0.9], epochs=1)
     assert len(tuned) == 2 * 2 * 2

@@ -211,6 +211,10 @@ def test_every_setting_of_what_is_fine_tuned():
     assert everything(whole) == everything(whole) | base | {"method": "cram+-multi", **IMAGES["cram+-multi"]}
     own = {"method": "sgd", "epochs": 3, "warmup_epochs": 0.075, "start": whole.id, "prune": "global@0.8", "lr": 0.01}
     assert everything(tuned) == everything(tuned) | {**COMMON, **DIGITS, **own}
+    # what is fine-tuned is trained in the precision of its source, usual or not
+    assert anatomy("digits", ["sgd", "sam"], precision="bfloat16")[-1].precision == "bfloat16"
+    _, unusual = transfer("cifar100", "cifar10", ["sgd"], 1, [0.7], precision="float32")
+    assert {target.precision for target in unusual} == {"float32"}
     sources, targets = transfer("cifar100", "cifar10", ["sgd", "cram+-multi"], [5], [0.7], epochs=4, target_epochs=2)
     assert [(s.method, s.data.dataset, s.seed, s.epochs) for s in sources] == [
         ("sgd", "cifar100", 5, 4),

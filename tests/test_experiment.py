@@ -77,6 +77,19 @@ def test_a_small_folder_gets_small_batches_and_more_epochs(images, batch_size, e
     assert recipe(str(tmp_path), **changes).batch_size == batch_size
 
 
+@pytest.mark.parametrize(
+    ("method", "changes", "gradients"),
+    [
+        ("cram+", {"plain": 0.2}, 1.8),  # every fifth step takes one gradient
+        ("cram+", {"plain": 0.2, "ramp": True}, 1.4),  # from all of them to every fifth: 0.6 on average
+        ("sam", {"halves": True}, 1.0),
+        ("cram-single", {"plain": 0.2}, 1.0),
+    ],
+)
+def test_the_cost_of_steps_that_leave_a_gradient_out(method, changes, gradients):
+    assert recipe("digits", method, epochs=10, **changes).gradients == pytest.approx(10 * gradients)
+
+
 def test_grid():
     listed = grid("digits", ["sgd", "sam"], 2, epochs=3)
     assert [(e.method, e.seed, e.epochs) for e in listed] == [
@@ -90,9 +103,11 @@ def test_grid():
 
 
 def test_profiles():
-    for profile in PROFILES:
-        for dataset in ("digits", "cifar10"):
-            recipe(dataset, **profile_changes(dataset, profile))
+    epochs = {
+        name: [recipe(dataset, **profile_changes(dataset, name)).epochs for dataset in ("digits", "cifar10", "sst2")]
+        for name in PROFILES
+    }
+    assert epochs == {"quick": [20, 2, 1], "full": [60, 10, 3]}
 
 
 @pytest.mark.parametrize(
@@ -180,13 +195,13 @@ def test_a_recipe_names_the_setting_that_is_wrong(value):
 
 
 def test_the_settings_reach_the_optimizer():
-    changes = {"lr": 0.3, "momentum": 0.8, "weight_decay": 0.01, "rho": 0.7, "seed": 5}
+    changes = {"lr": 0.3, "momentum": 0.8, "weight_decay": 0.02, "rho": 0.7, "seed": 5}  # none is a default of torch
     for method in cb.recipes.METHODS:
         wanted = cb.recipes.recipe("digits", method)
         wanted = wanted.but(**{name: value for name, value in changes.items() if name in wanted.settings()})
         optimizer = wanted.build_optimizer(cb.models.create("convnet", 10, 1))
         group = optimizer.param_groups[0]
-        assert (group["lr"], group["weight_decay"]) == (0.3, 0.01)
+        assert (group["lr"], group["weight_decay"]) == (0.3, 0.02)
         assert group.get("momentum", 0.8) == 0.8
         if method not in ("sgd", "adamw"):
             assert group["rho"] == 0.7
@@ -216,6 +231,7 @@ def test_the_settings_reach_the_optimizer():
         ("cram-half", {"halves": False}, "halves of method 'cram-half' is True, not False"),
         ("sam", {"ramp": True}, "method 'sam' has no setting 'ramp': it belongs to the step cram"),
         ("cram-half", {"ramp": True}, "halves needs both"),
+        ("cram+", {"halves": True, "plain": 0.1}, "halves needs both"),
         ("sgd", {"optimizer": "adamw"}, "'sgd' is an optimizer of its own"),
         ("cram+", {"mask_interval": 0}, "mask_interval must be at least 1, not 0"),
         ("cram-single", {"plain": 1.0}, r"plain must be in \[0, 1\), not 1.0"),

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import ClassVar
@@ -273,6 +274,36 @@ def test_a_folder_that_is_no_run(tmp_path):
 def test_a_batch_larger_than_the_data():
     with pytest.raises(ValueError, match="batch_size 4096 is larger than the training data, 1297 images"):
         ensure(tiny(batch_size=4096))
+
+
+def test_everything_that_an_experiment_says_reaches_the_training(monkeypatch):
+    """Every argument of the loop is another than its default, and so is every part."""
+
+    @dataclass(frozen=True)
+    class Smooth(cb.losses.CrossEntropy):
+        kind: ClassVar[str] = "smooth"
+
+    monkeypatch.setitem(cb.losses.LOSSES, "smooth", Smooth)
+    found = {}
+
+    def noted(model, optimizer, train, test, **given):
+        found.update(given, optimizer=optimizer, train=train, test=test)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cb.runs.training, "fit", noted)
+    settings = {"epochs": 3, "batch_size": 32, "seed": 4, "precision": "bfloat16", "augment": False}
+    other = {"loss": "smooth", "warmup_epochs": 0.7, "holdout": 97}
+    with pytest.raises(KeyboardInterrupt):
+        ensure(recipe("digits", "cram-half", **settings, **other), progress=False, compile=False)
+    parts = {"loss": Smooth(), "schedule": cb.schedules.Cosine(warmup_epochs=0.7), "halves": True}
+    expected = settings | parts | {"test_every": 1, "compile": False}
+    assert {name: found[name] for name in expected} == expected
+    assert (len(found["train"]), len(found["test"])) == (1200, 97)
+    assert isinstance(found["optimizer"], cb.optim.CrAM)
+    for ramp in (False, True):
+        with pytest.raises(KeyboardInterrupt):
+            ensure(recipe("digits", "cram+", epochs=1, ramp=ramp), progress=False)
+        assert [type(c).__name__ for c in found["callbacks"]] == ["Checkpoint", *["Ramp"] * ramp]
 
 
 def test_threads_are_put_back():

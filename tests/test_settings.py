@@ -71,6 +71,119 @@ def test_a_new_part_moves_no_other_and_gives_its_settings_to_no_other(noisy):
         recipe("digits", "noisy", sigmo=1.0)
 
 
+@dataclass(frozen=True)
+class Signs(optim.bases.Base):
+    """A base optimizer with defaults of its own, invented for these tests."""
+
+    kind: ClassVar[str] = "signs"
+
+    lr: Positive = 1e-4
+    """Peak learning rate, positive."""
+    every: Count = 1
+    """Steps from one update to the next."""
+
+    def build(self, model):
+        return torch.optim.SGD(model.parameters(), self.lr)
+
+
+@dataclass(frozen=True)
+class Climbing(optim.Step):
+    """A step with another default for a name of before there were parts."""
+
+    kind: ClassVar[str] = "climbing"
+
+    rho: NotNegative = 0.5
+    """Ascent radius."""
+
+    def wrap(self, model, base, seed):
+        return base
+
+
+@pytest.fixture
+def others(monkeypatch, noisy):
+    for kinds, part in ((optim.BASES, Signs), (optim.STEPS, Climbing)):
+        monkeypatch.setitem(kinds, part.kind, part)
+        monkeypatch.setitem(METHODS, part.kind, methods.Method(part.kind, {part.role: part.kind}))
+
+
+def test_a_new_part_has_the_defaults_that_it_says(others, tmp_path):
+    """And not those of other parts of before, under the same names: neither on images nor on sentences."""
+    for dataset in ("digits", "cifar10", "sst2"):
+        assert recipe(dataset, "signs").optimizer == Signs()
+        assert recipe(dataset, "climbing").step == Climbing()
+    assert Experiment.of({"method": "signs", "optimizer": "signs"}).optimizer == Signs()
+    assert recipe("digits", "climbing").changed()["rho"] == 0.5  # so the id tells it
+    assert cb.recipes.imagenet_resnet50("imagenet", "signs").optimizer == Signs()
+    for index in range(16):
+        (tmp_path / "train" / "ab"[index % 2]).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "train" / "ab"[index % 2] / f"{index}.png").touch()
+    small = recipe(str(tmp_path), "signs")
+    assert (small.batch_size, small.optimizer) == (2, Signs())  # only SGD's rate goes with the batch
+    rows = {row["setting"]: row["default"] for row in cb.recipes.settings("signs")}
+    assert (rows["lr"], rows["optimizer.every"]) == ("0.0001", "1")
+
+
+def test_the_defaults_of_a_part_are_those_of_its_recipe():
+    """Who composes by hand trains what who names the method does."""
+    assert recipe("digits", "adamw").optimizer == optim.bases.AdamW()
+    assert recipe("digits", "sgd").optimizer == optim.bases.SGD()
+    for kind in ("sam", "momentum-sam", "cram", "cram+"):
+        assert recipe("digits", kind).step == optim.STEPS[kind]()
+    assert recipe("digits", "cram-single").step.rho == optim.STEPS["cram-single"]().rho
+    bare = Experiment()  # of what is no method: the data set, the loss, the pruning, the schedule
+    assert all(part == type(part)() for part in bare.parts)
+
+
+def test_settings_of_one_name_are_told_apart(others, monkeypatch):
+    both = recipe("digits", "noisy", optimizer="signs")
+    with pytest.raises(ValueError, match=r"^'every' may mean optimizer.every or step.every: say which$"):
+        both.but(every=5)
+    told = both.but(**{"step.every": 5})
+    assert (told.step.every, told.optimizer.every) == (5, 1)
+    assert len({both.id, told.id, both.but(**{"optimizer.every": 5}).id}) == 3
+    with pytest.raises(ValueError, match=r"^'step.sigma' is given twice, for 'sigma' means it too$"):
+        recipe("digits", "noisy", **{"sigma": 0.1, "step.sigma": 0.2})
+
+    @dataclass(frozen=True)
+    class Seeded(optim.Plain):
+        """It takes a name from every experiment."""
+
+        kind: ClassVar[str] = "seeded"
+
+        seed: int = 0
+
+    monkeypatch.setitem(optim.STEPS, "seeded", Seeded)
+    message = r"^'seed' is a setting of two parts, every experiment and step seeded: one of them needs another name$"
+    for made in (lambda: Experiment.of({"step": "seeded", "method": "x"}), lambda: Experiment(step=Seeded())):
+        with pytest.raises(ValueError, match=message):
+            made()
+
+
+def test_the_kind_of_every_part_is_in_the_id(monkeypatch):
+    @dataclass(frozen=True)
+    class Smooth(cb.losses.CrossEntropy):
+        kind: ClassVar[str] = "smooth"
+
+    @dataclass(frozen=True)
+    class Constant(cb.schedules.Schedule):
+        kind: ClassVar[str] = "constant"
+
+    monkeypatch.setitem(cb.losses.LOSSES, "smooth", Smooth)
+    monkeypatch.setitem(cb.schedules.SCHEDULES, "constant", Constant)
+    loss, schedule = (Experiment.of(made) for made in ({"loss": "smooth"}, {"schedule": "constant"}))
+    assert (loss.changed(), schedule.changed()) == ({"loss": "smooth"}, {"schedule": "constant"})
+    assert Experiment.of(loss.settings()).loss == Smooth()
+    assert len({loss.id, schedule.id, Experiment().id}) == 3
+
+
+def test_what_a_part_lacks_is_compared_as_files_of_before_have_it():
+    sgd, sam = recipe("digits", "sgd"), recipe("digits", "sam")
+    assert (setting(sgd, "rho"), setting(sgd, "ramp"), setting(sgd, "compressors")) == (0.0, False, [])
+    assert differing([sgd, sgd.but(seed=1)]) == ["seed"]
+    assert differing([sgd, sgd.but(seed=1), sam], besides=["seed"]) == ["method", "rho"]
+    assert differing([sgd, sam.but(rho=0.0)]) == ["method"]
+
+
 def test_every_step_and_optimizer_is_a_method():
     assert (optim.STEPS.keys() - {"plain"}) | optim.BASES.keys() <= METHODS.keys()
     for kinds in KINDS.values():

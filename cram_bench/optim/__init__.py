@@ -1,16 +1,18 @@
 """Optimizers that look beyond the weights they stand on. Each wraps any torch optimizer.
 
 They know compression operators, and nothing of runs or plots. A new one is a new file, with its part of an experiment
-below it, and a line here: in `STEPS` where it is a rule of a step.
+below it, and a line here: in `STEPS` where it is a rule of a step, in `BASES` where it is what a step is taken with.
 """
 
 from cram_bench.optim.base import TwoPass, Wrapper
-from cram_bench.optim.bases import BASES
+from cram_bench.optim.bases import SGD, AdamW, Base
 from cram_bench.optim.cram import CrAM, CrAMPlusStep, CrAMSingle, CrAMSingleStep, CrAMStep
 from cram_bench.optim.held import PRUNINGS, HeldMasks, OneShot
 from cram_bench.optim.sam import SAM, MomentumSAM, MomentumSAMStep, SAMStep
 from cram_bench.optim.step import Plain, Step
 
+BASES: dict[str, type[Base]] = {part.kind: part for part in (SGD, AdamW)}
+"""Base optimizers by the name that settings use."""
 STEPS: dict[str, type[Step]] = {
     part.kind: part for part in (Plain, SAMStep, MomentumSAMStep, CrAMStep, CrAMPlusStep, CrAMSingleStep)
 }

@@ -1,4 +1,4 @@
-"""The optimizers that a step is taken with, as parts of an experiment. A new one is a class here or a file, and a line in `BASES`."""
+"""The optimizers that a step is taken with, as parts of an experiment. A new one is a file beside this one, or a class here."""
 
 from __future__ import annotations
 
@@ -54,7 +54,3 @@ class AdamW(Base):
 
     def build(self, model: nn.Module) -> Optimizer:
         return torch.optim.AdamW(model.parameters(), self.lr, weight_decay=self.weight_decay, fused=True)
-
-
-BASES: dict[str, type[Base]] = {part.kind: part for part in (SGD, AdamW)}
-"""Base optimizers by the name that settings use."""

@@ -52,13 +52,15 @@ def recipe(dataset: str, method: str = "sgd", **changes: Any) -> Experiment:
     dataset = data.Data(dataset).dataset  # refuses what is no name
     how.refuse(method, changes)
     kind = _kind(dataset)
-    settings: dict[str, Any] = {**how.constants, **_SUITS[kind], **(how.sentences if kind == "sentences" else {})}
+    suits = _SUITS[kind]
+    if how.constants.get("optimizer", suits.get("optimizer")) != suits.get("optimizer"):  # it has a rate of its own
+        suits = {name: value for name, value in suits.items() if name not in ("optimizer", "lr", "weight_decay")}
+    settings: dict[str, Any] = {**how.constants, **suits, **(how.sentences if kind == "sentences" else {})}
     if data.is_folder(dataset):
         dataset = str(Path(dataset).expanduser().resolve())
     if kind == "images" and "batch_size" not in changes:
         settings["batch_size"] = size = _batch_size(dataset)
-        optimizer = changes.get("optimizer", settings.get("optimizer"))
-        if size < 128 and optimizer != "adamw":
+        if size < 128 and changes.get("optimizer", settings.get("optimizer", "sgd")) == "sgd":
             settings["lr"] = settings.get("lr", 0.1) * size / 128
     whole = Experiment.of({"dataset": dataset, "method": method, **settings})
     if "warmup_epochs" not in changes and type(epochs := changes.get("epochs", whole.epochs)) is int and epochs > 0:

@@ -33,6 +33,8 @@ def imagenet_resnet50(dataset: str, method: str = "cram+-multi", **changes: Any)
     settings: dict[str, Any] = {
         "model": "torchvision:resnet50", "crop": 224, "epochs": 100, "batch_size": 512, "lr": 0.2, "weight_decay": 1e-4,
     }  # fmt: skip
+    if how.constants.get("optimizer", "sgd") != "sgd":
+        del settings["lr"], settings["weight_decay"]  # they are of SGD
     settings = {name: value for name, value in settings.items() if name not in how.constants}
     settings |= dict(how.imagenet) | changes
     if type(settings["epochs"]) is int and settings["epochs"] > 0:  # else it is refused below

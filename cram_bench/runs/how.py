@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from cram_bench._checks import integer
+from cram_bench._checks import instance, integer
 from cram_bench.data import Dataset
 from cram_bench.distributed import Group
 from cram_bench.experiment import Experiment
@@ -25,8 +25,8 @@ class Machine:
         workers: processes that decode streamed images, by default a CPU each, and eight at most.
 
     Raises:
-        ValueError: the device is not here, or there is no thread.
-        TypeError: the number of threads is no integer.
+        ValueError: the device is not here, there is no thread, or the workers are fewer than none.
+        TypeError: a number is no integer, or `compile` no bool.
 
     >>> Machine(device="gpu")
     Traceback (most recent call last):
@@ -46,6 +46,9 @@ class Machine:
         object.__setattr__(self, "device", self.device or allowed[min(1, gpus)])
         if self.threads is not None:
             integer("threads", self.threads, 1)
+        if self.workers is not None:
+            integer("workers", self.workers, 0)
+        instance("compile", self.compile, (bool, type(None)), "True, False or None")
 
     @property
     def place(self) -> str:
