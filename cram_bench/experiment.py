@@ -212,10 +212,12 @@ class Experiment(Part):
         return self.data.load(self.model, workers)
 
 
-def names() -> list[str]:
-    """Return every setting that there is, by its flat name."""
+def names(bare: bool = False) -> list[str]:
+    """Return every setting that there is, by its flat name; with `bare` also by its own, which is understood too."""
     parts: list[type[Part]] = [Experiment, *(part for known in KINDS.values() for part in known.values())]
     found = {outside for part in parts for outside in part.flat().values()} | {role for role in KINDS if role != "data"}
+    if bare:
+        found |= {name for part in parts for name in part.flat()}
     return sorted(found, key=_place)
 
 

@@ -56,6 +56,9 @@ def test_a_new_part_is_set_named_hashed_and_read_back(noisy):
         "meaning": "Standard deviation of the noise, in units of the gradient.",
     }  # fmt: skip
     assert differing([new, changed]) == ["step.sigma"]
+    asked = {"methods": ["noisy"], "grid": {"sigma": [0.1, 0.5]}}
+    assert cb.sweep.experiments(asked) == [changed, new]
+    assert cb.sweep.experiments({**asked, "grid": {"step.sigma": [0.1, 0.5]}}) == [changed, new]
     assert (setting(changed, "step.sigma"), setting(recipe("digits"), "step.sigma")) == (0.1, "")
 
 

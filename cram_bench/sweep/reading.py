@@ -53,7 +53,7 @@ def experiments(spec: Any) -> list[Experiment]:
     """
     if not isinstance(spec, Mapping):
         raise SweepError(f"a sweep is a mapping such as 'methods: [sgd, cram+]', not {_short(spec)}")
-    settings = names()
+    settings = names(bare=True)
     _known(spec, [*settings, *_LISTS, "grid", "experiments"])
     shared = {name: value for name, value in spec.items() if name in settings}
     for name, value in shared.items():
