@@ -26,7 +26,7 @@ class Callback:
         """After the last epoch, or after an exception."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the next epoch depends on; a checkpoint holds it under the name of the class."""
+        """Return what the next epoch depends on; a checkpoint holds it under the class's name, and from the second on a number."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

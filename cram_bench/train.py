@@ -61,7 +61,7 @@ class Fit:
             "scheduler": self.scheduler.state_dict(),
             "epoch": self.epoch,
             "history": self.history,
-            "callbacks": {type(c).__name__: state for c in self.callbacks if (state := c.state_dict())},
+            "callbacks": {name: state for name, c in self._named() if (state := c.state_dict())},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -71,9 +71,15 @@ class Fit:
         self.scheduler.load_state_dict(state["scheduler"])
         self.epoch, self.history = state["epoch"], list(state["history"])
         theirs = state.get("callbacks", {})
-        for callback in self.callbacks:
-            if (name := type(callback).__name__) in theirs:
+        for name, callback in self._named():
+            if name in theirs:
                 callback.load_state_dict(theirs[name])
+
+    def _named(self) -> Iterator[tuple[str, Callback]]:
+        kinds = [type(callback).__name__ for callback in self.callbacks]
+        for place, (kind, callback) in enumerate(zip(kinds, self.callbacks, strict=True)):
+            before = kinds[:place].count(kind)
+            yield f"{kind} {before + 1}" if before else kind, callback
 
 
 def fit(

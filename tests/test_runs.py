@@ -23,7 +23,7 @@ import cram_bench as cb
 from cram_bench import runs
 from cram_bench._files import sealed
 from cram_bench.recipes import recipe
-from cram_bench.runs import Run, RunError, Store, ensure, ensure_all
+from cram_bench.runs import Machine, Run, RunError, Store, ensure, ensure_all
 from cram_bench.train import DivergedError
 
 
@@ -304,6 +304,18 @@ def test_everything_that_an_experiment_says_reaches_the_training(monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             ensure(recipe("digits", "cram+", epochs=1, ramp=ramp), progress=False)
         assert [type(c).__name__ for c in found["callbacks"]] == ["Checkpoint", *["Ramp"] * ramp]
+
+
+def test_only_a_long_training_on_images_is_compiled_unless_asked():
+    train, _ = cb.data.load("digits")
+    long, short = recipe("digits", epochs=155), recipe("digits", epochs=154)  # of 1,297 images
+    assert Machine().suited(long, train).compile is True
+    assert Machine().suited(short, train).compile is False
+    assert Machine(compile=True).suited(short, train).compile is True
+    assert Machine(compile=False).suited(long, train).compile is False
+    sentences = dataclasses.replace(train, images=torch.zeros(len(train), 16, dtype=torch.long))
+    suited = Machine().suited(long, sentences)
+    assert (suited.compile, suited.threads) == (False, None)
 
 
 def test_threads_are_put_back():

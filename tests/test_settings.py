@@ -307,6 +307,36 @@ def test_an_old_checkpoint_has_no_callbacks_and_a_new_one_keeps_their_state():
     assert third.count == 1
 
 
+def test_every_callback_gets_its_own_state_back():
+    """Whatever their order then and now, and also where two are of one class."""
+
+    class Other(cb.callbacks.Callback):
+        def __init__(self, value):
+            self.value = value
+
+        def state_dict(self):
+            return {"value": self.value}
+
+        def load_state_dict(self, state):
+            self.value = state["value"]
+
+    class Another(Other):
+        pass
+
+    model = torch.nn.Linear(2, 2)
+    base = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(base, lambda step: 1.0)
+
+    def state(*callbacks):
+        return cb.train.Fit(model, base, scheduler, 1, 1, callbacks=callbacks)
+
+    saved = state(Other(1), Another(2), Other(3)).state_dict()
+    assert list(saved["callbacks"]) == ["Other", "Another", "Other 2"]
+    fresh = [Another(0), Other(0), cb.callbacks.Callback(), Other(0)]
+    state(*fresh).load_state_dict(saved)
+    assert [callback.value for callback in fresh if isinstance(callback, Other)] == [2, 1, 3]
+
+
 def test_the_method_of_contributing_is_one_file_and_one_line(tmp_path, monkeypatch):
     """What CONTRIBUTING shows is run as it stands there: its file, and the line that lists it."""
     text = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
