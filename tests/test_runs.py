@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import types
 import warnings
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -299,6 +300,8 @@ def test_everything_that_an_experiment_says_reaches_the_training(monkeypatch):
     expected = settings | parts | {"test_every": 1, "compile": False}
     assert {name: found[name] for name in expected} == expected
     assert (len(found["train"]), len(found["test"])) == (1200, 97)
+    _, held_out = cb.data.load("digits")[0].split(97, seed=0)  # whatever the experiment's seed: all are validated alike
+    assert torch.equal(found["test"].images, held_out.images)
     assert isinstance(found["optimizer"], cb.optim.CrAM)
     for ramp in (False, True):
         with pytest.raises(KeyboardInterrupt):
@@ -316,6 +319,10 @@ def test_only_a_long_training_on_images_is_compiled_unless_asked():
     sentences = dataclasses.replace(train, images=torch.zeros(len(train), 16, dtype=torch.long))
     suited = Machine().suited(long, sentences)
     assert (suited.compile, suited.threads) == (False, None)
+    several = types.SimpleNamespace(world=2, device="cpu")
+    assert Machine().joined(several).suited(long, train).compile is False
+    with pytest.raises(ValueError, match="compile is for one process, not for 2"):
+        Machine(compile=True).joined(several)
 
 
 def test_threads_are_put_back():
