@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import pandas as pd
 import pytest
 import torch
 
@@ -265,6 +266,16 @@ def test_any_number_of_methods_is_told_apart(monkeypatch):
         assert first[0] == second[0]
         assert first[1] != second[1]
         assert first[2] != second[2]
+
+
+def test_a_method_of_the_second_round_of_colours_has_another_line(others):
+    """In the figure that everybody looks at first, and not only by its marker."""
+    late = list(METHODS)[10]
+    columns = {"sparsity": [0.0, 0.9] * 2, "pattern": "global", "calibrated": False, "accuracy": 0.5, "seed": 0}
+    figure = cb.plots.accuracy_vs_sparsity(pd.DataFrame(columns | {"method": ["sgd"] * 2 + [late] * 2}))
+    lines = [line for line in figure.axes[0].lines if line.get_label() in ("SGD", METHODS[late].label)]
+    assert len({line.get_color() for line in lines}) == 1
+    assert [line.get_linestyle() for line in lines] == ["-", "--"]
 
 
 def test_an_old_checkpoint_has_no_callbacks_and_a_new_one_keeps_their_state():

@@ -297,7 +297,7 @@ def mean_lines(axis: Axes, table: pd.DataFrame, x: str, y: str, band: str = "ran
         how: dict[str, Any] = {"color": colour, "marker": marker, "markeredgecolor": "white", "markeredgewidth": 0.6}
         mean, low, high, several = _over_seeds(part[~apart], x, y, band)
         if len(mean) or not apart.any():
-            axis.plot(mean.index, mean.to_numpy(), label=visible(label), **how)
+            axis.plot(mean.index, mean.to_numpy(), linestyle=dashes(method), label=visible(label), **how)
         if several:
             axis.fill_between(mean.index, low.to_numpy(), high.to_numpy(), color=colour, alpha=0.22, linewidth=0)
         if apart.any():
