@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from cram_bench import __version__
+from cram_bench._others import printable
 
 if TYPE_CHECKING:
     from cram_bench.distributed import Group
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {shlex.join(others)}{how if arguments.run is _train else ''}")
     arguments.argv = argv
     try:
-        with _warnings_on_a_line():
+        with _warnings_on_a_line(), contextlib.redirect_stdout(_Printable(sys.stdout)):  # type: ignore[type-var]
             return arguments.run(arguments)
     except KeyboardInterrupt:
         on = "; the same command goes on from the last finished epoch" if arguments.run in _TRAINING else ""
@@ -48,8 +49,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if arguments.debug:
             raise
-        print(f"cram-bench: {_line(error)}", file=sys.stderr)
+        _say(_line(error))
         return 1
+
+
+def _say(line: str) -> None:
+    print(printable(f"cram-bench: {line}"), file=sys.stderr)
+
+
+class _Printable:
+    """Standard output that carries no commands to a terminal, whatever a run, a class or a file is called."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(printable(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _as_can_be(error: UnicodeError) -> tuple[bytes, int]:
@@ -85,7 +104,7 @@ def _warnings_on_a_line() -> Iterator[None]:
 
         def show(message: Any, category: type[Warning], *where: Any, **options: Any) -> None:
             if category is UserWarning:
-                print(f"cram-bench: {str(message).strip().partition(chr(10))[0]}", file=sys.stderr)
+                _say(str(message).strip().partition(chr(10))[0])
             else:
                 usual(message, category, *where, **options)
 
@@ -156,6 +175,9 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--notebooks", help="folder of the notebooks (default: those of this package)")
     report.add_argument("--keep-runs", action="store_true", help="copy the finished seed-0 runs beside the report")
     report.add_argument(
+        "--paths", action="store_true", help="publish where image folders are (default: their names alone)"
+    )
+    report.add_argument(
         "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters",
         help="set a notebook parameter, such as -p epochs 30; VALUE is read as YAML",
     )  # fmt: skip
@@ -196,6 +218,11 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument(
         "--reuse-runs", action="store_true", help="take finished runs from the store instead of training"
     )
+    again.add_argument(
+        "--folder", action="append", default=[], metavar="NAME=PATH",
+        help="where an image folder is that the report names; may be repeated",
+    )  # fmt: skip
+    again.add_argument("--notebooks", help="folder of the notebooks (default: those of this package)")
     again.add_argument("--csv", action="store_true", help="print as CSV")
     again.set_defaults(run=_reproduce)
 
@@ -203,6 +230,7 @@ def _parser() -> argparse.ArgumentParser:
         "renew", help="draw and judge a report anew from its own tables, training and measuring nothing"
     )
     renew.add_argument("report", metavar="REPORT", help="the report's folder")
+    renew.add_argument("--notebooks", help="folder of the notebooks (default: those of this package)")
     renew.set_defaults(run=_renew)
 
     runs = commands.add_parser("runs", help="list the runs in the store")
@@ -305,7 +333,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
         warnings.simplefilter("always")
         experiments = sweep.read(arguments.file)
     for warning in said:
-        print(f"cram-bench: {warning.message}", file=sys.stderr)
+        _say(str(warning.message))
     store, name = runs.Store(), sweep.name_of(arguments.file)
     if arguments.folder:
         check_writable(arguments.folder, "--folder")
@@ -332,9 +360,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
         print(path)
     missing = int((results["state"] != "finished").sum())
     if missing:
-        print(
-            f"cram-bench: {missing} of {len(results)} experiments have no result; the table says why", file=sys.stderr
-        )
+        _say(f"{missing} of {len(results)} experiments have no result; the table says why")
     return 1 if missing else 0
 
 
@@ -369,6 +395,7 @@ def _report(arguments: argparse.Namespace) -> int:
         notebooks=arguments.notebooks,
         name=arguments.name,
         keep_runs=arguments.keep_runs,
+        paths=arguments.paths,
         command=shlex.join(["cram-bench", *arguments.argv]),
         device=arguments.device,
         threads=arguments.threads,
@@ -376,9 +403,9 @@ def _report(arguments: argparse.Namespace) -> int:
         wait=arguments.wait,
     )
     for name, error in built.failures.items():
-        print(f"cram-bench: the notebook {name} failed: {error}", file=sys.stderr)
+        _say(f"the notebook {name} failed: {error}")
     for name, error in built.trainings.items():
-        print(f"cram-bench: the training {name} failed: {error}", file=sys.stderr)
+        _say(f"the training {name} failed: {error}")
     print(built.folder / "index.html")
     return 1 if built.failures or built.trainings else 0
 
@@ -409,9 +436,9 @@ def _help_with_notebooks(parser: argparse.ArgumentParser) -> NoReturn:
 def _renew(arguments: argparse.Namespace) -> int:
     from cram_bench import report
 
-    built = report.renew(arguments.report)
+    built = report.renew(arguments.report, arguments.notebooks)
     for name, error in built.failures.items():
-        print(f"cram-bench: the notebook {name} failed, and the report stays as it was: {error}", file=sys.stderr)
+        _say(f"the notebook {name} failed, and the report stays as it was: {error}")
     print(built.folder / "index.html")
     return 1 if built.failures else 0
 
@@ -421,7 +448,13 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     from cram_bench.report import reproduce
 
     check_writable(arguments.into, "--into")
-    table = reproduce.reproduce(arguments.report, arguments.into, retrain=not arguments.reuse_runs)
+    table = reproduce.reproduce(
+        arguments.report,
+        arguments.into,
+        retrain=not arguments.reuse_runs,
+        notebooks=arguments.notebooks,
+        folders=_pairs("--folder", "NAME=PATH, such as birds=/data/birds", arguments.folder),
+    )
     print(table.to_csv(index=False) if arguments.csv else table.to_string(index=False))
     differing = table[(table["state"] != "same") & (table["kind"] != "version") & (table["kind"] != "device")]
     return 1 if len(differing) else 0
@@ -479,18 +512,11 @@ def _probe(arguments: argparse.Namespace) -> int:
 def _file(arguments: argparse.Namespace) -> Any:
     """Return (train, test, model) of a file of weights of somebody else's training."""
     from cram_bench import data, models, streaming
-    from cram_bench._checks import integer, shown
+    from cram_bench._checks import integer
 
     if not arguments.arch or not arguments.data:
         raise ValueError("a file of weights needs --arch, the model, and --data, what to probe it on")
-    rename: dict[str, str] = {}
-    for text in arguments.rename:
-        old, equals, new = text.partition("=")
-        if not old or not equals or not new:
-            raise ValueError(f"--rename must be OLD=NEW, such as downsample=shortcut, not {shown(text)}")
-        if old in rename:
-            raise ValueError(f"--rename {old} is given twice")
-        rename[old] = new
+    rename = _pairs("--rename", "OLD=NEW, such as downsample=shortcut", arguments.rename)
     train: data.Dataset
     test: data.Dataset
     if arguments.crop:
@@ -508,6 +534,21 @@ def _file(arguments: argparse.Namespace) -> Any:
         )
         raise ValueError(f"{error}{more}") from error
     return train, test, model
+
+
+def _pairs(option: str, form: str, texts: list[str]) -> dict[str, str]:
+    """Read texts such as OLD=NEW; one given twice is refused."""
+    from cram_bench._checks import shown
+
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not name or not equals or not value:
+            raise ValueError(f"{option} must be {form}, not {shown(text)}")
+        if name in found:
+            raise ValueError(f"{option} {name} is given twice")
+        found[name] = value
+    return found
 
 
 def _list_settings(arguments: argparse.Namespace) -> int:

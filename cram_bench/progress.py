@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cram_bench._others import printable
 from cram_bench.train import Callback, Fit
 
 
@@ -27,7 +28,7 @@ class Progress(Callback):
     """
 
     def __init__(self, label: str = "train", stream: Any = None) -> None:
-        self.label = label
+        self.label = printable(label)
         self.notebook = stream is None and _in_notebook()
         self.stream = stream or sys.stderr
         self.bar: Any = None  # tqdm's on a terminal, a display handle in a notebook
@@ -104,7 +105,7 @@ def working(text: str, stream: Any = None) -> Iterator[None]:
         text: what is done, such as ``curvature``.
         stream: where to write, by default standard error.
     """
-    stream = stream or sys.stderr
+    stream, text = stream or sys.stderr, printable(text)
     if not stream.isatty():
         print(f"{text} …", file=stream, flush=True)
         yield

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import html
 import json
 import os
 import re
@@ -13,16 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cram_bench import runs
-from cram_bench._checks import instance, shown
+from cram_bench import _others, runs
+from cram_bench._checks import instance, said, shown
 from cram_bench._files import check_writable, sealed, sha256, unsealed, write
-from cram_bench.report import pages
+from cram_bench.report import folders, page, pages
 from cram_bench.report.execute import Job, execute_all
 from cram_bench.report.notebook import Notebook, outputs
 from cram_bench.report.plan import Plan, plan
 
 PACKAGE = Path(__file__).resolve().parents[1]
 """A change in it makes all notebooks anew."""
+ASKED = ("dataset", "profile", "questions", "seeds", "parameters")
+"""What a report says to `build` when it is made again."""
+_MOST = 2**26  # bytes of report.json
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ def build(
     store: runs.Store | None = None,
     keep_runs: bool = False,
     command: str = "",
+    paths: bool = False,
     **how: Any,
 ) -> Built:
     """Train what is missing, execute the notebooks, and write the report's folder.
@@ -63,32 +66,40 @@ def build(
         store: the run store; by default ``Store()``, and the runs that are kept beside the report.
         keep_runs: copy the finished seed-0 runs to ``runs/`` in the report.
         command: what to print as the command that made the report.
+        paths: write where image folders are; otherwise all that is published has their names alone.
         how: device, threads and compile, as in `cram_bench.runs.ensure`.
 
     Raises:
-        ValueError: a name is unknown or a value not allowed; nothing has been trained then.
+        ValueError: a name is unknown or a value not allowed; nothing has been trained then. Or runs are to be kept beside a
+            report without paths, which they have.
         TypeError: a parameter has another type than the notebook annotates.
     """
     if name is not None:
         check_name(name)
     check_writable(reports, "--reports")  # before hours of training, not after
     planned = plan(dataset, profile, seeds, parameters, questions, notebooks)
+    names = {} if paths else planned.folders
+    if names and keep_runs:
+        raise ValueError(
+            f"runs say where the image folder {next(iter(names.values()))!r} is; keep them with --paths, or not"
+        )
     folder = Path(reports).absolute() / (name or planned.name)
     store = store or runs.Store(also=[folder / "runs"])
     trained = runs.ensure_all(planned.wanted, store, **how)
     folder.mkdir(parents=True, exist_ok=True)
-    failures = _execute(planned, folder, trained, store=str(store.root))
+    failures = folders.everywhere(_execute(planned, folder, trained, names, store=str(store.root)), names)
     if keep_runs:
         for run in trained:
             if run.experiment.seed == 0 and run.failure is None:
                 runs.copy(run, folder / "runs")
-    identities, machine = [_identity(run) for run in trained], runs.machine()
-    facts = pages.facts(identities, command, machine)
+    identities, machine = folders.everywhere([_identity(run) for run in trained], names), runs.machine()
+    facts = pages.facts(identities, folders.in_command(command or machine["command"], names), machine)
     pages.index(folder, planned.questions, identities, failures, facts)
     about = {
         "title": planned.questions[0].replace("_", " "),
         "facts": facts,
-        "build": _asked(planned, seeds, parameters or {}),
+        "build": folders.everywhere(_asked(planned, seeds, parameters or {}), names),
+        **({"folders": list(names.values())} if names else {}),
         "runs": identities,
         "versions": machine["versions"],
     }
@@ -127,6 +138,7 @@ def renew(folder: str | os.PathLike[str], notebooks: str | os.PathLike[str] | No
         if name.endswith(".csv") and (not (folder / name).is_file() or sha256(folder / name) != digest):
             raise ReportError(f"{folder / name} is not the table that was measured; restore it, or build the report")
     planned = plan(**about["build"], notebooks=notebooks)
+    names = {path: name for path, name in planned.folders.items() if name in about.get("folders", [])}
     for notebook in planned.notebooks:
         if "tables" not in notebook.parameters:
             raise ReportError(f"the notebook {notebook.name} measures as it goes; build the report instead")
@@ -134,7 +146,7 @@ def renew(folder: str | os.PathLike[str], notebooks: str | os.PathLike[str] | No
         shutil.rmtree(left, ignore_errors=True)
     shutil.copytree(folder, part, symlinks=True, ignore=shutil.ignore_patterns(".done"))
     try:
-        failures = _execute(planned, part, [], tables=str(folder / "tables"))
+        failures = _execute(planned, part, [], names, tables=str(folder / "tables"))
         if not failures:
             _write_anew(part, planned, about, folder.name)
             _exchange(folder, part, old)
@@ -155,7 +167,7 @@ def _write_anew(folder: Path, planned: Plan, about: Mapping[str, Any], name: str
         f"Figures, verdicts and texts were made anew from the tables at commit {machine['commit']}. Nothing was trained or "
         f"measured anew: the weights of {kept or 'none'} of the {total} runs are kept beside this report."
     )
-    command = html.unescape(re.sub(r"</?code>", "", about["facts"].get("Command", "")))
+    command = page.plain(about["facts"].get("Command", ""))
     facts = pages.facts(about["runs"], command, machine | {"versions": about["versions"]}, measured=measured)
     for file in set(about["sha256"]) - {
         path.relative_to(folder).as_posix() for path in _made(folder, planned.notebooks)
@@ -176,33 +188,59 @@ def _exchange(folder: Path, part: Path, old: Path) -> None:
 
 
 def note(folder: Path) -> dict[str, Any]:
-    """Read ``report.json``, what a report says of itself.
+    """Read ``report.json``, what a report says of itself: data, which whoever sent it may have written.
 
     Raises:
-        ReportError: there is none, or it is damaged or of a version that did not note how the report was made.
+        ReportError: there is none, or it is damaged or of a version that did not note how the report was made, or asks for
+            more than a report may, or names a file that is not in it.
     """
     file = folder / "report.json"
     try:
-        about = unsealed(file.read_text(encoding="utf-8"), file.name)
+        about = unsealed(_others.contents(file, _MOST).decode("utf-8"), file.name)
     except FileNotFoundError:
         raise ReportError(f"{folder} is not a report: it has no report.json") from None
     except (OSError, ValueError) as error:
-        raise ReportError(f"{file} is damaged: {error}") from error
+        raise ReportError(f"{file} is damaged: {said(error)}") from error
     if not {"build", "runs", "versions", "notebooks", "sha256"} <= about.keys():
         raise ReportError(f"{file} does not say how the report was made; an older version wrote it")
+    try:
+        _check_note(folder, about)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ReportError(f"{file} cannot be used: {said(error)}") from error
     return about
+
+
+def _check_note(folder: Path, about: Mapping[str, Any]) -> None:
+    """Refuse what no report says: `build` gets nothing else from it, and paths stay in its folder."""
+    for name in about["build"]:
+        if name not in ASKED:
+            raise ValueError(
+                f"it sets {shown(name)}, and a report may set {', '.join(ASKED)}; notebooks come with --notebooks"
+            )
+    for name in about["sha256"]:
+        _others.inside(folder, name)
+    for name in [*about["notebooks"], *about.get("folders", []), *about.get("title", "a").split()]:
+        check_name(name)
+    for run in about["runs"]:
+        if not re.fullmatch("[0-9a-f]{6,64}", run["id"]) or not isinstance(run["settings"], dict):
+            raise ValueError(f"{shown(run['id'])} is not a run's id, or it has no settings")
+    for kind, pairs in (("facts", about.get("facts", {})), ("versions", about["versions"])):
+        for name, value in pairs.items():
+            instance(f"{name} in {kind}", value, str, "a text")
 
 
 class ReportError(ValueError):
     """A report cannot be made again; the message says which and why."""
 
 
-def _execute(planned: Plan, folder: Path, trained: Sequence[runs.Run], **where: str) -> dict[str, str]:
+def _execute(
+    planned: Plan, folder: Path, trained: Sequence[runs.Run], names: Mapping[str, str], **where: str
+) -> dict[str, str]:
     """Execute the notebooks into `folder`; return those that failed → the error."""
     injected = [
         (notebook.path, planned.parameters(notebook, output=str(folder), **where)) for notebook in planned.notebooks
     ]
-    jobs = [Job(path, parameters, _key(path, parameters, trained)) for path, parameters in injected]
+    jobs = [Job(path, parameters, _key(path, parameters, trained, names), names) for path, parameters in injected]
     # On 8×8 images threads wait for each other more than they compute: each kernel keeps to a core.
     return execute_all(jobs, folder, threads=1 if planned.wanted[0].data.dataset == "digits" else 0)
 
@@ -250,12 +288,12 @@ def check_name(name: Any) -> None:
         raise ValueError(f"a report's name must be {rule}, not {shown(name)}")
 
 
-def _key(path: Path, parameters: dict[str, Any], trained: Sequence[runs.Run]) -> str:
-    """Hash all that a notebook's result depends on: its source, its parameters, the runs, this package's code."""
+def _key(path: Path, parameters: dict[str, Any], trained: Sequence[runs.Run], names: Mapping[str, str]) -> str:
+    """Hash all that a notebook's result depends on: its source, its parameters, the runs, the names, this package's code."""
     code = [file.read_bytes() for file in sorted(PACKAGE.rglob("*")) if file.suffix in (".py", ".html", ".css", ".js")]
     portable = {name: value for name, value in parameters.items() if name not in ("output", "store", "tables")}
     identities = [(run.id, run.failure or run.environment["sha256"]) for run in trained]
-    digest = hashlib.sha256(path.read_bytes() + json.dumps([portable, identities], sort_keys=True).encode())
+    digest = hashlib.sha256(path.read_bytes() + json.dumps([portable, identities, names], sort_keys=True).encode())
     for content in code:
         digest.update(content)
     return digest.hexdigest()

@@ -16,22 +16,27 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cram_bench._files import sha256, write
+from cram_bench.report.folders import everywhere, without
 from cram_bench.report.notebook import outputs
 from cram_bench.report.page import export
 
 
 @dataclass(frozen=True)
 class Job:
-    """A notebook to execute, with what is put into it, and a key that changes with all that its result depends on."""
+    """A notebook to execute, with what is put into it, and a key that changes with all that its result depends on.
+
+    `names` are what is published in the place of paths, by path.
+    """
 
     path: Path
     parameters: Mapping[str, Any]
     key: str
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 def execute_all(notebooks: Sequence[Job], folder: Path, at_once: int = 2, threads: int = 0) -> dict[str, str]:
@@ -107,6 +112,7 @@ class _Worker:
         assert process.stdin is not None
         assert process.stdout is not None
         order = {"path": str(notebook.path), "parameters": dict(notebook.parameters), "key": notebook.key}
+        order["names"] = dict(notebook.names)
         with contextlib.suppress(BrokenPipeError):  # it died: that it does not answer says so
             process.stdin.write(json.dumps(order | {"folder": str(folder)}) + "\n")
             process.stdin.flush()
@@ -200,7 +206,12 @@ def _execute(notebook: Job, folder: Path) -> str | None:
     error = None
     try:
         error = _into(notebook, products.part)
-        _without_machine_paths(products.part)
+        _without_machine_paths(products.part, notebook.names)
+        for file in products.files:
+            if notebook.names and file.suffix in (".csv", ".svg") and file.exists():
+                text = file.read_text(encoding="utf-8")
+                if (short := without(text, notebook.names)) != text:
+                    write(file, short)
         os.replace(products.part, products.executed)
         export(products.executed)
         if error is None:
@@ -236,9 +247,9 @@ def _named(failure: Exception) -> str:
     return f"{type(failure).__name__}: {failure}".splitlines()[0]
 
 
-def _without_machine_paths(notebook: Path) -> None:
-    """Cut what differs between machines for no reason: absolute folders, and papermill's own record."""
-    text = notebook.read_text(encoding="utf-8")
+def _without_machine_paths(notebook: Path, names: Mapping[str, str]) -> None:
+    """Cut what differs between machines for no reason: absolute folders, and papermill's own record; write `names` for paths."""
+    text = json.dumps(everywhere(json.loads(notebook.read_text(encoding="utf-8")), names), ensure_ascii=False)
     own = [(Path(sys.prefix), ".venv")] if sys.prefix != sys.base_prefix else []
     for path, short in ((Path(__file__).resolve().parents[2], "."), *own, (Path.home(), "~")):
         if len(path.parts) > 1:

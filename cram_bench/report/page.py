@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import html
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,7 @@ def _environment() -> Environment:
     )
     templates.policies["json.dumps_kwargs"] = {}  # in the order that it is given in
     templates.filters["words"] = lambda name: name.replace("_", " ")
+    templates.filters["fact"] = fact
     templates.globals["ours"] = Markup(OURS)
     templates.globals["asset"] = lambda name: Markup((_HERE / "assets" / name).read_text(encoding="utf-8").rstrip())
     return templates
@@ -41,6 +44,23 @@ def render(template: str, **values: Any) -> Markup:
     from markupsafe import Markup
 
     return Markup(_environment().get_template(template).render(values))
+
+
+def plain(markup: str) -> str:
+    """Return the text of a fact of ``report.json``."""
+    return html.unescape(re.sub(r"</?code>", "", markup))
+
+
+def fact(markup: str) -> Markup:
+    """Return a fact of ``report.json`` as markup that is escaped whoever wrote it: a text, which may be code as a whole.
+
+    >>> fact("<code>a &amp; <b>b</b></code>")
+    Markup('<code>a &amp; &lt;b&gt;b&lt;/b&gt;</code>')
+    """
+    from markupsafe import Markup, escape
+
+    text = escape(plain(markup))
+    return Markup(f"<code>{text}</code>") if markup.startswith("<code>") else text
 
 
 def export(notebook: Path) -> None:

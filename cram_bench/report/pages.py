@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup, escape
 
+from cram_bench import _others
 from cram_bench._checks import said
 from cram_bench._files import parsed, write
 from cram_bench.plots import look
@@ -76,7 +77,7 @@ def index(
 
 def _read(folder: Path, name: str, dtype: type | None = None) -> pd.DataFrame | None:
     """Read a table of a report; None where it has none of that name."""
-    file = folder / "tables" / f"{name}.csv"
+    file = _others.inside(folder, f"tables/{name}.csv")
     return pd.read_csv(file, dtype=dtype) if file.exists() else None
 
 
@@ -204,18 +205,19 @@ def shelf(reports: Path) -> None:
     cards = []
     for folder in sorted(path.parent for path in reports.glob("*/report.json")):
         try:
-            about = parsed((folder / "report.json").read_bytes())
+            about = parsed(_others.contents(folder / "report.json", 2**26))
             title, facts = about["title"], about["facts"]
             shown = {name: facts[name] for name in ("Experiment", "Device", "Report made") if name in facts}
             lead = title.replace(" ", "_")
             shown["Experiment"]
+            if wrong := [name for name, fact in shown.items() if not isinstance(fact, str)]:
+                raise ValueError(f"{wrong[0]} is no text")
+            drawn = _others.inside(folder, f"figures/{lead}.svg").exists()
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             what = f"{folder / 'report.json'} is not a report's: {said(error)}"
             warnings.warn(f"left out of {target}: {what}", stacklevel=2)
             continue
-        card = {"name": folder.name, "title": title, "facts": shown, "figure": "", "table": ""}
-        if (folder / "figures" / f"{lead}.svg").exists():
-            card["figure"] = lead
+        card = {"name": folder.name, "title": title, "facts": shown, "figure": lead if drawn else "", "table": ""}
         for name in ("accuracy_summary", f"{lead}_summary"):
             with contextlib.suppress(OSError, ValueError):  # another report's damage is not this one's
                 if (table := _read(folder, name, str)) is not None:
@@ -230,7 +232,7 @@ def figure(folder: Path, stem: str) -> Markup:
 
     The picture itself is in the page, so that the page alone can be sent to somebody; what it shows is in its title.
     """
-    picture = (folder / "figures" / f"{stem}.svg").read_text(encoding="utf-8")
+    picture = _others.inside(folder, f"figures/{stem}.svg").read_text(encoding="utf-8")
     title = re.search(r"<dc:title>(.*?)</dc:title>", picture, re.DOTALL)
     return render(
         "figure.html",

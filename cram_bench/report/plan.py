@@ -14,6 +14,7 @@ from cram_bench import compress, recipes
 from cram_bench._checks import instance, integer, items, needs, unknown
 from cram_bench.data import is_folder
 from cram_bench.experiment import Experiment
+from cram_bench.report import folders
 from cram_bench.report.notebook import RESERVED, Notebook, find
 
 
@@ -31,6 +32,11 @@ class Plan:
     @property
     def questions(self) -> list[str]:
         return [notebook.name for notebook in self.notebooks]
+
+    @property
+    def folders(self) -> dict[str, str]:
+        """Paths of the image folders → the names that a report gives them."""
+        return folders.named([each.data.dataset for each in self.wanted])
 
     def parameters(self, notebook: Notebook, **more: str) -> dict[str, Any]:
         """Return what is put into a notebook: of what was given, and of `more`, what it has."""

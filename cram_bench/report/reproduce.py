@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import pandas as pd
 import torch
 
 from cram_bench import runs
+from cram_bench._checks import unknown
 from cram_bench._files import sha256
+from cram_bench._others import inside
 from cram_bench.experiment import Experiment
 from cram_bench.report.building import ReportError, build, note
-from cram_bench.report.notebook import notebooks_folder
+from cram_bench.report.notebook import Notebook, find
 from cram_bench.train import DivergedError
 
 _OF_THE_MACHINE = ["seconds", "device", "threads", "compile", "commit", "finished"]
@@ -23,7 +26,13 @@ _OF_THE_MACHINE = ["seconds", "device", "threads", "compile", "commit", "finishe
 
 
 def reproduce(
-    folder: str | os.PathLike[str], into: str | os.PathLike[str], *, retrain: bool = True, progress: bool = True
+    folder: str | os.PathLike[str],
+    into: str | os.PathLike[str],
+    *,
+    retrain: bool = True,
+    progress: bool = True,
+    notebooks: str | os.PathLike[str] | None = None,
+    folders: Mapping[str, str | os.PathLike[str]] | None = None,
 ) -> pd.DataFrame:
     """Train the runs of a report anew, each on as many threads as then, build the report again, and compare.
 
@@ -35,32 +44,35 @@ def reproduce(
         retrain: train in a store of its own in `into`; otherwise runs of the usual store serve, and what they lack
             is trained.
         progress: show the trainings.
+        notebooks: the folder of the notebooks; by default those of this package. A report has no say in it: they are code.
+        folders: where the image folders are that the report names without their paths.
 
     Returns:
         A row per fact, run and table: kind, name, state (``same``, ``differs``, ``missing`` or ``edited``: the file of
         the old report is not the one that was written), detail.
 
     Raises:
-        ReportError: the folder holds no report, one of a version that did not note how it was made, or a damaged note.
+        ReportError: the folder holds no report, one of a version that did not note how it was made, or a damaged note, or one
+            that asks for more than a report may; or the place of an image folder is not given.
     """
     folder, into = Path(folder).resolve(), Path(into).resolve()
-    about = note(folder)
+    about = _placed(note(folder), folders or {})
     if into in (folder, folder.parent):
         raise ReportError(f"{into} holds the report that is to be compared; name another folder")
     new = into / folder.name
     store = runs.Store(into / "runs" if retrain else None)
-    rows = _facts(about) + _edited(folder, about)
+    rows = _facts(about, find(notebooks)) + _edited(folder, about)
     if retrain:
         _refuse_others(store, about)
     for then in about["runs"]:
         rows.append(_run(then, store, progress))
     shutil.rmtree(new / ".done", ignore_errors=True)  # notebooks are executed anew
-    built = build(**about["build"], reports=into, name=folder.name, store=store, progress=progress)
+    built = build(**about["build"], notebooks=notebooks, reports=into, name=folder.name, store=store, progress=progress)
     for notebook, error in built.failures.items():
         rows.append(("notebook", notebook, "differs", error))
     for name in sorted(about["sha256"]):
         if name.endswith(".csv"):
-            rows.append(("table", name, *_table(folder / name, built.folder / name)))
+            rows.append(("table", name, *_table(inside(folder, name), built.folder / name, about.get("ids", {}))))
     return pd.DataFrame(rows, columns=["kind", "name", "state", "detail"])
 
 
@@ -73,7 +85,40 @@ def _refuse_others(store: runs.Store, about: dict[str, Any]) -> None:
             raise ReportError(f"{run.path} is of an earlier reproduction with other versions; name another folder")
 
 
-def _facts(about: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+def _placed(about: dict[str, Any], folders: Mapping[str, str | os.PathLike[str]]) -> dict[str, Any]:
+    """Return the note with the places of the image folders; what a run begins with goes by its id, which changes with them."""
+    needed = about.get("folders", [])
+    for name in folders:
+        if name not in needed:
+            raise ReportError(unknown("image folder", name, needed) if needed else "the report names no image folder")
+    for name in needed:
+        if name not in folders:
+            raise ReportError(
+                f"the report is on the image folder {name!r} and does not say where that is: --folder {name}=PATH"
+            )
+    places = {name: str(Path(path).expanduser().resolve()) for name, path in folders.items()}
+    for path in places.values():
+        if not Path(path).is_dir():
+            raise ReportError(f"{path} is not a folder of images")
+    if not places:
+        return about
+
+    def placed(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
+        return {key: places.get(value, value) if key in names else value for key, value in values.items()}
+
+    asked = placed(about["build"], "dataset")
+    asked["parameters"] = placed(asked.get("parameters") or {}, "target")
+    ids: dict[str, str] = {}
+    found = []
+    for run in about["runs"]:
+        settings = placed(run["settings"], "dataset")
+        settings["start"] = ids.get(settings.get("start", ""), settings.get("start", ""))
+        ids[run["id"]] = Experiment.of(settings).id
+        found.append(run | {"settings": settings})
+    return about | {"build": asked, "runs": found, "ids": ids}
+
+
+def _facts(about: dict[str, Any], known: Mapping[str, Notebook]) -> list[tuple[str, str, str, str]]:
     now = runs.machine()
     rows = []
     for name, then in about["versions"].items():
@@ -87,7 +132,7 @@ def _facts(about: dict[str, Any]) -> list[tuple[str, str, str, str]]:
         here = "none" if kind == "cuda" and not torch.cuda.is_available() else runs.machine(kind)["device"]
         rows.append(("device", kind, "same" if then == here else "differs", f"{then}, now {here}"))
     for stem, digest in about["notebooks"].items():
-        if sha256(notebooks_folder() / f"{stem}.ipynb") != digest:
+        if stem not in known or sha256(known[stem].path) != digest:
             rows.append(("version", stem, "differs", "another version of the notebook"))
     return rows
 
@@ -96,7 +141,7 @@ def _edited(folder: Path, about: dict[str, Any]) -> list[tuple[str, str, str, st
     rows = []
     for name, digest in about["sha256"].items():
         if name != "report.json":
-            path = folder / name
+            path = inside(folder, name)
             state = "missing" if not path.is_file() else "edited" if sha256(path) != digest else ""
             if state:
                 rows.append(("file", name, state, "of the report that is reproduced"))
@@ -121,12 +166,14 @@ def _run(then: dict[str, Any], store: runs.Store, progress: bool) -> tuple[str, 
     )
 
 
-def _table(old: Path, new: Path) -> tuple[str, str]:
-    """Compare two tables: state and detail."""
+def _table(old: Path, new: Path, ids: Mapping[str, str] | None = None) -> tuple[str, str]:
+    """Compare two tables: state and detail. `ids` are those of the runs that have others now, for their data lie elsewhere."""
     for path, which in ((old, "old"), (new, "new")):
         if not path.is_file():
             return "missing", f"in the {which} report"
-    before, now = (pd.read_csv(io.StringIO(path.read_text(encoding="utf-8"))) for path in (old, new))
+    texts = dict.fromkeys(("run", "id"), str)  # an id of digits and an e is no number
+    before, now = (pd.read_csv(io.StringIO(path.read_text(encoding="utf-8")), dtype=texts) for path in (old, new))
+    before = before.replace(ids) if ids else before
     before, now = (table.drop(columns=_OF_THE_MACHINE, errors="ignore") for table in (before, now))
     if list(before.columns) != list(now.columns) or len(before) != len(now):
         return "differs", f"{len(before)} rows of {list(before.columns)}, now {len(now)} of {list(now.columns)}"

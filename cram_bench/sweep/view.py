@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cram_bench._others import printable
 from cram_bench.experiment import Experiment, differing, setting
 from cram_bench.runs import describe
 from cram_bench.sweep.results import State, counts
@@ -30,7 +31,7 @@ class View:
         for each in experiments:
             values = [(name, setting(each, name)) for name in varying]
             shown = [f"{name} {' '.join(v) if isinstance(v, list) else v}" for name, v in values if v not in ([], "")]
-            self.labels[each.id] = ", ".join([describe(each), *shown])
+            self.labels[each.id] = printable(", ".join([describe(each), *shown]))
         self.tenth, self.told = -1, dict[str, State]()
         self.live: Any = None
 
@@ -68,6 +69,7 @@ class View:
 
     def say(self, line: str) -> None:
         """Print a line, above the table if there is one."""
+        line = printable(line)
         if line and self.live is not None:
             self.live.console.print(line, markup=False, highlight=False)
         elif line:
@@ -86,6 +88,11 @@ class View:
         few = len(states) <= self.live.console.height - 4
         for key, state in states.items():
             if few or state.name in ("running", "failed", "died", "damaged"):
-                cells = (key, self.labels[key], Text(state.name, colours.get(state.name, "")), Text(state.note))
+                cells = (
+                    key,
+                    self.labels[key],
+                    Text(state.name, colours.get(state.name, "")),
+                    Text(printable(state.note)),
+                )
                 shown.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in cells))
         return Group(Text(counts(states)), shown)
