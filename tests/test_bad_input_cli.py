@@ -107,6 +107,8 @@ ROWS = [
     ("probe into a file", ["probe", "ID", "--out", "file"], 1, ("--out", "folder", "file")),
     ("probe arch of a run", ["probe", "ID", "--arch", "convnet"], 1, ("--arch", "file of weights")),
     ("probe crop of a run", ["probe", "ID", "--crop", "32"], 1, ("--crop", "file of weights")),
+    ("a folder without a place", ["reproduce", "x", "--folder", "birds"], 1, ("--folder", "NAME=PATH", "'birds'")),
+    ("a folder twice", ["reproduce", "x", "--folder", "a=b", "--folder", "a=c"], 1, ("--folder a", "twice")),
     ("probe rename of a run", ["probe", "ID", "--rename", "a=b"], 1, ("--rename", "file of weights")),
     ("probe rename half", [*PROBE, "--rename", "a"], 1, ("--rename", "OLD=NEW", "'a'")),
     ("probe rename twice", [*PROBE, "--rename", "a=b", "--rename", "a=c"], 1, ("--rename a", "twice")),

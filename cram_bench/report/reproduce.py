@@ -72,7 +72,7 @@ def reproduce(
         rows.append(("notebook", notebook, "differs", error))
     for name in sorted(about["sha256"]):
         if name.endswith(".csv"):
-            rows.append(("table", name, *_table(inside(folder, name), built.folder / name, about.get("ids", {}))))
+            rows.append(("table", name, *_table(inside(folder, name), built.folder / name, about["ids"])))
     return pd.DataFrame(rows, columns=["kind", "name", "state", "detail"])
 
 
@@ -101,7 +101,7 @@ def _placed(about: dict[str, Any], folders: Mapping[str, str | os.PathLike[str]]
         if not Path(path).is_dir():
             raise ReportError(f"{path} is not a folder of images")
     if not places:
-        return about
+        return about | {"ids": {}}
 
     def placed(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
         return {key: places.get(value, value) if key in names else value for key, value in values.items()}
