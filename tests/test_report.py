@@ -527,6 +527,7 @@ def test_a_notebook_is_executed_again_when_anything_it_depends_on_changed(built,
     assert building._key(path, {"epochs": 2, "output": "elsewhere"}, [run]) == key
     keys = [key, building._key(path, {"epochs": 3}, [run]), building._key(path, {"epochs": 2}, [run, other])]
     keys.append(building._key(path, {"epochs": 2}, [other]))
+    keys.append(building._key(path, {"epochs": 2}, [run], {"/data/birds": "birds"}))
     failed = cb.runs.Run(run.path, run.experiment, failure="the loss is nan")
     keys.append(building._key(path, {"epochs": 2}, [failed]))
     (package / "probes.py").write_text("2")

@@ -288,12 +288,16 @@ def check_name(name: Any) -> None:
         raise ValueError(f"a report's name must be {rule}, not {shown(name)}")
 
 
-def _key(path: Path, parameters: dict[str, Any], trained: Sequence[runs.Run], names: Mapping[str, str]) -> str:
+def _key(
+    path: Path, parameters: dict[str, Any], trained: Sequence[runs.Run], names: Mapping[str, str] | None = None
+) -> str:
     """Hash all that a notebook's result depends on: its source, its parameters, the runs, the names, this package's code."""
     code = [file.read_bytes() for file in sorted(PACKAGE.rglob("*")) if file.suffix in (".py", ".html", ".css", ".js")]
     portable = {name: value for name, value in parameters.items() if name not in ("output", "store", "tables")}
     identities = [(run.id, run.failure or run.environment["sha256"]) for run in trained]
-    digest = hashlib.sha256(path.read_bytes() + json.dumps([portable, identities, names], sort_keys=True).encode())
+    digest = hashlib.sha256(
+        path.read_bytes() + json.dumps([portable, identities, dict(names or {})], sort_keys=True).encode()
+    )
     for content in code:
         digest.update(content)
     return digest.hexdigest()
