@@ -563,7 +563,7 @@ def _list_settings(arguments: argparse.Namespace) -> int:
         if row["setting"] in ("dataset", "method", "epochs", "seed"):
             row["setting"] = f"--{row['setting']}"
     if arguments.csv:
-        writer = csv.DictWriter(sys.stdout, list(rows[0]))
+        writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         return 0
