@@ -298,6 +298,12 @@ def test_calibration_on_augmented_images_gives_back_the_statistics_of_training()
     assert distances[0] < 0.5 * distances[1]
 
 
+def test_calibration_batches_are_equal_and_leave_out_the_fewest():
+    train, _ = cb.data.load("digits")
+    assert [len(labels) for _, labels in train.calibration(1000, batch_size=300)] == [250] * 4
+    assert [len(labels) for _, labels in train.calibration()] == [432] * 3  # 1 of 1297 is left over
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

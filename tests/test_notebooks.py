@@ -188,7 +188,7 @@ def test_anatomy(execute):
     tables, drawn = execute("anatomy", **small, sizes=[20, 30], radii=[0.1], ball=0.3)
     experiments = cb.recipes.anatomy("digits", ["sgd", "cram+-multi"], "", 1, 0.8, 1)
     other, dense, tuned = (run.load_model() for run in cb.runs.ensure_all(experiments, progress=False))
-    train, _, calibrating = data(experiments[1])
+    train, test, calibrating = data(experiments[1])
     part = train.sample(60, seed=0)
     pruned = cb.compress.compressed(dense, "global@0.8")
     cb.compress.tune_batchnorm(pruned, calibrating)
@@ -212,3 +212,6 @@ def test_anatomy(execute):
     assert others(tables, ours) == []
     assert drawn["loss_along_path"][0][1] == ("SGD", "CrAM+-Multi")
     assert drawn["layer_profile"][0][0]["cram+-multi"].equals(tables["layer_blame"])
+    changed = tables["flips"]["index"].head(12).tolist()
+    assert changed
+    assert drawn["examples"][0][0].equal(test.take(changed).images)

@@ -490,6 +490,11 @@ def test_set_to_none_does_not_matter(small_model, small_batch):
             ValueError,
             "keeps none: SGD",
         ),
+        (
+            lambda m: cb.optim.MomentumSAM(m, torch.optim.AdamW(m.parameters(), betas=(0.0, 0.999))),
+            ValueError,
+            "keeps none: AdamW",
+        ),
     ],
 )
 def test_bad_input(build, error, message, small_model):
@@ -610,6 +615,16 @@ def test_a_hook_on_the_base_optimizer_clips_what_it_steps_with(scaling, fused, s
     optimizer.step(scaled_closure(small_model, optimizer, scaler, *small_batch), scaler=scaler)
     moved = [p.detach() - q for p, q in zip(small_model.parameters(), before, strict=True)]
     assert math.sqrt(sum(float(m.square().sum()) for m in moved)) == pytest.approx(0.01, rel=1e-4)
+
+
+def test_the_next_ascent_is_along_the_gradient_before_it_was_clipped(small_model, small_batch):
+    base = torch.optim.SGD(small_model.parameters(), lr=1.0)
+    optimizer = cb.optim.CrAMSingle(small_model, base, Magnitude(0.5), ascent="gradient")
+    base.register_step_pre_hook(lambda *_: seen.append([p.grad.clone() for p in small_model.parameters()]))
+    base.register_step_pre_hook(lambda *_: nn.utils.clip_grad_norm_(small_model.parameters(), 0.01) and None)
+    seen = []
+    optimizer.step(scaled_closure(small_model, optimizer, torch.amp.GradScaler("cpu", enabled=False), *small_batch))
+    assert same(optimizer.state_dict()["param_groups"][0]["cram"]["last"], seen[0])
 
 
 def same(one, other):

@@ -121,7 +121,8 @@ def test_the_norm_is_over_all_groups_and_each_group_has_its_radius(small_model, 
     """The step of SAM by hand, in float64; taken per group, or with one radius for all, it would differ."""
     parameters = list(small_model.parameters())
     groups = [{"params": parameters[:2], "rho": 0.4}, {"params": parameters[2:]}]
-    for kind, adaptive in (("sam", False), ("asam", True)):
+    for kind, adaptive, own in (("sam", False, {}), ("asam", True, {}), ("both", True, {"adaptive": False})):
+        groups[0] |= own
         optimizer = cb.optim.SAM(small_model, torch.optim.SGD(groups, lr=0.0), rho=0.1, adaptive=adaptive)
         seen = []
 
@@ -135,7 +136,8 @@ def test_the_norm_is_over_all_groups_and_each_group_has_its_radius(small_model, 
 
         optimizer.step(closure)
         start, gradients, moved = seen[:3]
-        size = [v.abs() if adaptive else torch.ones_like(v) for v in start]
+        adapts = [adaptive if index >= 2 else own.get("adaptive", adaptive) for index in range(len(start))]
+        size = [v.abs() if alike else torch.ones_like(v) for v, alike in zip(start, adapts, strict=True)]
         norm = math.sqrt(sum(float((s * g).square().sum()) for s, g in zip(size, gradients, strict=True)))
         for index, (ours, v, s, g) in enumerate(zip(moved, start, size, gradients, strict=True)):
             expected = v + (0.4 if index < 2 else 0.1) * s * s * g / norm

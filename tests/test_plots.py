@@ -1021,6 +1021,10 @@ def test_a_value_that_is_missing_is_counted():
     rows = table(a=[-1.0, 0.0, 1.0]).assign(direction=0)
     rows.loc[(rows["method"] == "sgd") & (rows["seed"] == 1) & (rows["a"] == 1), "loss"] = np.nan
     assert "SGD: 1 value missing" in below(cb.plots.loss_in_ball(rows))
+    lost = pd.DataFrame([{"method": "sgd", "seed": 9}])  # a seed of which nothing is left is told of once, as failed
+    text = below(cb.plots.loss_in_ball(pd.concat([rows, lost], ignore_index=True)))
+    assert "SGD: 1 value missing" in text
+    assert "SGD: 1 of 4 seeds failed" in text
 
 
 def test_methods_of_different_numbers_of_seeds_say_so():

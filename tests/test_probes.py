@@ -268,6 +268,11 @@ def test_sparsity_curve_rows(model, data):
     only = copy.deepcopy(model).eval()
     cb.compress.Magnitude(0.5).apply_({"4.weight": only[4].weight})
     assert some["loss"] == pytest.approx(joined_loss(only, data).item(), abs=1e-6)
+    halves = nn.Sequential(
+        *(nn.Linear(3, 3, bias=False) for _ in range(3))
+    )  # 4 of 9 weights each, the nearest to a half
+    small = [(torch.ones(1, 3), torch.zeros(1, dtype=torch.long))]
+    assert cb.probes.sparsity_curve(halves, small, ["uniform@0.5"])["sparsity"].tolist() == [0, 0.5]
 
 
 def test_mean_and_std_over_seeds():

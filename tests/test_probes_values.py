@@ -355,6 +355,10 @@ def test_the_corners_of_a_plane_through_three_models_are_these_models(model, sam
             point[3].weight[1, 2] += row.b
         assert row.loss == pytest.approx(loss_of(point, x, y), rel=1e-6)
     assert grid[["a", "b"]].to_numpy().tolist() == [[0, 0], [0, 4], [3, 0], [3, 4]]
+    with torch.no_grad():
+        others[1][0].weight[0, 0] -= 3.0  # now it lies behind the origin, at −2
+    grid, _ = cb.probes.loss_on_plane(model, *others, [(x, y)], points=2, margin=0.1)  # of what is spanned: 5 and 4
+    np.testing.assert_allclose(grid[["a", "b"]], [[-2.5, -0.4], [-2.5, 4.4], [3.5, -0.4], [3.5, 4.4]], atol=1e-9)
 
 
 def test_a_path_starts_at_the_first_model_and_ends_at_the_second(model, sample):
@@ -406,6 +410,11 @@ def test_layer_probes_by_hand(model, sample):
             weight[weight.abs() <= threshold] = 0
         assert blame.loc[name, "zeros"] == int((weight == 0).sum())
         assert blame.loc[name, "rise"] == pytest.approx(loss_of(other, x, y) - dense, abs=1e-5)
+    profile = cb.probes.layer_profile(model, "global@0.2+int2").set_index("layer")
+    compressed = cb.compress.compressed(model, "global@0.2+int2")
+    zeros = {name: int((compressed.get_parameter(name) == 0).sum()) for name in ("0.weight", "3.weight")}
+    assert profile["zeros"].to_dict() == zeros
+    assert sum(zeros.values()) > 0.3 * len(values)  # quantization makes some of its own
 
 
 def test_draws_of_a_calibration_curve_are_different_images_of_the_training_set():

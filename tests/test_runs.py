@@ -257,6 +257,19 @@ def test_images_are_looked_at_once_for_all_runs_that_are_there(tmp_path, monkeyp
     with pytest.raises(RunError, match="the images in .*sky have changed since"):
         ensure_all(wanted[1:])  # after the training of the first
     assert len(looked) == 2
+    for run in (listed[0], listed[2]):
+        shutil.rmtree(run.path)
+    ensure_all(wanted)
+    shutil.rmtree(listed[1].path)
+    fit = runs.training.fit
+
+    def while_an_image_changes(*arguments, **options):
+        os.utime(tmp_path / "sky" / "train" / "day" / "0.png", ns=(2, 2))
+        return fit(*arguments, **options)
+
+    monkeypatch.setattr("cram_bench.runs.training.fit", while_an_image_changes)
+    with pytest.raises(RunError, match="the images in .*sky have changed since"):
+        ensure_all(wanted)  # the first was looked at before
 
 
 @pytest.mark.parametrize("name", ["zz", "nowhere"])
@@ -453,6 +466,10 @@ def test_a_failed_source_fails_what_starts_from_it_and_stands_in_the_tables():
     assert f"the run it starts from, {source.id}, failed" in listed[2].failure
     accuracy = cb.probes.transfer_accuracy(listed[2:], listed[:2])["accuracy"]
     assert accuracy.isna().tolist() == [True, False]
+    further = recipe("digits", epochs=1, start=tuned[0].id)
+    table = cb.sweep.table([source, tuned[0], further])
+    assert table["state"].tolist() == ["failed"] * 3
+    assert table["reason"][2] == f"the run it starts from, {tuned[0].id}, failed"
 
 
 def test_a_change_that_fails_keeps_its_row():
@@ -645,6 +662,16 @@ def test_threads_are_those_that_trained(changes, threads, expected, monkeypatch)
     assert set(Noting.noted) == {(expected, "cpu")}
     assert run.environment["threads"] == expected
     assert run.environment["device_type"] == "cpu"
+
+
+def test_trainings_on_200_000_images_in_all_are_compiled_where_nobody_says():
+    train, _ = cb.data.load("digits")
+    enough = -(-200_000 // len(train))
+    for epochs, asked, expected in (
+        (enough - 1, None, False), (enough, None, True), (enough, False, False), (1, True, True),
+    ):  # fmt: skip
+        how = cb.runs.how.Machine(compile=asked).suited(recipe("digits", epochs=epochs), train)
+        assert how.compile is expected
 
 
 def test_the_environment_says_what_ran_and_when(monkeypatch):

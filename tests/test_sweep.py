@@ -122,6 +122,7 @@ def test_a_repeated_experiment_is_trained_once_and_said():
         ("epochs: 0", "epochs must be from 1 to 1000000, not 0"),
         ("batch_size: 2000", "batch_size 2000 is larger than the training data, 1297 images"),
         ("holdout: 1297", "holdout must be below the 1297 training images, not 1297"),
+        ("holdout: 1000\nbatch_size: 298", "batch_size 298 is larger than the training data, 297 images"),
         ("experiments: {method: sgd}", "experiments must be a list of at least one value"),
         ("experiments: [sgd]", "experiment 1: it must be a mapping of settings, not 'sgd'"),
         ("experiments: [{}, {lr: -1}]", "experiment 2: lr must be positive, not -1"),
@@ -304,6 +305,15 @@ def test_a_job_of_which_nothing_is_known_is_not_waited_for_without_a_limit():
     assert results["state"].tolist() == ["finished"]
 
 
+def test_a_job_that_is_heard_of_in_between_was_not_silent_all_the_time():
+    def after_a_while():
+        time.sleep(0.1)
+        return "running"
+
+    _, backend = follow(["unknown NODE", after_a_while, "unknown NODE", "running", 1], count=1, patience=0.05)
+    assert backend.sent == [[0]]
+
+
 def test_a_squeue_that_fails_for_long_ends_the_command_and_leaves_its_jobs():
     backend = Pretended(Store(), ["running", *[executors.NoAnswerError("no controller")] * 1000])
     with pytest.raises(SweepError, match=r"squeue fails for 0\.05 s: no controller"):
@@ -452,6 +462,11 @@ def test_a_terminal_gets_a_table_in_place_and_a_log_few_lines(monkeypatch):
     assert len(lines) == 12
     assert lines[-1] == "30 experiments: 29 finished, 1 failed"
     assert "SGD, seed 1, lr 0.2: failed, the loss is [nan]" in lines
+    log = io.StringIO()
+    with sweep.View(wanted, log) as printed:
+        for name in ("waiting", "cached"):  # what was there before is settled too
+            printed.show(dict.fromkeys(states, sweep.State(name)))
+    assert log.getvalue().splitlines() == ["30 experiments: 30 waiting", "30 experiments: 30 cached"]
 
 
 def test_the_store_is_left_by_no_name():

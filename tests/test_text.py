@@ -117,6 +117,8 @@ def test_an_encoder_ignores_padding_and_names_its_prunable_weights(tmp_path):
         alone = torch.cat([model(next(train.take([i]).batches(1))[0]) for i in range(4)])
         torch.testing.assert_close(model(ids), alone, rtol=0, atol=1e-4)
         torch.testing.assert_close(model(torch.nn.functional.pad(ids, (0, 5))), model(ids), rtol=0, atol=1e-4)
+        model.train().body.eval()
+        assert not torch.equal(model(ids), model(ids))  # dropout before the classifier too
     weights = cb.compress.prunable(model)
     assert len(weights) == 36  # six linear layers in each of six blocks
     assert sum(w.numel() for w in weights.values()) == 6 * (4 * 384 * 384 + 2 * 384 * 1536)

@@ -286,6 +286,14 @@ class Used(Callback):
         optimizer.register_step_pre_hook(lambda own, *_: self.rates.append(own.param_groups[0]["lr"]))
 
 
+def test_the_images_that_a_batch_leaves_over_are_no_step_of_the_schedule(digits):
+    model = network()
+    optimizer = sgd(model)
+    used = Used(optimizer)
+    fit(model, optimizer, digits[0].take(range(250)), epochs=2, batch_size=64, callbacks=[used])  # 3 steps an epoch
+    assert used.rates == pytest.approx([0.1 * (1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)])
+
+
 def test_the_learning_rates_of_two_epochs_by_hand(digits):
     """Eight steps, two of them warm-up: 0.1 times 1/2, 1, then the half cosine of six steps from its top."""
     model = network()

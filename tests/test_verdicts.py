@@ -32,6 +32,8 @@ def test_they_claim_nothing_without_a_spread():
     assert cb.probes.verdicts(table, "c", "b", ["trace"])["verdict"].tolist() == ["undecided"]  # one seed
     worse = table.assign(trace=table["trace"] + 50 * (table["method"] == "a"))
     assert cb.probes.verdicts(worse, "a", "b", ["trace"])["verdict"].tolist() == ["contradicts"]
+    flat = cb.probes.verdicts(rows(a={"trace": [0.0, 1.0, 2.0]}, b={"trace": [7.0, 8.0, 9.0]}), "a", "b", ["trace"])
+    assert flat[["scale", "verdict"]].to_numpy().tolist() == [["raw", "supports"]]  # a 0 has no logarithm
     assert cb.probes.verdicts(worse, [], "b", ["trace"]).empty
     assert cb.probes.verdict_table(cb.probes.verdicts(worse, [], "b", ["trace"])).empty
 
