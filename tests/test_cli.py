@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import cram_bench as cb
+import cram_bench.progress
 from cram_bench import cli
 from cram_bench.experiment import names
 from cram_bench.recipes import recipe
