@@ -51,7 +51,7 @@ lab: install
 	$(BIN)/python scripts/lab.py $(FLAGS)
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 benchmark: install
 	$(BIN)/python -m benchmarks

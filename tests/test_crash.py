@@ -52,7 +52,14 @@ def called(work, environment):
 def child(work):
     """Run `work` in a process of its own; return the process."""
     PROCESSES.set_forkserver_preload(
-        ["pytest", "cram_bench.report", "sklearn.datasets", "torchvision", "torch._dynamo"]
+        [
+            "pytest",
+            "cram_bench.report.building",
+            "cram_bench.runs.training",
+            "sklearn.datasets",
+            "torchvision",
+            "torch._dynamo",
+        ]
     )
     process = PROCESSES.Process(target=called, args=(cloudpickle.dumps(work), dict(os.environ)))
     process.start()
