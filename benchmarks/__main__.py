@@ -11,7 +11,7 @@ import pandas as pd
 
 from benchmarks.sections import SECTIONS
 from cram_bench import runs
-from cram_bench._files import write
+from cram_bench.files import write
 
 
 def main() -> None:

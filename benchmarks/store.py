@@ -7,7 +7,7 @@ import json
 import os
 from pathlib import Path
 
-from cram_bench._files import sealed
+from cram_bench.files import sealed
 from cram_bench.recipes import recipe
 from cram_bench.runs import Run, Store, ensure
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from cram_bench import __version__
-from cram_bench._others import printable
+from cram_bench.untrusted import printable
 
 if TYPE_CHECKING:
     from cram_bench.distributed import Group
@@ -82,16 +82,16 @@ def _as_can_be(error: UnicodeError) -> tuple[bytes, int]:
 
 def _line(error: Exception) -> str:
     """Return what to say of an error: one line, never empty, with the file of a system's error and what helps."""
-    from cram_bench._checks import said
+    from cram_bench.checks import one_line
 
     if isinstance(error, OSError) and error.strerror:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         helps = "; free some space there, and the same command goes on" if full else ""
-        return f"{said(error)}{helps}" + (f": {error.filename!r}" if error.filename else "")
+        return f"{one_line(error)}{helps}" + (f": {error.filename!r}" if error.filename else "")
     if isinstance(error, (ValueError, TypeError, OSError, RuntimeError, ImportError)):
-        return said(error)
+        return one_line(error)
     what = type(error).__name__  # nobody foresaw it, so that its words alone say little
-    return f"{what}{f': {said(error)}' if str(error).strip() else ''} (cram-bench --debug … shows where)"
+    return f"{what}{f': {one_line(error)}' if str(error).strip() else ''} (cram-bench --debug … shows where)"
 
 
 @contextlib.contextmanager
@@ -268,7 +268,7 @@ def _machine(parser: argparse.ArgumentParser) -> None:
 def _values(pairs: list[list[str]]) -> dict[str, Any]:
     """Read NAME VALUE pairs, the values as YAML; a name given twice is refused."""
     from cram_bench import _yaml
-    from cram_bench._checks import shown
+    from cram_bench.checks import shown
 
     values: dict[str, Any] = {}
     for name, text in pairs:
@@ -327,7 +327,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     import warnings
 
     from cram_bench import runs, sweep
-    from cram_bench._files import check_writable
+    from cram_bench.files import check_writable
 
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -444,7 +444,7 @@ def _renew(arguments: argparse.Namespace) -> int:
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:
-    from cram_bench._files import check_writable
+    from cram_bench.files import check_writable
     from cram_bench.report import reproduce
 
     check_writable(arguments.into, "--into")
@@ -462,7 +462,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
 
 def _probe(arguments: argparse.Namespace) -> int:
     from cram_bench import compress, models, probes, report, runs
-    from cram_bench._files import check_writable
+    from cram_bench.files import check_writable
     from cram_bench.progress import working
 
     if arguments.out:
@@ -512,7 +512,7 @@ def _probe(arguments: argparse.Namespace) -> int:
 def _file(arguments: argparse.Namespace) -> Any:
     """Return (train, test, model) of a file of weights of somebody else's training."""
     from cram_bench import data, models, streaming
-    from cram_bench._checks import integer
+    from cram_bench.checks import integer
 
     if not arguments.arch or not arguments.data:
         raise ValueError("a file of weights needs --arch, the model, and --data, what to probe it on")
@@ -538,7 +538,7 @@ def _file(arguments: argparse.Namespace) -> Any:
 
 def _pairs(option: str, form: str, texts: list[str]) -> dict[str, str]:
     """Read texts such as OLD=NEW; one given twice is refused."""
-    from cram_bench._checks import shown
+    from cram_bench.checks import shown
 
     found: dict[str, str] = {}
     for text in texts:

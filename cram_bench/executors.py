@@ -24,7 +24,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from cram_bench._files import holder, write
+from cram_bench.files import holder, write
 
 Settings = dict[str, Any]
 """What `Experiment.settings` returns: plain values, ready for JSON."""
@@ -135,7 +135,7 @@ def work(
 
 
 def _end_with(path: Path, parent: int) -> None:
-    """End this process when the lock on `path` is free or the parent is gone, whatever it does; the store bears it."""
+    """End this process when the lock on `path` is free or the parent is gone, whatever it does; the store survives it."""
     while os.getppid() == parent and holder(path) is not None:
         time.sleep(0.5)
     os._exit(1)

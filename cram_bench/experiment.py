@@ -17,8 +17,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from cram_bench import models
-from cram_bench._checks import instance, unknown
 from cram_bench._defaults import usual_defaults
+from cram_bench.checks import instance, unknown
 from cram_bench.data import Data, Dataset
 from cram_bench.losses import LOSSES, CrossEntropy, Loss
 from cram_bench.optim import BASES, PRUNINGS, STEPS, OneShot, Plain, Step

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from cram_bench._checks import labels_within
+from cram_bench.checks import labels_within
 from cram_bench.settings import Part
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from cram_bench._others import printable
 from cram_bench.train import Callback, Fit
+from cram_bench.untrusted import printable
 
 
 class Progress(Callback):

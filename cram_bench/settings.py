@@ -21,7 +21,7 @@ from typing import Annotated, Any, ClassVar, get_args, get_origin, get_type_hint
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from cram_bench._checks import meant, shown
+from cram_bench.checks import shown, suggestion
 
 ORIGINAL: Mapping[str, Any] = {
     "dataset": "digits", "model": "convnet", "method": "sgd", "epochs": 20, "seed": 0, "batch_size": 128, "lr": 0.1,
@@ -191,7 +191,7 @@ def unknown_setting(name: Any, known: Iterable[type[Part]], here: str = "") -> s
         who = ", ".join(dict.fromkeys(owner.kind for owner in owners if owner.kind))
         return f"{here} has no setting {name!r}: it belongs to the {owners[0].role} {who}"
     texts = {outside: meanings(kind).get(field, "") for kind in known for field, outside in kind.flat().items()}
-    hint = meant(name, [outside.rpartition(".")[2] for outside in texts])
+    hint = suggestion(name, [outside.rpartition(".")[2] for outside in texts])
     words = str(name).replace("_", " ").strip().lower()
     if not hint and len(words) > 3:
         hint = next((f"; did you mean {n!r}?" for n, text in texts.items() if words in text.lower()), "")

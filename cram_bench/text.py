@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cram_bench import _others
-from cram_bench._checks import integer, said, unknown
+from cram_bench import untrusted
 from cram_bench._defaults import usual_defaults
+from cram_bench.checks import integer, one_line, unknown
 from cram_bench.data import SENTENCES, DataError, Dataset, data_root
 from cram_bench.data.dataset import shuffled
 from cram_bench.models.encoder import tokenizer
@@ -131,7 +131,7 @@ def _read(path: Path, classes: int) -> tuple[list[str], list[int]]:
     """Return the sentences and the labels of a file. A line ends at a newline, not at what Unicode calls a separator."""
     sentences, labels = [], []
     try:
-        with _others.opened(path) as file:
+        with untrusted.opened(path) as file:
             number = 0
             while content := file.readline(MOST + 1):
                 number += 1
@@ -151,7 +151,7 @@ def _read(path: Path, classes: int) -> tuple[list[str], list[int]]:
     except FileNotFoundError:
         raise DataError(f"{path} is missing: put it there, or set CRAM_BENCH_DATA to the folder above") from None
     except OSError as error:
-        raise DataError(f"{path} is not readable: {said(error)}") from None
+        raise DataError(f"{path} is not readable: {one_line(error)}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}, line {number}: it must be text in UTF-8: {error}") from None
     if not sentences:

@@ -21,15 +21,15 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from cram_bench._checks import initialised, instance, integer, labels_within, pairs, shown
-from cram_bench._outputs import classes_of, fitting, logits_of, tensors_of
-from cram_bench._preserve import modes_kept, preserved
 from cram_bench.callbacks import Callback
+from cram_bench.checks import initialised, instance, integer, labels_within, pairs, shown
 from cram_bench.compress.rank import NaNError
 from cram_bench.data import AT_ONCE, Batches, Dataset, batches_of
 from cram_bench.distributed import Group
 from cram_bench.losses import CrossEntropy, Loss, summed
 from cram_bench.models.folding import folded
+from cram_bench.outputs import classes_of, fitting, logits_of, tensors_of
+from cram_bench.preserve import modes_kept, preserved
 from cram_bench.schedules import Cosine, Schedule
 
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

@@ -32,10 +32,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 import cram_bench as cb
-from cram_bench._files import sealed
 from cram_bench.compress import NM, Magnitude, Masks, Quantize
 from cram_bench.data import DataError
 from cram_bench.experiment import Experiment
+from cram_bench.files import sealed
 from cram_bench.recipes import grid, profile_changes, recipe
 from cram_bench.runs import Run, RunError, Store, ensure, ensure_all
 from cram_bench.train import DivergedError, evaluate, fit

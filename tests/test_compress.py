@@ -356,7 +356,7 @@ def test_selection_over_tensors_of_any_layout(dtype, share):
     parts[1] = torch.randn(64, 20, generator=generator).to(dtype).T[::2]  # a view with gaps
     parts.append(parts[0].round().contiguous(memory_format=torch.channels_last))  # ties in another order of memory
     zeros = round(share * sum(part.numel() for part in parts))
-    found = rank.keep_largest(parts, zeros)
+    found = rank.keep_largest_across(parts, zeros)
     for mask, expected in zip(found, by_sorting(parts, zeros), strict=True):
         assert torch.equal(mask, expected)
     assert found[0].is_contiguous(memory_format=torch.channels_last)
@@ -368,7 +368,7 @@ def test_selection_over_tensors_of_any_layout(dtype, share):
 def test_selection_over_tensors_against_a_sort(values, data):
     parts = [torch.tensor(listed) for listed in values]
     zeros = data.draw(st.integers(0, sum(map(len, values))))
-    for mask, expected in zip(rank.keep_largest(parts, zeros), by_sorting(parts, zeros), strict=True):
+    for mask, expected in zip(rank.keep_largest_across(parts, zeros), by_sorting(parts, zeros), strict=True):
         assert torch.equal(mask, expected)
 
 
@@ -385,7 +385,7 @@ def test_selection_in_several_threads(kind):
     try:
         torch.set_num_threads(3)
         parts = [scores[:1_000_000], scores[1_000_000:]]
-        found = torch.cat(rank.keep_largest(parts, count // 2))
+        found = torch.cat(rank.keep_largest_across(parts, count // 2))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(found, torch.cat(by_sorting(parts, count // 2)))
@@ -395,5 +395,5 @@ def test_where_torch_selects_the_same_weights_stay():
     """The way of other devices, taken on the CPU."""
     generator = torch.Generator().manual_seed(0)
     parts = [torch.randn(40, 30, generator=generator).round(decimals=1), torch.randn(50, generator=generator)]
-    for mask, expected in zip(rank._by_torch(parts, 600, True), rank.keep_largest(parts, 600), strict=True):
+    for mask, expected in zip(rank._by_torch(parts, 600, True), rank.keep_largest_across(parts, 600), strict=True):
         assert torch.equal(mask, expected)

@@ -21,7 +21,7 @@ import torch
 
 import cram_bench as cb
 from benchmarks.store import copy
-from cram_bench import _files, report, runs
+from cram_bench import files, report, runs
 from cram_bench.recipes import recipe
 from cram_bench.report import execute
 from cram_bench.runs import RunError, Store, ensure, ensure_all
@@ -409,10 +409,10 @@ def test_a_writer_of_the_index_killed_anywhere_leaves_one_that_is_right(tmp_path
 def test_what_a_killed_writer_left_is_removed_later(tmp_path):
     left = tmp_path / ".table.csv.1-abc.part"
     left.write_text("half")
-    _files.write(tmp_path / "table.csv", "a\n")
+    files.write(tmp_path / "table.csv", "a\n")
     assert left.exists()  # it may belong to a process that still writes
     os.utime(left, (0, 0))
-    _files.write(tmp_path / "table.csv", "b\n")
+    files.write(tmp_path / "table.csv", "b\n")
     assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
 
 

@@ -356,9 +356,9 @@ def test_a_run_with_other_numbers_is_refused(change, words, tmp_path):
     state["linear.weight"] = change(state["linear.weight"])
     file, note = run.path / "model.safetensors", run.path / "environment.json"
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, file)
-    about = cb._files.unsealed(note.read_text(), note.name)
-    about["sha256"][file.name] = cb._files.sha256(file)
-    note.write_text(cb._files.sealed(about, note.name))
+    about = cb.files.unsealed(note.read_text(), note.name)
+    about["sha256"][file.name] = cb.files.sha256(file)
+    note.write_text(cb.files.sealed(about, note.name))
     with pytest.raises(runs.RunError, match=re.escape(f"{file} does not fit convnet: {words}")):
         runs.Store().open(run.id).load_model()
 

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 import cram_bench as cb
-from cram_bench import _others, cli, report, runs
-from cram_bench._files import sealed
+from cram_bench import cli, report, runs, untrusted
+from cram_bench.files import sealed
 from cram_bench.report import ReportError, folders, pages
 from cram_bench.report.page import fact
 from cram_bench.report.reproduce import reproduce
@@ -175,7 +175,7 @@ def test_nothing_that_is_printed_commands_the_terminal(tmp_path, monkeypatch, ca
         said = capsys.readouterr()
         assert said.out + said.err
         assert not set(said.out + said.err) & {"\x1b", "\x9b", "\x07"}, call
-    assert _others.printable(f"a\tb\n{ESCAPE}\u202e") == "a\tb\n\\x1b[2J\\x9b31m\\x07\\u202e"
+    assert untrusted.printable(f"a\tb\n{ESCAPE}\u202e") == "a\tb\n\\x1b[2J\\x9b31m\\x07\\u202e"
     log = io.StringIO()
     with cb.progress.working(ESCAPE, log):
         pass

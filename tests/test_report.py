@@ -15,7 +15,7 @@ from PIL import Image
 
 import cram_bench as cb
 from cram_bench import cli, report
-from cram_bench._files import sealed, sha256, unsealed
+from cram_bench.files import sealed, sha256, unsealed
 from cram_bench.report import building, findings, pages
 
 SMALL = {"epochs": 2, "sample": 200, "directions": 1, "sparsities": [0.5, 0.9], "methods": ["sgd", "cram+-multi"]}

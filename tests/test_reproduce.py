@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from cram_bench import cli, report
-from cram_bench._files import sealed, unsealed
+from cram_bench.files import sealed, unsealed
 from cram_bench.recipes import recipe
 from cram_bench.report.reproduce import ReportError, _run, _table, reproduce
 from cram_bench.train import DivergedError

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 import cram_bench as cb
 from cram_bench import runs
-from cram_bench._files import sealed
+from cram_bench.files import sealed
 from cram_bench.recipes import recipe
 from cram_bench.runs import Machine, Run, RunError, Store, ensure, ensure_all
 from cram_bench.train import DivergedError

@@ -18,8 +18,8 @@ import pytest
 
 import cram_bench as cb
 from benchmarks.store import copy, fabricate
-from cram_bench import _files, cli
-from cram_bench._files import HeldError, holder, locked
+from cram_bench import cli, files
+from cram_bench.files import HeldError, holder, locked
 from cram_bench.recipes import recipe
 from cram_bench.runs import Run, RunError, Store, ensure, index, publishing
 
@@ -153,7 +153,7 @@ def test_a_store_of_any_name_trains_finds_and_sweeps(name, tmp_path):
     left = tmp_path / name / f".{name}.1-abc.part"
     left.write_text("half")
     os.utime(left, (0, 0))
-    _files.write(tmp_path / name / name, "whole")
+    files.write(tmp_path / name / name, "whole")
     assert not left.exists()
 
 
@@ -181,7 +181,7 @@ def holding(path, then="time.sleep(120)"):
     code = f"""
 import sys, time
 from pathlib import Path
-from cram_bench._files import locked
+from cram_bench.files import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     {then}
@@ -314,7 +314,7 @@ def test_a_clock_that_is_ahead_deletes_nobodys_work(hours, tmp_path, monkeypatch
     other.write_text("being written")
     now = time.time
     monkeypatch.setattr(time, "time", lambda: now() + 3600 * hours)
-    _files.write(tmp_path / "table.csv", "a\n")
+    files.write(tmp_path / "table.csv", "a\n")
     assert other.exists()
 
 

@@ -135,7 +135,7 @@ def work(rank, port, folder):
             with pytest.raises(Halted):
                 ensure(resumable(), store, group=group, progress=False)
         results["dropped"] = dropped(group)
-        results["told"] = group.told(lambda: f"by {rank}")
+        results["told"] = group.broadcast(lambda: f"by {rank}")
         results["order"] = group.in_order(lambda: (Path(folder, "made").exists(), Path(folder, "made").touch())[0])
     torch.save(results, f"{folder}/{rank}.pt")
 
@@ -320,7 +320,7 @@ def test_alone_nothing_changes(monkeypatch):
     with joined("cpu") as group:
         assert group == Group(device="cpu")
         assert group.parallel(model) is model
-        assert group.told(lambda: 3) == 3
+        assert group.broadcast(lambda: 3) == 3
         assert group.sums(1, 0.5) == [1, 0.5]
         train, test = cb.data.load("digits")
         assert evaluate(model, test, group=group) == evaluate(model, test)

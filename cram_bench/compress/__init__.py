@@ -16,8 +16,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from cram_bench._checks import instance, items, number, shown
-from cram_bench._preserve import preserved
+from cram_bench.checks import instance, items, number, shown
 from cram_bench.compress.base import Compressor
 from cram_bench.compress.batchnorm import tune_batchnorm
 from cram_bench.compress.magnitude import Magnitude
@@ -28,6 +27,7 @@ from cram_bench.compress.quantize import PruneThenQuantize, Quantize, quantized
 from cram_bench.compress.rank import NaNError
 from cram_bench.compress.select import keep_largest, keep_n_of_m, zeros_for
 from cram_bench.compress.weights import Weights, dense_of, prunable
+from cram_bench.preserve import preserved
 
 __all__ = [
     "NM",

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cram_bench._checks import instance, shown
-from cram_bench._preserve import modes_kept
+from cram_bench.checks import instance, shown
+from cram_bench.preserve import modes_kept
 
 
 class _Moments:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cram_bench.compress.base import Compressor
 from cram_bench.compress.masks import Dense, Masks
-from cram_bench.compress.rank import NaNError, keep_largest
+from cram_bench.compress.rank import NaNError, keep_largest_across
 from cram_bench.compress.select import zeros_for
 from cram_bench.compress.weights import dense_of
 
@@ -65,7 +65,7 @@ class Magnitude(Compressor):
         for names in together:
             tensors = [weights[name] for name in names]
             zeros = zeros_for(self.sparsity, sum(tensor.numel() for tensor in tensors))
-            found |= dict(zip(names, keep_largest(tensors, zeros), strict=True))
+            found |= dict(zip(names, keep_largest_across(tensors, zeros), strict=True))
         return Masks(found, dense_of(weights))
 
     def _as_the_authors(self, weights: Mapping[str, Tensor]) -> Masks:

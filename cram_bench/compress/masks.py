@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cram_bench import _others
-from cram_bench._checks import instance
-from cram_bench._files import write_tensors
+from cram_bench import untrusted
+from cram_bench.checks import instance
 from cram_bench.compress.names import computed, found, lookup, refusal
+from cram_bench.files import write_tensors
 
 
 class Dense(NamedTuple):
@@ -147,7 +147,7 @@ class Masks(Mapping[str, Tensor]):
         from safetensors import SafetensorError, safe_open
 
         try:
-            _others.tensors(path)
+            untrusted.tensors(path)
             with safe_open(path, "pt") as file:
                 masks = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
                 metadata = file.metadata() or {}

@@ -29,7 +29,7 @@ class NaNError(ValueError):
 
 
 @torch.no_grad()
-def keep_largest(parts: Sequence[Tensor], zeros: int, magnitudes: bool = True) -> list[Tensor]:
+def keep_largest_across(parts: Sequence[Tensor], zeros: int, magnitudes: bool = True) -> list[Tensor]:
     """Mark all but the `zeros` smallest entries of several tensors taken together.
 
     Args:
@@ -45,7 +45,7 @@ def keep_largest(parts: Sequence[Tensor], zeros: int, magnitudes: bool = True) -
         ValueError: `zeros` is outside [0, n].
         NaNError: entries have to be ranked and one is NaN.
 
-    >>> [mask.tolist() for mask in keep_largest([torch.tensor([3.0, -1.0]), torch.tensor([-4.0, 1.0])], zeros=1)]
+    >>> [mask.tolist() for mask in keep_largest_across([torch.tensor([3.0, -1.0]), torch.tensor([-4.0, 1.0])], zeros=1)]
     [[True, False], [True, True]]
     """
     parts = [part.detach() for part in parts]
@@ -123,7 +123,7 @@ def _in_pieces(tensors: Sequence[Tensor], count: int, zeros: int, magnitudes: bo
         above, inside = _scan(parts, count, threshold, threshold, magnitudes)
         missing = count - zeros - above
     if missing:
-        _settle(parts, inside, missing)
+        _break_ties(parts, inside, missing)
     return [mask for _, mask in both]
 
 
@@ -189,7 +189,7 @@ def _scan(parts: Sequence[_Part], count: int, low: Any, high: Any, magnitudes: b
     return sum(above for above, _ in results), inside
 
 
-def _settle(parts: Sequence[_Part], inside: _Inside, missing: int) -> None:
+def _break_ties(parts: Sequence[_Part], inside: _Inside, missing: int) -> None:
     """Keep the `missing` largest of the values inside; of those tied at their threshold the last ones."""
     together = np.concatenate([values for values, _ in inside])
     cut = len(together) - missing

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cram_bench._checks import number
+from cram_bench.checks import number
 from cram_bench.compress import rank
 
 
@@ -43,7 +43,7 @@ def keep_largest(scores: Tensor, zeros: int) -> Tensor:
     >>> keep_largest(torch.tensor([3.0, 1.0, 1.0, 2.0, 1.0]), zeros=2).tolist()
     [True, False, False, True, True]
     """
-    return rank.keep_largest([scores], zeros, magnitudes=False)[0]
+    return rank.keep_largest_across([scores], zeros, magnitudes=False)[0]
 
 
 def keep_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
-from cram_bench._checks import instance, shown
+from cram_bench.checks import instance, shown
 from cram_bench.compress.masks import Dense, listing
 from cram_bench.compress.names import Computed, Place, computed, places, refusal
 

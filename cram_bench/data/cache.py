@@ -13,11 +13,11 @@ from typing import Any
 
 from torch import Tensor
 
-from cram_bench import _others
-from cram_bench._checks import said
-from cram_bench._files import write_tensors
+from cram_bench import untrusted
+from cram_bench.checks import one_line
 from cram_bench.data.dataset import Dataset, built
 from cram_bench.data.decoding import stamp
+from cram_bench.files import write_tensors
 
 _FORMAT = 3  # of the cache; raise it when its content changes
 
@@ -37,13 +37,13 @@ class _Cache:
         if not self.path.exists():
             return None
         try:
-            _others.tensors(self.path)
+            untrusted.tensors(self.path)
             with safe_open(self.path, framework="pt") as file:
                 # Not mapped: what is compared with the checksum is what is used, whatever becomes of the file.
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
                 written = (file.metadata() or {}).get("sha256")
         except Exception as error:  # the library raises its own type for a truncated file
-            warnings.warn(f"{self.path} is damaged and is rebuilt: {said(error)}", stacklevel=4)
+            warnings.warn(f"{self.path} is damaged and is rebuilt: {one_line(error)}", stacklevel=4)
             return None
         if written != _digest(tensors):
             warnings.warn(f"{self.path} is damaged and is rebuilt: its checksum does not match", stacklevel=4)
@@ -60,7 +60,7 @@ class _Cache:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_tensors(self.path, tensors, {"sha256": _digest(tensors)})
         except OSError as error:
-            warnings.warn(f"decoded images could not be cached in {self.path.parent}: {said(error)}", stacklevel=4)
+            warnings.warn(f"decoded images could not be cached in {self.path.parent}: {one_line(error)}", stacklevel=4)
 
 
 def cached(

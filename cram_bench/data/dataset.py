@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cram_bench._checks import instance, integer, pairs
+from cram_bench.checks import instance, integer, pairs
 from cram_bench.data.decoding import DataError, dimensions
 
 AT_ONCE = 125

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cram_bench import _others
-from cram_bench._checks import said
+from cram_bench import untrusted
+from cram_bench.checks import one_line
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -39,7 +39,7 @@ def any_colour(paths: Sequence[Path]) -> bool:
     """Tell whether one of the images has colours; all are read with three channels then."""
     for path in paths:
         try:
-            with _others.opened(path, MOST_BYTES) as file, _image(file, str(path)) as image:
+            with untrusted.opened(path, MOST_BYTES) as file, _image(file, str(path)) as image:
                 if image.mode not in _GREY:
                     return True
         except DataError:
@@ -52,7 +52,7 @@ def any_colour(paths: Sequence[Path]) -> bool:
 def contents(path: Path) -> bytes:
     """Read the file of an image."""
     try:
-        return _others.contents(path, MOST_BYTES)
+        return untrusted.contents(path, MOST_BYTES)
     except OSError as error:
         raise _unreadable(str(path), error) from error
 
@@ -107,7 +107,9 @@ def _image(file: BinaryIO, where: str) -> Iterator[Image.Image]:
         try:
             image = Image.open(file, formats=FORMATS)
         except Image.DecompressionBombError as error:
-            raise DataError(f"{where} is not readable as an image: {said(error).partition(')')[0]}), {most}") from error
+            raise DataError(
+                f"{where} is not readable as an image: {one_line(error).partition(')')[0]}), {most}"
+            ) from error
     with image:
         if image.width * image.height > MOST_PIXELS:
             pixels = f"{image.width} × {image.height} pixels"
@@ -181,5 +183,5 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 def _unreadable(where: str, error: BaseException) -> DataError:
     from PIL import UnidentifiedImageError
 
-    reason = f"it is none of {', '.join(FORMATS)}" if isinstance(error, UnidentifiedImageError) else said(error)
+    reason = f"it is none of {', '.join(FORMATS)}" if isinstance(error, UnidentifiedImageError) else one_line(error)
     return DataError(f"{where} is not readable as an image: {reason}")

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cram_bench._checks import instance, integer, meant, said, shown
+from cram_bench.checks import instance, integer, one_line, shown, suggestion
 from cram_bench.data import streaming
 from cram_bench.data.cache import cache_root, cached
 from cram_bench.data.dataset import Dataset, built, shuffled
@@ -163,7 +163,7 @@ def names() -> list[str]:
 def _existing(name: str) -> Path:
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        hint = meant(folder.name, names())
+        hint = suggestion(folder.name, names())
         raise DataError(f"unknown data set {shown(name)}: it is neither a folder nor one of {', '.join(names())}{hint}")
     return folder
 
@@ -210,7 +210,7 @@ def _through_torchvision(name: str, root: Path) -> tuple[Dataset, Dataset]:
             ).rmdir()  # what it made and left empty; a folder with content stays
         with contextlib.suppress(OSError):
             folder.rmdir()
-        raise DataError(f"{name} is not in {root} and could not be downloaded ({said(error)}): {how}") from None
+        raise DataError(f"{name} is not in {root} and could not be downloaded ({one_line(error)}): {how}") from None
     arrays = {}
     for split, source in splits.items():
         images = torch.as_tensor(np.asarray(source.data), device="cpu")

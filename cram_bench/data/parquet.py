@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cram_bench import _others
-from cram_bench._checks import said
+from cram_bench import untrusted
+from cram_bench.checks import one_line
 from cram_bench.data.decoding import DataError, alike, decode, stack
 from cram_bench.data.folders import memory_left
 
@@ -60,7 +60,7 @@ def _read(path: Path) -> tuple[list[bytes], np.ndarray]:
     import pyarrow.parquet as pq
 
     try:
-        with _others.opened(path) as file:
+        with untrusted.opened(path) as file:
             size = file.seek(0, 2)
         shard = pq.ParquetFile(path)
         column, label = _names(path, shard.schema_arrow)
@@ -87,7 +87,7 @@ def _read(path: Path) -> tuple[list[bytes], np.ndarray]:
     except DataError:
         raise
     except (OSError, ValueError, NotImplementedError, MemoryError) as error:
-        raise DataError(f"{path} is not readable as Parquet: {said(error)}") from error
+        raise DataError(f"{path} is not readable as Parquet: {one_line(error)}") from error
     return images, np.concatenate(labels) if labels else np.empty(0, np.int64)
 
 

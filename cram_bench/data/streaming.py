@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cram_bench import _others
-from cram_bench._checks import integer, said
+from cram_bench import untrusted
 from cram_bench._defaults import usual_defaults
+from cram_bench.checks import integer, one_line
 from cram_bench.data.dataset import Dataset, shuffled
 from cram_bench.data.decoding import MOST_BYTES, DataError, decode
 from cram_bench.data.folders import listed
@@ -154,10 +154,10 @@ class _Images(torch.utils.data.Dataset[Any]):
         path = Path(self.folder, os.fsdecode(self.files[place]))
         try:
             image = torch.from_numpy(
-                np.ascontiguousarray(decode(_others.contents(path, MOST_BYTES), str(path), colour=True))
+                np.ascontiguousarray(decode(untrusted.contents(path, MOST_BYTES), str(path), colour=True))
             )
         except (OSError, DataError) as error:
-            return f"{path} is not readable: {said(error)}" if isinstance(error, OSError) else str(error)
+            return f"{path} is not readable: {one_line(error)}" if isinstance(error, OSError) else str(error)
         if seed is None:
             return self.middle(image)
         with torch.random.fork_rng(devices=[]), usual_defaults():

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cram_bench._checks import said
+from cram_bench.checks import one_line
 from cram_bench.distributed.batchnorm import synchronised
 
 T = TypeVar("T")
@@ -99,7 +99,7 @@ class Group:
         distributed.all_reduce(total)
         return total.tolist()
 
-    def told(self, function: Callable[[], T]) -> T:
+    def broadcast(self, function: Callable[[], T]) -> T:
         """Call `function` in the first process alone and return its result in all; it must be ready for JSON.
 
         The others wait as long as it takes: the first may wait for a lock, or decode a data set.
@@ -109,12 +109,12 @@ class Group:
         """
         if self.world == 1:
             return function()
-        key = f"told/{next(self._calls)}"
+        key = f"broadcast/{next(self._calls)}"
         if self.first:
             try:
                 value = function()
             except BaseException as error:
-                self._store.set(key, json.dumps({"failed": said(error)}))
+                self._store.set(key, json.dumps({"failed": one_line(error)}))
                 raise
             self._store.set(key, json.dumps({"value": value}))
             return value
@@ -129,12 +129,12 @@ class Group:
 
     def wait(self) -> None:
         """Wait until the first process comes here too, however long that takes."""
-        self.told(lambda: None)
+        self.broadcast(lambda: None)
 
     def in_order(self, function: Callable[[], T]) -> T:
         """Call `function` in the first process, then in the others, which find what it left in a cache."""
         found: list[T] = []
-        self.told(lambda: found.append(function()))
+        self.broadcast(lambda: found.append(function()))
         return found[0] if found else function()
 
     def describe(self) -> dict[str, Any]:
@@ -204,7 +204,7 @@ def joined(device: str | None = None, timeout: float = 600.0) -> Iterator[Group]
                 "the same command goes on from the last finished epoch"
             ) from error
         if rank and isinstance(error, Exception):
-            raise RuntimeError(f"process {rank} of {world} failed: {said(error)}") from error
+            raise RuntimeError(f"process {rank} of {world} failed: {one_line(error)}") from error
         raise
     else:
         distributed.barrier()  # the first process may keep the store that the others still ask

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from cram_bench._checks import instance, integer, unknown
+from cram_bench.checks import instance, integer, unknown
 from cram_bench.compress import prunable
 from cram_bench.models.convnet import convnet
 from cram_bench.models.encoder import Encoder, is_encoder

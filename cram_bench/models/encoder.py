@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cram_bench._checks import needs, said
+from cram_bench.checks import needs, one_line
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -75,7 +75,7 @@ def _pretrained(kind: str, name: str, **options: Any) -> Any:
     try:  # a model's own code stays unread, whatever its files ask for; nor is anybody asked
         return loader.from_pretrained(location(name), trust_remote_code=False, **options)
     except (OSError, ValueError) as error:  # what it says takes several lines
-        raise ValueError(f"the model {name!r} cannot be loaded: {said(error)}") from error
+        raise ValueError(f"the model {name!r} cannot be loaded: {one_line(error)}") from error
 
 
 def _transformers(name: str) -> Any:

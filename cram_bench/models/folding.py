@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from cram_bench._preserve import buffers_kept
+from cram_bench.preserve import buffers_kept
 
 _WORTH = 64 * 3 * 32 * 32  # values in a batch; tracing a network takes some milliseconds
 _CLOSE = 1e-4  # of the largest logit; rounding alone stays a hundred times below

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from cram_bench import _others
-from cram_bench._checks import instance, said, shown
+from cram_bench import untrusted
+from cram_bench.checks import instance, one_line, shown
 
 FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 """How the names of files of weights end."""
@@ -83,11 +83,11 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         from safetensors.torch import load
 
         try:
-            _others.tensors(path)
+            untrusted.tensors(path)
             return _unwrapped(load(path.read_bytes()))
         except SafetensorError as error:
-            raise ValueError(f"{path} is not readable as safetensors: {said(error)}") from error
-    with _others.opened(path):  # a missing file, or what is no file, is an OSError that names it
+            raise ValueError(f"{path} is not readable as safetensors: {one_line(error)}") from error
+    with untrusted.opened(path):  # a missing file, or what is no file, is an OSError that names it
         pass
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)

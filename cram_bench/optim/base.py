@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from cram_bench._checks import initialised, instance, number
-from cram_bench._preserve import clones, copy_into
+from cram_bench.checks import initialised, instance, number
+from cram_bench.preserve import clones, copy_into
 
 Closure = Callable[[], Any]
 

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from cram_bench._checks import number
-from cram_bench._preserve import clones
 from cram_bench.callbacks import Callback, Ramp
+from cram_bench.checks import number
 from cram_bench.compress import Compressor, Masks, check_leaves, parse, prunable
 from cram_bench.optim.base import (
     Ascent,
@@ -31,6 +30,7 @@ from cram_bench.optim.base import (
 )
 from cram_bench.optim.draw import Draw
 from cram_bench.optim.step import Step, TwoPassStep
+from cram_bench.preserve import clones
 from cram_bench.settings import Count, Fraction, NotNegative, Texts
 
 Ascending = Literal["gradient", "momentum"]
@@ -112,7 +112,7 @@ class CrAM(TwoPass):
     def _move(self, groups: list[Ascent]) -> None:
         ascend_(groups, self.normalize)
         masks = self.draw.apply_()
-        self._masks = _unless_told_by_zeros(masks, self.prunable) if self.sparse_gradients else None
+        self._masks = _needed_masks(masks, self.prunable) if self.sparse_gradients else None
 
     def _leave(self) -> None:
         if self.sparse_gradients:
@@ -219,11 +219,11 @@ class CrAMSingle(Wrapper):
         with self._restored([*moved, *self.model.buffers()], always=True):
             ascend_(self._ascents(), self.normalize, sign=-1.0 if self.ascent == "momentum" else 1.0)
             masks = self.draw.apply_()
-            told = _unless_told_by_zeros(masks, self.prunable) if self.sparse_gradients else None
+            needed = _needed_masks(masks, self.prunable) if self.sparse_gradients else None
             del masks
             loss = closure()
             if self.sparse_gradients:
-                _mask_gradients(self.prunable, told)
+                _mask_gradients(self.prunable, needed)
         return loss
 
     def _ascents(self) -> list[Ascent]:
@@ -268,7 +268,7 @@ class CrAMSingle(Wrapper):
         return f"CrAMSingle({choices}; plain={self.plain}, ascent={self.ascent}, base={self.base!r})"
 
 
-def _unless_told_by_zeros(masks: Masks, weights: Mapping[str, Tensor]) -> Masks | None:
+def _needed_masks(masks: Masks, weights: Mapping[str, Tensor]) -> Masks | None:
     """Return the masks, or None where the compressed weights say the same: zero where masked, and nowhere else.
 
     A mask takes a quarter of its weights' memory, through the pass that needs most of it.

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cram_bench._checks import integer, shown
+from cram_bench.checks import integer, shown
 from cram_bench.compress import Compressor, Masks, check_leaves
 
 

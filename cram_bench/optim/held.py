@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import nn
 from torch.optim import Optimizer
 
-from cram_bench._checks import instance
+from cram_bench.checks import instance
 from cram_bench.compress import Masks, apply_, check_leaves, parse
 from cram_bench.optim.base import Closure, Wrapper, mask_gradients
 from cram_bench.settings import Part, Text

@@ -18,7 +18,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, SymmetricalLogLocator
 
 from cram_bench import recipes
-from cram_bench._checks import unknown
+from cram_bench.checks import unknown
 from cram_bench.probes.over_runs import apart, seeds_left
 from cram_bench.recipes import METHODS
 

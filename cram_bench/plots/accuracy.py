@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.colors import SymLogNorm
 from matplotlib.ticker import NullLocator
 
-from cram_bench._checks import columns
+from cram_bench.checks import columns
 from cram_bench.plots._style import (
     Figure,
     at_even_steps,

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
-from cram_bench._checks import columns, unknown
+from cram_bench.checks import columns, unknown
 from cram_bench.compress import parse
 from cram_bench.plots._style import (
     Figure,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from cram_bench._checks import integer
+from cram_bench.checks import integer
 from cram_bench.plots._style import Figure, looks, per_cent, style
 
 

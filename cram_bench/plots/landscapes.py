@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from cram_bench._checks import columns, items
+from cram_bench.checks import columns, items
 from cram_bench.compress import parse
 from cram_bench.plots._style import (
     Figure,

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.colors import LogNorm, SymLogNorm, to_rgba
 from matplotlib.ticker import FuncFormatter
 
-from cram_bench._checks import columns, items
+from cram_bench.checks import columns, items
 from cram_bench.plots._style import Figure, below, looks, one_each, per_cent, plain, style
 
 

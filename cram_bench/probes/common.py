@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cram_bench._checks import initialised, instance, shown
-from cram_bench._outputs import classes_of, fitting, logits_of, normal, tensors_of
-from cram_bench._preserve import buffers_kept, modes_kept, preserved
+from cram_bench.checks import initialised, instance, shown
 from cram_bench.compress import tune_batchnorm
 from cram_bench.data import AT_ONCE, Batches, Dataset, batches_of
 from cram_bench.losses import CrossEntropy, summed
 from cram_bench.models.folding import folded
+from cram_bench.outputs import classes_of, fitting, logits_of, normal, tensors_of
+from cram_bench.preserve import buffers_kept, modes_kept, preserved
 from cram_bench.train import Score
 
 Forward = Callable[[nn.Module, Any], Any]

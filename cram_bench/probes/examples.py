@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import RandomSampler
 
-from cram_bench._checks import instance, integer, items
-from cram_bench._preserve import preserved
+from cram_bench.checks import instance, integer, items
 from cram_bench.compress import Compressor, apply_, parse
 from cram_bench.data import AT_ONCE, Batches, Dataset
+from cram_bench.preserve import preserved
 from cram_bench.probes.common import Forward, Loss, Problem, classes_of, probing, tuning_data
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel  # only this one has second derivatives
 
-from cram_bench._checks import integer, labels_within
+from cram_bench.checks import integer, labels_within
 from cram_bench.data import AT_ONCE, Batches
 from cram_bench.probes.common import (
     NO_GRADIENT,

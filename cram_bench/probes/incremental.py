@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from cram_bench._preserve import copy_into, preserved
 from cram_bench.compress import lookup
 from cram_bench.data import Batches, batches_of
 from cram_bench.models.folding import Folded
+from cram_bench.preserve import copy_into, preserved
 from cram_bench.train import Score, evaluate
 
 Change = tuple[str, Callable[[Tensor], Tensor]]

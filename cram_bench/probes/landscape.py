@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from cram_bench._checks import integer, items, number
+from cram_bench.checks import integer, items, number
 from cram_bench.compress import Compressor, applied, parse
 from cram_bench.data import Batches
 from cram_bench.probes.common import Forward, Loss, Problem, held, probing, ready

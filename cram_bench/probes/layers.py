@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
-from cram_bench._checks import integer, items, number
-from cram_bench._preserve import preserved
+from cram_bench.checks import integer, items, number
 from cram_bench.compress import Compressor, Magnitude, applied, parse, prunable
 from cram_bench.data import Batches
+from cram_bench.preserve import preserved
 from cram_bench.probes.common import Forward, Loss, Problem, probing, ready, tuning_data
 from cram_bench.probes.incremental import evaluate_changes
 from cram_bench.probes.sparsity import LEVELS

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from cram_bench._checks import columns, instance, unknown
+from cram_bench.checks import columns, instance, unknown
 from cram_bench.experiment import names, setting
 from cram_bench.recipes import label
 from cram_bench.runs import Run

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from cram_bench._checks import integer, items, number
-from cram_bench._preserve import preserved
+from cram_bench.checks import integer, items, number
 from cram_bench.data import Batches
+from cram_bench.preserve import preserved
 from cram_bench.probes.common import Forward, Loss, Problem, probing, ready, tuning_data
 
 

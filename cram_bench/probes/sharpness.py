@@ -8,10 +8,10 @@ import pandas as pd
 import torch
 from torch import nn
 
-from cram_bench._checks import integer, items, number
-from cram_bench._preserve import preserved
+from cram_bench.checks import integer, items, number
 from cram_bench.compress import Compressor, Masks, apply_, parse
 from cram_bench.data import Batches
+from cram_bench.preserve import preserved
 from cram_bench.probes.common import Forward, Loss, Problem, probing, trainable, tuning_data
 from cram_bench.probes.sparsity import reported
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 from torch import nn
 
-from cram_bench._checks import items
-from cram_bench._preserve import preserved
+from cram_bench.checks import items
 from cram_bench.compress import Compressor, Magnitude, Masks, apply_, parse
 from cram_bench.data import AT_ONCE, Batches
+from cram_bench.preserve import preserved
 from cram_bench.probes.common import Forward, Loss, Problem, probing, tuning_data
 
 LEVELS = (0.5, 0.7, 0.8, 0.9, 0.95)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from cram_bench._checks import columns, items, number, unknown
+from cram_bench.checks import columns, items, number, unknown
 from cram_bench.compress import Compressor, applied, parse
 from cram_bench.data import Batches
 from cram_bench.probes.common import Forward, Loss, Problem, probing, tuning_data

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cram_bench._checks import items, number, unknown
+from cram_bench.checks import items, number, unknown
 from cram_bench.data import SENTENCES, image_shape
 from cram_bench.experiment import Experiment
 from cram_bench.recipes.cram import HIGH

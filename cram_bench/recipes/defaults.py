@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cram_bench import data
-from cram_bench._checks import integer, items, unknown
+from cram_bench.checks import integer, items, unknown
 from cram_bench.experiment import KINDS, Experiment, names
 from cram_bench.recipes.methods import known
 from cram_bench.settings import rows

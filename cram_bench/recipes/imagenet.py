@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from cram_bench._checks import unknown
+from cram_bench.checks import unknown
 from cram_bench.experiment import Experiment
 from cram_bench.recipes.defaults import recipe
 from cram_bench.recipes.methods import known

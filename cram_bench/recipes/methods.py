@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cram_bench._checks import unknown
+from cram_bench.checks import unknown
 from cram_bench.optim import BASES, STEPS
 from cram_bench.recipes import baselines, cheaper, cram, sam
 from cram_bench.recipes.method import Method

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cram_bench import _others, runs
-from cram_bench._checks import instance, said, shown
-from cram_bench._files import check_writable, sealed, sha256, unsealed, write
+from cram_bench import runs, untrusted
+from cram_bench.checks import instance, one_line, shown
+from cram_bench.files import check_writable, sealed, sha256, unsealed, write
 from cram_bench.report import folders, page, pages
 from cram_bench.report.execute import Job, execute_all
 from cram_bench.report.notebook import Notebook, outputs
@@ -196,17 +196,17 @@ def note(folder: Path) -> dict[str, Any]:
     """
     file = folder / "report.json"
     try:
-        about = unsealed(_others.contents(file, _MOST).decode("utf-8"), file.name)
+        about = unsealed(untrusted.contents(file, _MOST).decode("utf-8"), file.name)
     except FileNotFoundError:
         raise ReportError(f"{folder} is not a report: it has no report.json") from None
     except (OSError, ValueError) as error:
-        raise ReportError(f"{file} is damaged: {said(error)}") from error
+        raise ReportError(f"{file} is damaged: {one_line(error)}") from error
     if not {"build", "runs", "versions", "notebooks", "sha256"} <= about.keys():
         raise ReportError(f"{file} does not say how the report was made; an older version wrote it")
     try:
         _check_note(folder, about)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ReportError(f"{file} cannot be used: {said(error)}") from error
+        raise ReportError(f"{file} cannot be used: {one_line(error)}") from error
     return about
 
 
@@ -218,7 +218,7 @@ def _check_note(folder: Path, about: Mapping[str, Any]) -> None:
                 f"it sets {shown(name)}, and a report may set {', '.join(ASKED)}; notebooks come with --notebooks"
             )
     for name in about["sha256"]:
-        _others.inside(folder, name)
+        untrusted.inside(folder, name)
     for name in [*about["notebooks"], *about.get("folders", []), *about.get("title", "a").split()]:
         check_name(name)
     for run in about["runs"]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cram_bench._files import sha256, write
+from cram_bench.files import sha256, write
 from cram_bench.report.folders import everywhere, without
 from cram_bench.report.notebook import outputs
 from cram_bench.report.page import export

@@ -217,8 +217,11 @@ def _equal_cost(tables: Tables) -> str:
 def _ablations(tables: Tables) -> str:
     runs, curves = tables.values()
     table, whole = means(curves.assign(method=curves["changed"])), str(runs["changed"].iloc[0])
-    told = [("ρ = 0", "with ρ = 0, compression without ascent, accuracy"), ("without +", "without +, plain CrAM, it")]
-    texts = [_along(table, change, whole, name) for change, name in told if change in table and whole in table]
+    entries = [
+        ("ρ = 0", "with ρ = 0, compression without ascent, accuracy"),
+        ("without +", "without +, plain CrAM, it"),
+    ]
+    texts = [_along(table, change, whole, name) for change, name in entries if change in table and whole in table]
     return f"{_sentence(*texts)} {_behind(runs)}" if texts else ""
 
 

@@ -71,7 +71,7 @@ class Parameter:
 
 def _checks() -> Any:
     """Return the module of checks, which loads torch: only where a value is checked."""
-    return importlib.import_module("cram_bench._checks")
+    return importlib.import_module("cram_bench.checks")
 
 
 def check_parameters(namespace: Mapping[str, Any], **types_by_name: Any) -> None:
@@ -214,7 +214,7 @@ def _named(path: Path) -> Iterator[None]:
         yield
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{path.name}: {_checks().said(error)}") from error
+        raise kind(f"{path.name}: {_checks().one_line(error)}") from error
 
 
 def notebooks_folder() -> Path:

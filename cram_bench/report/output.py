@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 
 from cram_bench import runs
-from cram_bench._files import whole, write
 from cram_bench.experiment import Experiment
+from cram_bench.files import whole, write
 
 
 class Output:

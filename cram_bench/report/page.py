@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cram_bench._files import write
+from cram_bench.files import write
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -15,9 +15,9 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup, escape
 
-from cram_bench import _others
-from cram_bench._checks import said
-from cram_bench._files import parsed, write
+from cram_bench import untrusted
+from cram_bench.checks import one_line
+from cram_bench.files import parsed, write
 from cram_bench.plots import look
 from cram_bench.probes import mean_and_std, seeds_left
 from cram_bench.probes.over_runs import apart, partly
@@ -77,7 +77,7 @@ def index(
 
 def _read(folder: Path, name: str, dtype: type | None = None) -> pd.DataFrame | None:
     """Read a table of a report; None where it has none of that name."""
-    file = _others.inside(folder, f"tables/{name}.csv")
+    file = untrusted.inside(folder, f"tables/{name}.csv")
     return pd.read_csv(file, dtype=dtype) if file.exists() else None
 
 
@@ -193,8 +193,8 @@ def slider(curves: pd.DataFrame) -> Markup:
         for place, name in enumerate(left)
     }
     seeds = int(curves["seed"].nunique())
-    told = {"values": values, "methods": methods, "patterns": patterns, "seeds": seeds}
-    return render("slider.html", data=told)
+    data = {"values": values, "methods": methods, "patterns": patterns, "seeds": seeds}
+    return render("slider.html", data=data)
 
 
 def shelf(reports: Path) -> None:
@@ -205,16 +205,16 @@ def shelf(reports: Path) -> None:
     cards = []
     for folder in sorted(path.parent for path in reports.glob("*/report.json")):
         try:
-            about = parsed(_others.contents(folder / "report.json", 2**26))
+            about = parsed(untrusted.contents(folder / "report.json", 2**26))
             title, facts = about["title"], about["facts"]
             shown = {name: facts[name] for name in ("Experiment", "Device", "Report made") if name in facts}
             lead = title.replace(" ", "_")
             shown["Experiment"]
             if wrong := [name for name, fact in shown.items() if not isinstance(fact, str)]:
                 raise ValueError(f"{wrong[0]} is no text")
-            drawn = _others.inside(folder, f"figures/{lead}.svg").exists()
+            drawn = untrusted.inside(folder, f"figures/{lead}.svg").exists()
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            what = f"{folder / 'report.json'} is not a report's: {said(error)}"
+            what = f"{folder / 'report.json'} is not a report's: {one_line(error)}"
             warnings.warn(f"left out of {target}: {what}", stacklevel=2)
             continue
         card = {"name": folder.name, "title": title, "facts": shown, "figure": lead if drawn else "", "table": ""}
@@ -232,7 +232,7 @@ def figure(folder: Path, stem: str) -> Markup:
 
     The picture itself is in the page, so that the page alone can be sent to somebody; what it shows is in its title.
     """
-    picture = _others.inside(folder, f"figures/{stem}.svg").read_text(encoding="utf-8")
+    picture = untrusted.inside(folder, f"figures/{stem}.svg").read_text(encoding="utf-8")
     title = re.search(r"<dc:title>(.*?)</dc:title>", picture, re.DOTALL)
     return render(
         "figure.html",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cram_bench import compress, recipes
-from cram_bench._checks import instance, integer, items, needs, unknown
+from cram_bench.checks import instance, integer, items, needs, unknown
 from cram_bench.data import is_folder
 from cram_bench.experiment import Experiment
 from cram_bench.report import folders

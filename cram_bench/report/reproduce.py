@@ -13,13 +13,13 @@ import pandas as pd
 import torch
 
 from cram_bench import runs
-from cram_bench._checks import unknown
-from cram_bench._files import sha256
-from cram_bench._others import inside
+from cram_bench.checks import unknown
 from cram_bench.experiment import Experiment
+from cram_bench.files import sha256
 from cram_bench.report.building import ReportError, build, note
 from cram_bench.report.notebook import Notebook, find
 from cram_bench.train import DivergedError
+from cram_bench.untrusted import inside
 
 _OF_THE_MACHINE = ["seconds", "device", "threads", "compile", "commit", "finished"]
 """Columns of ``tables/runs.csv`` that say where and when, not what."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from cram_bench._checks import instance, integer
+from cram_bench.checks import instance, integer
 from cram_bench.data import Dataset
 from cram_bench.distributed import Group
 from cram_bench.experiment import Experiment

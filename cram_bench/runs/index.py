@@ -25,8 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cram_bench._files import parsed, write
 from cram_bench.experiment import KINDS, Experiment
+from cram_bench.files import parsed, write
 from cram_bench.settings import ORIGINAL, Part
 
 _FORMAT = 1  # raise it when a line means something else
@@ -155,7 +155,7 @@ class Index:
                 known = self._look(known, at)
             _known[self.root] = known
         if known.pending:
-            self._settle(known)
+            self._resolve(known)
         return known
 
     def _look(self, known: _Names, at: int) -> _Names:
@@ -168,11 +168,11 @@ class Index:
         ids = {name: id for name, id in known.ids.items() if name in there}
         found = _Names(at, ids, pending=[name for name in there - ids.keys() if is_id(name)])
         found.others = {id: name for name, id in ids.items() if id != name}
-        self._settle(found)
+        self._resolve(found)
         found.sure = self._save_names(found)
         return found
 
-    def _settle(self, known: _Names) -> None:
+    def _resolve(self, known: _Names) -> None:
         left = []
         for name in known.pending:
             try:

@@ -10,7 +10,7 @@ import stat
 import warnings
 from pathlib import Path
 
-from cram_bench._files import Lock, sync_folder, write
+from cram_bench.files import Lock, sync_folder, write
 from cram_bench.runs.store import CONTENT, Run, RunError, finished
 
 

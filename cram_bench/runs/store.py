@@ -21,10 +21,10 @@ from safetensors.torch import load
 from torch import nn
 
 from cram_bench import models
-from cram_bench._checks import instance, said
 from cram_bench._defaults import usual_defaults
-from cram_bench._files import HeldError, Holder, Lock, holder, locked, parsed, unsealed
+from cram_bench.checks import instance, one_line
 from cram_bench.experiment import Experiment
+from cram_bench.files import HeldError, Holder, Lock, holder, locked, parsed, unsealed
 from cram_bench.recipes import label
 from cram_bench.runs.index import Index, Row, is_id
 
@@ -185,7 +185,7 @@ class Store:
             if finished(root / id):
                 return Run.open(root / id)
         for root in (self.root, *self.also):
-            if lost(root / id):
+            if lacks_weights(root / id):
                 raise RunError(f"{root / id} has lost its model.safetensors; {_REMEDY}")
         raise RunError(f"no finished run in {self.root} is called {id!r}; `cram-bench runs` lists them")
 
@@ -219,7 +219,7 @@ class Store:
             except FileNotFoundError:
                 continue  # it has just begun
             except (OSError, ValueError, TypeError) as error:
-                warnings.warn(f"left out: {path / 'settings.json'} cannot be used: {said(error)}", stacklevel=2)
+                warnings.warn(f"left out: {path / 'settings.json'} cannot be used: {one_line(error)}", stacklevel=2)
                 continue
             if os.path.lexists(path / "failed.json"):
                 row = _row(experiment.id, experiment.settings(), "failed")
@@ -305,7 +305,7 @@ class Store:
             folders = index.folders()
             known = index.rows(folders, _described)
             for name in folders:
-                if name not in known and lost(index.root / name):
+                if name not in known and lacks_weights(index.root / name):
                     what = f"has lost its model.safetensors; {_REMEDY}"
                     warnings.warn(f"left out: {index.root / name} {what}", stacklevel=4)
             for name, row in known.items():
@@ -335,7 +335,7 @@ def finished(path: Path) -> bool:
     return os.path.isfile(os.path.join(path, "model.safetensors"))
 
 
-def lost(path: Path) -> bool:
+def lacks_weights(path: Path) -> bool:
     """Tell whether a folder is a run's whose weights are not there any more: a run gets its name when it has them."""
     return is_id(path.name) and os.path.isdir(path) and not finished(path)
 
@@ -362,8 +362,8 @@ def _described(path: Path) -> Row:
         int(numbers["epoch"]), numbers["test_accuracy"]
     except (KeyError, TypeError, OverflowError) as error:
         raise RunError(f"history.csv in {path} cannot be used: {error!r}") from error
-    told = {name: environment.get(name) for name in _ENVIRONMENT}
-    return {"id": experiment.id, "settings": experiment.settings(), "last": numbers, "environment": told}
+    kept = {name: environment.get(name) for name in _ENVIRONMENT}
+    return {"id": experiment.id, "settings": experiment.settings(), "last": numbers, "environment": kept}
 
 
 def _environment(path: Path) -> dict[str, Any]:
@@ -373,7 +373,7 @@ def _environment(path: Path) -> dict[str, Any]:
         needed = [content["sha256"][name] for name in FILES]
         needed += [content["data"][name] for name in ("num_classes", "channels", "image_size")]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else said(error)
+        reason = f"{error} is missing" if isinstance(error, KeyError) else one_line(error)
         raise RunError(f"{path / 'environment.json'} is damaged: {reason}; delete {path} to train it again") from error
     if content.get("format", 1) != FORMAT:
         raise RunError(
@@ -407,7 +407,7 @@ def _read(path: Path, name: str, environment: dict[str, Any]) -> bytes:
     try:
         content = (path / name).read_bytes()
     except OSError as error:
-        raise RunError(f"{path / name} cannot be read: {said(error)}; delete {path} to train it again") from error
+        raise RunError(f"{path / name} cannot be read: {one_line(error)}; delete {path} to train it again") from error
     if hashlib.sha256(content).hexdigest() != expected:
         raise RunError(f"{path / name} is damaged: its checksum does not match; delete {path} to train it again")
     return content

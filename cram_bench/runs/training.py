@@ -23,20 +23,20 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from cram_bench import models
-from cram_bench._checks import instance, number, said
 from cram_bench._defaults import usual_defaults
-from cram_bench._files import Lock, sealed, sha256, write, write_tensors
-from cram_bench._outputs import fitting, logits_of
-from cram_bench._preserve import modes_kept
+from cram_bench.checks import instance, number, one_line
 from cram_bench.compress import Masks
 from cram_bench.data import Dataset, fingerprint
 from cram_bench.distributed import Group
 from cram_bench.experiment import Experiment
+from cram_bench.files import Lock, sealed, sha256, write, write_tensors
 from cram_bench.optim import HeldMasks
+from cram_bench.outputs import fitting, logits_of
+from cram_bench.preserve import modes_kept
 from cram_bench.progress import Progress
 from cram_bench.runs import environment, publishing
 from cram_bench.runs.how import Machine
-from cram_bench.runs.store import FILES, FORMAT, Run, RunError, Store, describe, lost
+from cram_bench.runs.store import FILES, FORMAT, Run, RunError, Store, describe, lacks_weights
 from cram_bench.train import Callback, DivergedError, Fit, check_trainable, fit
 
 
@@ -82,12 +82,12 @@ def ensure(
         store.tidy(experiment)
         return str(run.path)
 
-    if path := group.told(finished):
+    if path := group.broadcast(finished):
         return _same_data(Run.open(path))
     with store.lock(experiment, wait) if group.first else contextlib.nullcontext() as lock:
-        if path := group.told(finished):  # another process finished it while this one waited
+        if path := group.broadcast(finished):  # another process finished it while this one waited
             return _same_data(Run.open(path))
-        if reason := group.told(lambda: store.failure(experiment)):
+        if reason := group.broadcast(lambda: store.failure(experiment)):
             again = f"delete {store.root / '.training' / experiment.id} to try again"
             raise DivergedError(f"{describe(experiment)} failed before: {reason}; {again}")
         with usual_defaults():
@@ -165,7 +165,7 @@ def _train(experiment: Experiment, store: Store, how: Machine, progress: bool, g
             )
     except DivergedError as error:
         reason = json.dumps({"reason": str(error)})
-        group.told(lambda: write(work / "failed.json", reason))
+        group.broadcast(lambda: write(work / "failed.json", reason))
         raise
     model = begun.model.module if isinstance(begun.model, DistributedDataParallel) else begun.model
     if changed := [name for name, value in _volatile(model).items() if not torch.equal(value, begun.volatile[name])]:
@@ -209,7 +209,7 @@ class _Begun:
 def _begin(experiment: Experiment, store: Store, how: Machine, group: Group) -> _Begun:
     """Load and build everything, and so find out what does not fit before anything is written."""
     group.check(experiment.batch_size, experiment.step.halved)
-    images = group.told(lambda: fingerprint(experiment.data.dataset))
+    images = group.broadcast(lambda: fingerprint(experiment.data.dataset))
     train, test = (part.to(how.place) for part in group.in_order(lambda: experiment.load_data(how.workers)))
     if experiment.batch_size > len(train):
         raise ValueError(f"batch_size {experiment.batch_size} is larger than the training data, {len(train)} images")
@@ -231,7 +231,7 @@ def _work_folder(experiment: Experiment, store: Store, images: str | None, group
     work = store.root / ".training" / experiment.id
     if group.first:
         for root in (store.root, *store.also):
-            if lost(path := root / experiment.id):
+            if lacks_weights(path := root / experiment.id):
                 warnings.warn(f"{path} has lost its model.safetensors and is trained again", stacklevel=4)
         work.mkdir(parents=True, exist_ok=True)
         note = work / "data.json"
@@ -274,7 +274,7 @@ class Checkpoint(Callback):
                 raise ValueError("its checksum does not match")
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)  # runs nothing
         except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            warnings.warn(f"{self.path} is damaged, training starts anew: {said(error)}", stacklevel=2)
+            warnings.warn(f"{self.path} is damaged, training starts anew: {one_line(error)}", stacklevel=2)
             return
         try:
             fit.load_state_dict(state)
@@ -326,7 +326,7 @@ def _try(model: nn.Module, name: str, train: Dataset) -> None:
         with modes_kept(model), torch.no_grad():
             output = model.eval()(fitting(model)(inputs))
     except Exception as error:  # whatever the network says
-        raise ValueError(f"model {name!r} cannot take {what}: {said(error)}") from error
+        raise ValueError(f"model {name!r} cannot take {what}: {one_line(error)}") from error
     logits = logits_of(output)
     if logits.ndim != 2 or logits.shape[1] < train.num_classes:
         wanted = f"logits of shape (n, {train.num_classes}), one a class"

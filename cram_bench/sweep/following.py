@@ -58,7 +58,7 @@ class Follow:
         found = self._poll()  # before the store: what a job finished before it ended is there then
         if any(state == "ended" for state, _ in found.values()):
             os.listdir(self.store.root)  # a network file system looks again
-        self._settle()
+        self._update()
         for job, (state, reason) in found.items():
             left = [key for key in self.jobs[job] if key in self.open()]
             if state == "ended":
@@ -104,7 +104,7 @@ class Follow:
         except OSError:
             return None
 
-    def _settle(self) -> None:
+    def _update(self) -> None:
         for key in self.open():
             if (self.store.root / key / "model.safetensors").is_file():  # find() would read all runs, at every look
                 self.states[key] = State("finished")

@@ -12,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from cram_bench._files import write
 from cram_bench.experiment import Experiment, differing, setting
+from cram_bench.files import write
 from cram_bench.runs import Run, RunError, Store
 from cram_bench.runs.store import rows as rows_of
 

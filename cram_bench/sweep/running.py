@@ -16,10 +16,10 @@ from typing import Any
 import pandas as pd
 import torch
 
-from cram_bench._checks import number
-from cram_bench._files import HeldError, Lock, locked
+from cram_bench.checks import number
 from cram_bench.executors import Executor, Local, Slurm, SweepError, slurm_parameters
 from cram_bench.experiment import Experiment
+from cram_bench.files import HeldError, Lock, locked
 from cram_bench.models import unknown
 from cram_bench.runs import RunError, Store
 from cram_bench.sweep.following import Follow

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cram_bench._others import printable
 from cram_bench.experiment import Experiment, differing, setting
 from cram_bench.runs import describe
 from cram_bench.sweep.results import State, counts
+from cram_bench.untrusted import printable
 
 
 class View:
@@ -32,7 +32,7 @@ class View:
             values = [(name, setting(each, name)) for name in varying]
             shown = [f"{name} {' '.join(v) if isinstance(v, list) else v}" for name, v in values if v not in ([], "")]
             self.labels[each.id] = printable(", ".join([describe(each), *shown]))
-        self.tenth, self.told = -1, dict[str, State]()
+        self.tenth, self.shown = -1, dict[str, State]()
         self.live: Any = None
 
     def __enter__(self) -> View:
@@ -52,14 +52,14 @@ class View:
     def show(self, states: Mapping[str, State]) -> None:
         """Show how things stand."""
         if self.live is not None:
-            if states != self.told:  # no flicker
-                self.told = dict(states)
+            if states != self.shown:  # no flicker
+                self.shown = dict(states)
                 self.live.update(self._table(states), refresh=True)
             return
         for key, state in states.items():
             lost = state.name in ("failed", "died", "damaged") or re.match(r"try \d+: ", state.note)
-            if lost and self.told.get(key) != state:
-                self.told[key] = state
+            if lost and self.shown.get(key) != state:
+                self.shown[key] = state
                 self.say(f"{self.labels[key]}: {state.name}, {state.note}")
         settled = sum(state.name not in ("waiting", "running") for state in states.values())
         tenth = 10 * settled // max(1, len(states))

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from cram_bench import plots
-from cram_bench._checks import instance, integer, needs, number
+from cram_bench.checks import instance, integer, needs, number
 from cram_bench.compress import Compressor, Magnitude, parse
 from cram_bench.data import AT_ONCE
 from cram_bench.probes import layer_profile

@@ -9,11 +9,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from cram_bench._preserve import preserved
 from cram_bench.compress import Compressor, Dense, apply_, tune_batchnorm
 from cram_bench.data import AT_ONCE, Dataset
 from cram_bench.losses import summed
 from cram_bench.models.folding import fold
+from cram_bench.preserve import preserved
 from cram_bench.probes import layer_blame, loss_along_compression
 
 FEW = 200

@@ -20,10 +20,10 @@ def shown(value: Any, most: int = 120) -> str:
     return text if len(text) <= most else f"{text[: most - 20]} … {text[-17:]}"
 
 
-def said(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     r"""Return what an exception says in one line: the system's words for its error, or the first line, or its type.
 
-    >>> said(KeyError()), said(ValueError("\n   some tensors\nshare"))
+    >>> one_line(KeyError()), one_line(ValueError("\n   some tensors\nshare"))
     ('KeyError', 'some tensors')
     """
     if isinstance(error, OSError) and error.strerror:
@@ -34,13 +34,13 @@ def said(error: BaseException) -> str:
 def unknown(kind: str, name: Any, known: Sequence[str]) -> str:
     """Say in one line that `name` is unknown, what is meant perhaps, and what is allowed."""
     allowed = f" (allowed: {', '.join(known)})" if len(known) <= 20 else ""
-    return f"unknown {kind} {shown(name)}{meant(name, known)}{allowed}"
+    return f"unknown {kind} {shown(name)}{suggestion(name, known)}{allowed}"
 
 
-def meant(name: Any, known: Sequence[str]) -> str:
+def suggestion(name: Any, known: Sequence[str]) -> str:
     """Return ``; did you mean 'this'?`` where one of `known` is close to `name`, else nothing.
 
-    >>> meant("sdg", ["sgd", "sam"])
+    >>> suggestion("sdg", ["sgd", "sam"])
     "; did you mean 'sgd'?"
     """
     close = difflib.get_close_matches(name, known, n=1) if isinstance(name, str) and len(name) < 200 else []
