@@ -298,6 +298,8 @@ def test_a_store_that_may_only_be_read(tmp_path):
     modes = {path: path.stat().st_mode for path in (tmp_path, *above)}
 
     def asks():
+        cb.data.load("digits")
+        ensure(WANTED, Store(tmp_path / "store")).load_model()  # what is imported late may be out of reach afterwards
         if os.geteuid() == 0:
             os.setgid(65534)
             os.setuid(65534)
