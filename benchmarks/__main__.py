@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -31,11 +30,11 @@ def main() -> None:
                 f"{line.name:45} {line.ratio:8.3g}  [{line.low:.3g}, {line.high:.3g}]  {line.ours:.4g} / {line.peer:.4g} {line.unit}",
                 flush=True,
             )
-            row = pd.DataFrame([asdict(line) | {"commit": machine["commit"]}])
+            made = {"commit": machine["commit"], "torch": machine["versions"]["torch"], "device": machine["device"]}
+            row = pd.DataFrame([asdict(line) | made])
             known = pd.concat([known[known["name"] != line.name], row], ignore_index=True)
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             write(arguments.out, known.to_csv(index=False, float_format="%.5g"))
-    write(arguments.out.with_suffix(".json"), json.dumps(machine, indent=1))
 
 
 if __name__ == "__main__":

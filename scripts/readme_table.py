@@ -81,16 +81,15 @@ def counts(reports: Path) -> str:
 def benchmarks(reports: Path) -> str:
     """Return the ratios and the machine that they were measured on, as Markdown."""
     lines = pd.read_csv(reports / "benchmarks.csv")
-    machine = json.loads((reports / "benchmarks.json").read_text(encoding="utf-8"))
     text = ["| | ratio | least … greatest | ours | peer | |", "| --- | --: | --: | --: | --: | --- |"]
     for line in lines.itertuples():
         low, high = f"{line.low:.3g}", f"{line.high:.3g}"
         spread = "" if low == high else f"{low} … {high}"
         ours, peer = (f"{float(f'{side:.4g}'):g}" for side in (line.ours, line.peer))  # four digits, and no exponent
         text.append(f"| {line.name} | {line.ratio:.3g} | {spread} | {ours} | {peer} | {line.unit} |")
-    made = ", ".join(sorted(set(lines["commit"])))
-    where = f"{machine['device']}, torch {machine['versions']['torch']}"
-    return "\n".join([*text, "", f"Measured on {where}, at commit {made}; `make benchmark` measures again."])
+    made = {name: ", ".join(sorted(set(lines[name]))) for name in ("device", "torch", "commit")}
+    where = f"{made['device']}, torch {made['torch']}, at commit {made['commit']}"
+    return "\n".join([*text, "", f"Measured on {where}; `make benchmark` measures again."])
 
 
 def filled(readme: str, content: str, begin: str = BEGIN, end: str = END) -> str:
