@@ -50,7 +50,6 @@ Texts = Annotated[
     tuple[Text, ...], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),
     Field(description="a list of strings"),
 ]  # fmt: skip
-Switch = bool
 Positive = Annotated[float, Field(gt=0, description="positive")]
 NotNegative = Annotated[float, Field(ge=0, description="not negative")]
 Fraction = Annotated[float, Field(ge=0, lt=1, description="in [0, 1)")]

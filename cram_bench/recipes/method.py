@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cram_bench.experiment import Experiment
-
 
 @dataclass(frozen=True)
 class Method:
@@ -32,7 +30,3 @@ class Method:
                 raise ValueError(
                     f"{setting} of method {name!r} is {self.constants[setting]!r}, not {changes[setting]!r}: take another method"
                 )
-
-    def experiment(self, name: str) -> Experiment:
-        """Return the experiment of these constants alone, for what they say of its parts."""
-        return Experiment.of({"method": name, **self.constants})
