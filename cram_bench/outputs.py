@@ -72,3 +72,12 @@ def tensors_of(x: Any) -> Iterator[Tensor]:
     elif isinstance(x, (Mapping, tuple, list)):
         for value in x.values() if isinstance(x, Mapping) else x:
             yield from tensors_of(value)
+
+
+def rows_of(inputs: Any, index: slice) -> Any:
+    """Return some examples of a batch of inputs: a tensor, or a mapping or tuple of tensors."""
+    if isinstance(inputs, Mapping):
+        return {key: rows_of(value, index) for key, value in inputs.items()}
+    if type(inputs) in (tuple, list):
+        return type(inputs)(rows_of(value, index) for value in inputs)
+    return inputs[index]

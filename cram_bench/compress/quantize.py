@@ -106,5 +106,8 @@ class PruneThenQuantize(Compressor):
     def masks(self, weights: Mapping[str, Tensor]) -> Masks:
         return self.prune.masks(weights)
 
-    def transform_(self, weights: Mapping[str, Tensor]) -> None:
+    @torch.no_grad()
+    def apply_(self, weights: Mapping[str, Tensor], masks: Masks | None = None) -> Masks:
+        masks = self.prune.apply_(weights, masks)
         self.quantize.transform_(weights)
+        return masks

@@ -9,7 +9,7 @@ tensor with an entry an example. Accuracy is NaN where outputs and targets are n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -286,12 +286,3 @@ def _targeted(batches: Iterable[Any]) -> Iterator[tuple[Any, Tensor]]:
 
 def _bytes(batch: Any) -> int:
     return sum(tensor.nbytes for tensor in tensors_of(batch))
-
-
-def rows_of(inputs: Any, index: slice) -> Any:
-    """Return some examples of a batch of inputs: a tensor, or a mapping or tuple of tensors."""
-    if isinstance(inputs, Mapping):
-        return {key: rows_of(value, index) for key, value in inputs.items()}
-    if type(inputs) in (tuple, list):
-        return type(inputs)(rows_of(value, index) for value in inputs)
-    return inputs[index]

@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel  # only this one has seco
 
 from cram_bench.checks import integer, labels_within
 from cram_bench.data import AT_ONCE, Batches
+from cram_bench.outputs import rows_of
 from cram_bench.probes.common import (
     NO_GRADIENT,
     Forward,
@@ -24,7 +25,6 @@ from cram_bench.probes.common import (
     classes_of,
     held,
     probing,
-    rows_of,
     tensors_of,
     trainable,
 )
