@@ -2,7 +2,7 @@
 
     import cram_bench as cb
 
-Rooms, in the order in which they may use each other: `compress`, `distributed`, `data`, `models`, `losses`,
+Rooms, in the order in which they may use each other: `compress`, `distributed`, `data`, `curvature`, `prune`, `models`, `losses`,
 `schedules`, `optim`, `train`, `experiment`, `recipes`, `runs`, `sweep`, `probes`, `plots`, `report`, `reproduce`, `cli`. Each is loaded when it is first used.
 """
 
@@ -16,6 +16,8 @@ _ROOMS = (
     "compress",
     "distributed",
     "data",
+    "curvature",
+    "prune",
     "text",
     "streaming",
     "models",

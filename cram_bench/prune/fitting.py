@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cram_bench.compress import Compressor, Masks, PruneThenQuantize, Weights, prunable
+from cram_bench.compress import Compressor, Masks, PruneThenQuantize, prunable
 from cram_bench.curvature.samples import Forward, Loss
 from cram_bench.data import Batches
 from cram_bench.preserve import preserved
@@ -65,10 +65,8 @@ class _Path(Fitted):
     """Where a path of several steps ended: its masks at one sparsity, and its weights."""
 
     def __init__(self, name: str, first: Fitted, masks: Masks, ends: Mapping[str, Tensor]) -> None:
-        super().__init__(
-            first.pruner, Weights(first.weights, first.dense, {}), {k: m.double() for k, m in masks.items()}
-        )
-        self.ends, self.name = dict(ends), name
+        super().__init__(first.pruner, first.weights, {name: mask.double() for name, mask in masks.items()})
+        self.dense, self.ends, self.name = first.dense, dict(ends), name
 
     def masks(self, sparsity: float, names: Iterable[str] | None = None) -> Masks:
         """Return the masks at the end of the path, which was made for one sparsity over all tensors."""

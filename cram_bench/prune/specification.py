@@ -52,7 +52,7 @@ class Specification:
         """Return the sparsity after every step: s·i/n, or 1 − (1 − s)^(i/n) where it is geometric.
 
         >>> from cram_bench.prune import parse
-        >>> parse("obertx4@0.8").levels()
+        >>> [round(level, 3) for level in parse("obertx4@0.8").levels()]
         [0.2, 0.4, 0.6, 0.8]
         >>> [round(level, 3) for level in parse("obertx4g@0.9375").levels()]
         [0.5, 0.75, 0.875, 0.938]
