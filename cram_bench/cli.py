@@ -207,6 +207,11 @@ def _parser() -> argparse.ArgumentParser:
     probe.add_argument(
         "--sample", type=int, default=1000, help="training images for the local-loss probes (default: 1000)"
     )
+    probe.add_argument(
+        "--prune", action="append", default=[], metavar="SPEC",
+        help="pruners for the sparsity curve beside magnitude, such as greedy@0.9 or 2:4+obs; a name alone, such as greedy, at "
+        "every level",
+    )  # fmt: skip
     probe.add_argument("--out", help="folder to write tables/*.csv to")
     probe.set_defaults(run=_probe)
 
@@ -461,7 +466,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
 
 
 def _probe(arguments: argparse.Namespace) -> int:
-    from cram_bench import compress, models, probes, report, runs
+    from cram_bench import compress, models, probes, prune, report, runs
     from cram_bench.files import check_writable
     from cram_bench.progress import working
 
@@ -480,8 +485,17 @@ def _probe(arguments: argparse.Namespace) -> int:
     sample = train.sample(arguments.sample)
     levels = [f"global@{level:g}" for level in probes.LEVELS]
     calibration = train.calibration(arguments.calibration, augment)
+    pruners = [
+        spec
+        for given in arguments.prune
+        for spec in ([f"{given}@{level:g}" for level in probes.LEVELS] if prune.is_name(given) else [given])
+    ]
+    for spec in pruners:
+        prune.parse(spec)  # what is wrong is said before anything is measured
     tables = {
-        "sparsity_curve": lambda: probes.sparsity_curve(model, test, [*levels, "2:4"], calibration),
+        "sparsity_curve": lambda: probes.sparsity_curve(
+            model, test, [*levels, "2:4", *pruners], calibration, batches=train
+        ),
         "cram_gap": lambda: probes.cram_gap(model, sample, levels),
         "sam_sharpness": lambda: probes.sam_sharpness(model, sample, [0.05, 0.1, 0.2]),
         "loss_in_ball": lambda: probes.loss_in_ball(model, sample),

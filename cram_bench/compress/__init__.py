@@ -13,6 +13,7 @@ import copy
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -88,8 +89,8 @@ def parse(spec: str | Compressor) -> Compressor:
     raise ValueError(f"unknown compressor {shown(spec)}: write global@0.9, uniform@0.9, 2:4, int8 or global@0.9+int8")
 
 
-def check_leaves(compressor: Compressor) -> None:
-    """Refuse a compressor that leaves no weight: there is nothing to train then.
+def check_leaves(compressor: Any) -> None:
+    """Refuse a compressor, or the specification of a pruner, that leaves no weight: there is nothing to train then.
 
     >>> check_leaves(Magnitude(1.0))
     Traceback (most recent call last):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -9,8 +10,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from cram_bench.checks import instance
-from cram_bench.compress import Masks, apply_, check_leaves, parse
+from cram_bench.compress import Masks, check_leaves
+from cram_bench.data import Batches
 from cram_bench.optim.base import Closure, Wrapper, mask_gradients
+from cram_bench.prune import Specification, apply_, parse
 from cram_bench.settings import Part, Text
 
 
@@ -63,7 +66,7 @@ class OneShot(Part):
     kind: ClassVar[str] = "one-shot"
 
     prune: Text = ""
-    """Specification of a compressor that prunes `start` before the first step; the pruned weights then stay zero."""
+    """Specification of a compressor or pruner of `start` before the first step; the pruned weights then stay zero."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,9 +78,17 @@ class OneShot(Part):
         """What is pruned, of the prunable weights; 0 where nothing is."""
         return parse(self.prune).sparsity if self.prune else 0.0
 
-    def apply_(self, model: nn.Module) -> Masks | None:
-        """Prune `model` in place; return the masks, or None where nothing is pruned."""
-        return apply_(model, parse(self.prune)) if self.prune else None
+    def apply_(self, model: nn.Module, batches: Callable[[], Batches] = lambda: ()) -> Masks | None:
+        """Prune `model` in place; return the masks, or None where nothing is pruned.
+
+        Args:
+            model: any torch model.
+            batches: returns what a pruner looks at, training data; called where one does.
+        """
+        if not self.prune:
+            return None
+        spec = parse(self.prune)
+        return apply_(model, spec, batches() if isinstance(spec, Specification) else None)
 
 
 PRUNINGS: dict[str, type[OneShot]] = {part.kind: part for part in (OneShot,)}

@@ -8,7 +8,6 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from cram_bench.checks import columns, unknown
-from cram_bench.compress import parse
 from cram_bench.plots._style import (
     Figure,
     at_even_steps,
@@ -29,6 +28,7 @@ from cram_bench.plots._style import (
     visible,
 )
 from cram_bench.probes.over_runs import seeds_left
+from cram_bench.prune import parse
 
 _NO_LOSS = "the loss itself is not in the table"
 

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 
 from cram_bench.checks import columns, items
-from cram_bench.compress import parse
 from cram_bench.plots._style import (
     Figure,
     contours,
@@ -24,6 +23,7 @@ from cram_bench.plots._style import (
     outlined,
     style,
 )
+from cram_bench.prune import parse
 
 
 def loss_in_ball(table: pd.DataFrame) -> Figure:

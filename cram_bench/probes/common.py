@@ -9,20 +9,21 @@ tensor with an entry an example. Accuracy is NaN where outputs and targets are n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cram_bench.checks import initialised, instance, shown
-from cram_bench.compress import tune_batchnorm
+from cram_bench.checks import initialised, instance, items, shown
+from cram_bench.compress import Compressor, tune_batchnorm
 from cram_bench.data import AT_ONCE, Batches, Dataset, batches_of
 from cram_bench.losses import CrossEntropy, summed
 from cram_bench.models.folding import folded
 from cram_bench.outputs import classes_of, fitting, logits_of, normal, tensors_of
 from cram_bench.preserve import buffers_kept, modes_kept, preserved
+from cram_bench.prune import Specification, fitted, parse
 from cram_bench.train import Score
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -121,6 +122,23 @@ def tuning_data(calibration: Batches | None) -> list[Any] | None:
     if calibration is None:
         return None
     return calibration.calibration() if isinstance(calibration, Dataset) else list(held(calibration))
+
+
+def looked(
+    model: nn.Module,
+    compressors: Sequence[Compressor | Specification | str],
+    batches: Batches | None = None,
+    exclude: Iterable[str] = (),
+    forward: Forward | None = None,
+    loss: Loss | None = None,
+) -> list[Compressor]:
+    """Return operators for specifications: a pruner that looks (`cram_bench.prune`) looks at `batches` now, once for all sparsities.
+
+    Raises:
+        ValueError: a specification cannot be read, or a pruner has nothing to look at.
+    """
+    what = "compressors or pruners such as 'global@0.9' or 'greedy@0.9'"
+    return fitted([parse(c) for c in items("compressors", compressors, what)], model, batches, exclude, forward, loss)
 
 
 class Problem:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.utils.data import RandomSampler
 
 from cram_bench.checks import instance, integer, items
-from cram_bench.compress import Compressor, apply_, parse
+from cram_bench.compress import Compressor, apply_
 from cram_bench.data import AT_ONCE, Batches, Dataset
 from cram_bench.preserve import preserved
-from cram_bench.probes.common import Forward, Loss, Problem, classes_of, probing, tuning_data
+from cram_bench.probes.common import Forward, Loss, Problem, classes_of, looked, probing, tuning_data
+from cram_bench.prune import Specification
 
 
 def predictions(
@@ -37,10 +38,11 @@ def predictions(
 def flips(
     model: nn.Module,
     data: Batches,
-    compressor: Compressor | str,
+    compressor: Compressor | Specification | str,
     calibration: Batches | None = None,
     exclude: Iterable[str] = (),
     forward: Forward | None = None,
+    batches: Batches | None = None,
 ) -> pd.DataFrame:
     """List the examples whose predicted class a compression changes.
 
@@ -52,13 +54,14 @@ def flips(
         calibration: data for BatchNorm tuning after it; none if not given.
         exclude: shell patterns over parameter names that stay dense.
         forward: (model, inputs) → logits, where they are not read as `cram_bench.probes.common` says.
+        batches: what a pruner looks at (`cram_bench.prune`), training data; `calibration` if not given.
 
     Returns:
         A row per flip, the one of highest confidence before first: index (position in the data), label, before and
         after (classes), confidence_before and confidence_after (probabilities of these), kind: ``broken``
         (right before), ``mended`` (right after) or ``moved`` (wrong both times).
     """
-    compressor = parse(compressor)
+    batches = calibration if batches is None else batches
     calibration = tuning_data(calibration)
     if isinstance(getattr(data, "sampler", None), RandomSampler):
         warnings.warn(
@@ -68,7 +71,7 @@ def flips(
     with probing(model):
         problem = Problem(model, data, forward)
         labels, before, confidence = predictions(model, problem, forward=forward)
-        apply_(model, compressor, exclude)
+        apply_(model, looked(model, [compressor], batches, exclude, forward)[0], exclude)
         if calibration is not None:
             problem.tune(calibration)
         _, after, confidence_after = predictions(model, problem, forward=forward)
@@ -92,7 +95,7 @@ def calibration_curve(
     model: nn.Module,
     data: Batches,
     calibration: Dataset,
-    compressor: Compressor | str,
+    compressor: Compressor | Specification | str,
     sizes: Sequence[int] = (50, 100, 200, 500, 1000, 2000),
     draws: int = 3,
     exclude: Iterable[str] = (),
@@ -119,13 +122,12 @@ def calibration_curve(
     Raises:
         ValueError: a size is not positive, or larger than `calibration`.
     """
-    compressor = parse(compressor)
     instance("calibration", calibration, Dataset, "a Dataset")
     sizes = [integer("a size", size, 1, len(calibration)) for size in items("sizes", sizes, "numbers of images")]
     integer("draws", draws, 1)
     with probing(model):
         problem = Problem(model, data, forward, loss)
-        apply_(model, compressor, exclude)
+        apply_(model, looked(model, [compressor], calibration, exclude, forward, loss)[0], exclude)
         result = problem.evaluate()
         rows = [(0, 0, result["accuracy"], result["loss"])]
         for size in sizes:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from cram_bench.checks import integer, items, number
-from cram_bench.compress import Compressor, applied, parse
+from cram_bench.compress import Compressor, applied
 from cram_bench.data import Batches
-from cram_bench.probes.common import Forward, Loss, Problem, held, probing, ready
+from cram_bench.probes.common import Forward, Loss, Problem, held, looked, probing, ready
+from cram_bench.prune import Specification
 
 
 def random_direction(model: nn.Module, seed: int) -> dict[str, Tensor]:
@@ -98,12 +99,13 @@ def loss_on_grid(
 def loss_along_compression(
     model: nn.Module,
     data: Batches,
-    compressor: Compressor | str,
+    compressor: Compressor | Specification | str,
     points: int = 11,
     end: float = 1.0,
     before: Callable[[], None] = lambda: None,
     forward: Forward | None = None,
     loss: Loss | None = None,
+    batches: Batches | None = None,
 ) -> pd.DataFrame:
     """Evaluate the loss on the straight line from the dense to the compressed weights, θ + t (C(θ) − θ).
 
@@ -115,16 +117,16 @@ def loss_along_compression(
         end: 1 ends at C(θ); a little more looks beyond.
         before: called before every evaluation; what it raises ends the probe.
         forward, loss: how outputs are read, and what is measured in place of the cross-entropy: `cram_bench.probes.common`.
+        batches: what a pruner looks at (`cram_bench.prune`), training data.
 
     Returns:
         Columns t, loss (nats), accuracy (fraction). BatchNorm statistics are those of the dense model.
     """
-    compressor = parse(compressor)
     integer("points", points, 1)
     number("end", end)
     ready(model)
     dense = {name: p.detach().clone() for name, p in model.named_parameters()}
-    with applied(model, compressor):
+    with applied(model, looked(model, [compressor], batches, (), forward, loss)[0]):
         change = {name: p.detach() - dense[name] for name, p in model.named_parameters()}
     change = {name: tensor for name, tensor in change.items() if bool(tensor.any())}
     return loss_on_grid(model, data, [change], np.linspace(0, end, points), before, forward, loss).rename(
@@ -135,16 +137,17 @@ def loss_along_compression(
 def loss_along_compressions(
     model: nn.Module,
     data: Batches,
-    compressors: Sequence[Compressor | str],
+    compressors: Sequence[Compressor | Specification | str],
     points: int = 11,
     forward: Forward | None = None,
     loss: Loss | None = None,
+    batches: Batches | None = None,
 ) -> pd.DataFrame:
     """Stack `loss_along_compression` for several compressors, with the specification in column compressor."""
     data = held(data)
     tables = [
         loss_along_compression(model, data, c, points, forward=forward, loss=loss).assign(compressor=str(c))
-        for c in items("compressors", compressors, "compressors such as 'global@0.9'")
+        for c in looked(model, compressors, batches, (), forward, loss)
     ]
     return pd.concat(tables, ignore_index=True)
 
@@ -156,9 +159,10 @@ def loss_in_ball(
     points: int = 11,
     directions: int = 3,
     seed: int = 0,
-    compressor: Compressor | str | None = None,
+    compressor: Compressor | Specification | str | None = None,
     forward: Forward | None = None,
     loss: Loss | None = None,
+    batches: Batches | None = None,
 ) -> pd.DataFrame:
     """Evaluate the loss along several random filter-normalised directions, a slice each.
 
@@ -171,6 +175,7 @@ def loss_in_ball(
         seed: direction i is drawn from seed + i.
         compressor: look around C(θ) instead of θ; the directions are normalised by its filters.
         forward, loss: how outputs are read, and what is measured in place of the cross-entropy: `cram_bench.probes.common`.
+        batches: what a pruner looks at (`cram_bench.prune`), training data.
 
     Returns:
         Columns direction, a (signed distance in filter norms), loss (nats), accuracy (fraction).
@@ -179,7 +184,7 @@ def loss_in_ball(
     integer("directions", directions, 1)
     ready(model)
     slices, data = [], held(data)
-    with _at(model, compressor):
+    with _at(model, compressor, batches, forward, loss):
         for index in range(directions):
             table = loss_on_grid(
                 model, data, [random_direction(model, seed + index)], steps, forward=forward, loss=loss
@@ -194,9 +199,10 @@ def loss_in_plane(
     radius: float = 0.5,
     points: int = 9,
     seed: int = 0,
-    compressor: Compressor | str | None = None,
+    compressor: Compressor | Specification | str | None = None,
     forward: Forward | None = None,
     loss: Loss | None = None,
+    batches: Batches | None = None,
 ) -> pd.DataFrame:
     """Evaluate the loss on a square grid spanned by two random filter-normalised directions.
 
@@ -208,18 +214,25 @@ def loss_in_plane(
         seed: of the first direction; the second is drawn from seed + 1.
         compressor: look around C(θ) instead of θ.
         forward, loss: how outputs are read, and what is measured in place of the cross-entropy: `cram_bench.probes.common`.
+        batches: what a pruner looks at (`cram_bench.prune`), training data.
 
     Returns:
         Columns a, b (signed distances in filter norms), loss (nats), accuracy (fraction); points² rows.
     """
     steps = np.linspace(-number("radius", radius, 0), radius, integer("points", points, 1))
     ready(model)
-    with _at(model, compressor):
+    with _at(model, compressor, batches, forward, loss):
         pair = [random_direction(model, seed), random_direction(model, seed + 1)]
         return loss_on_grid(model, data, pair, steps, forward=forward, loss=loss)
 
 
-def _at(model: nn.Module, compressor: Compressor | str | None) -> AbstractContextManager[object]:
+def _at(
+    model: nn.Module,
+    compressor: Compressor | Specification | str | None,
+    batches: Batches | None,
+    forward: Forward | None,
+    loss: Loss | None,
+) -> AbstractContextManager[object]:
     if compressor is None:
         return nullcontext()
-    return applied(model, compressor)
+    return applied(model, looked(model, [compressor], batches, (), forward, loss)[0])

@@ -10,12 +10,13 @@ import pandas as pd
 from torch import Tensor, nn
 
 from cram_bench.checks import integer, items, number
-from cram_bench.compress import Compressor, Magnitude, applied, parse, prunable
+from cram_bench.compress import Compressor, Magnitude, applied, prunable
 from cram_bench.data import Batches
 from cram_bench.preserve import preserved
-from cram_bench.probes.common import Forward, Loss, Problem, probing, ready, tuning_data
+from cram_bench.probes.common import Forward, Loss, Problem, looked, probing, ready, tuning_data
 from cram_bench.probes.incremental import evaluate_changes
 from cram_bench.probes.sparsity import LEVELS
+from cram_bench.prune import Specification
 
 
 def layer_sensitivity(
@@ -26,8 +27,10 @@ def layer_sensitivity(
     exclude: Iterable[str] = (),
     forward: Forward | None = None,
     loss: Loss | None = None,
+    pruner: str = "",
+    batches: Batches | None = None,
 ) -> pd.DataFrame:
-    """Prune one layer at a time by magnitude, all others dense, and evaluate.
+    """Prune one layer at a time, by magnitude or by a pruner that looks, all others dense, and evaluate.
 
     Args:
         model: any torch classifier; left as it was found.
@@ -36,11 +39,14 @@ def layer_sensitivity(
         calibration: data for BatchNorm tuning after the pruning; none if not given.
         exclude: shell patterns over parameter names to leave out.
         forward, loss: how outputs are read, and what is measured in place of the cross-entropy: `cram_bench.probes.common`.
+        pruner: empty for magnitude, or one that looks, such as ``greedy``; it looks once.
+        batches: what it looks at; `calibration` if not given.
 
     Returns:
         A row per layer and sparsity: layer (parameter name), weights (how many), sparsity, accuracy (a fraction), loss
         (nats), rise (of the loss over the dense model's, nats).
     """
+    batches = calibration if batches is None else batches
     calibration = tuning_data(calibration)
     sparsities = [number("sparsity", level, 0, 1) for level in items("sparsities", sparsities, "numbers in [0, 1]")]
     with probing(model):
@@ -48,14 +54,16 @@ def layer_sensitivity(
         dense = problem.evaluate()["loss"]
         weights = prunable(model, exclude)
         tried = [(name, sparsity) for name in weights for sparsity in sparsities]
+        specs = [f"{pruner}@{sparsity!r}" for sparsity in sparsities] if pruner else [*map(Magnitude, sparsities)]
+        by = dict(zip(sparsities, looked(model, specs, batches, exclude, forward, loss), strict=True))
         if calibration is None:
-            changes = [(name, partial(_pruned, sparsity)) for name, sparsity in tried]
+            changes = [(name, partial(_pruned, by[sparsity], name)) for name, sparsity in tried]
             results = evaluate_changes(model, problem, changes, measure=problem.evaluate, quick=problem.plain)
         else:  # tuning changes the layers before the pruned one too
             results = []
             for name, sparsity in tried:
                 with preserved(model):
-                    Magnitude(sparsity).apply_({name: weights[name]})
+                    by[sparsity].apply_({name: weights[name]})
                     problem.tune(calibration)
                     results.append(problem.evaluate())
     table = pd.DataFrame(tried, columns=["layer", "sparsity"])
@@ -64,20 +72,31 @@ def layer_sensitivity(
     return table.join(found).assign(rise=found["loss"] - dense)
 
 
-def _pruned(sparsity: float, values: Tensor) -> Tensor:
-    Magnitude(sparsity).apply_({"weight": values})
+def _pruned(compressor: Compressor, name: str, values: Tensor) -> Tensor:
+    compressor.apply_({name: values})
     return values
 
 
-def layer_profile(model: nn.Module, compressor: Compressor | str, exclude: Iterable[str] = ()) -> pd.DataFrame:
+def layer_profile(
+    model: nn.Module,
+    compressor: Compressor | Specification | str,
+    exclude: Iterable[str] = (),
+    batches: Batches | None = None,
+) -> pd.DataFrame:
     """Tell how a compressor spreads its zeros over the layers.
+
+    Args:
+        model: any torch model; left as it was found.
+        compressor: an operator, a pruner that looks, or their specification.
+        exclude: shell patterns over parameter names that stay dense.
+        batches: what a pruner looks at (`cram_bench.prune`), training data.
 
     Returns:
         A row per prunable layer: layer, weights, zeros (exact ones, those that quantization makes included), sparsity
         (zeros/weights).
     """
-    compressor = parse(compressor)
-    with applied(model, compressor, exclude):
+    (operator,) = looked(model, [compressor], batches, exclude)
+    with applied(model, operator, exclude):
         rows = [(name, w.numel(), int((w == 0).sum())) for name, w in prunable(model, exclude).items()]
     table = pd.DataFrame(rows, columns=["layer", "weights", "zeros"])
     return table.assign(sparsity=table["zeros"] / table["weights"])
@@ -86,11 +105,12 @@ def layer_profile(model: nn.Module, compressor: Compressor | str, exclude: Itera
 def layer_blame(
     model: nn.Module,
     data: Batches,
-    compressor: Compressor | str,
+    compressor: Compressor | Specification | str,
     exclude: Iterable[str] = (),
     before: Callable[[], None] = lambda: None,
     forward: Forward | None = None,
     loss: Loss | None = None,
+    batches: Batches | None = None,
 ) -> pd.DataFrame:
     """Ask which layer breaks a compressed model: give every layer its part of the compression alone, and evaluate.
 
@@ -103,22 +123,23 @@ def layer_blame(
         exclude: shell patterns over parameter names that stay dense.
         before: called before every evaluation; what it raises ends the probe.
         forward, loss: how outputs are read, and what is measured in place of the cross-entropy: `cram_bench.probes.common`.
+        batches: what a pruner looks at (`cram_bench.prune`), training data.
 
     Returns:
         `layer_profile`, and rise: of the loss over the dense model's when this layer alone is compressed, nats.
     """
-    compressor = parse(compressor)
     ready(model)
     weights = prunable(model, exclude)
     with probing(model):
+        (operator,) = looked(model, [compressor], batches, exclude, forward, loss)
         problem = Problem(model, data, forward, loss)
         dense = problem.evaluate()["loss"]
-        with applied(model, compressor, exclude):
+        with applied(model, operator, exclude):
             compressed = {name: weight.detach().clone() for name, weight in weights.items()}
         changes = [(name, lambda _, values=values: values) for name, values in compressed.items()]
         results = evaluate_changes(model, problem, changes, before, problem.evaluate, problem.plain)
         rises = [result["loss"] - dense for result in results]
-    return layer_profile(model, compressor, exclude).assign(rise=rises)
+    return layer_profile(model, operator, exclude).assign(rise=rises)
 
 
 def weight_histogram(model: nn.Module, bins: int = 61, exclude: Iterable[str] = ()) -> pd.DataFrame:

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from cram_bench.checks import integer, items, number
-from cram_bench.compress import Compressor, Masks, apply_, parse
+from cram_bench.compress import Compressor, Masks, apply_
 from cram_bench.data import Batches
 from cram_bench.preserve import preserved
-from cram_bench.probes.common import Forward, Loss, Problem, probing, trainable, tuning_data
+from cram_bench.probes.common import Forward, Loss, Problem, looked, probing, trainable, tuning_data
 from cram_bench.probes.sparsity import reported
+from cram_bench.prune import Specification, parse
 
 
 def sam_sharpness(
@@ -129,11 +130,12 @@ def _length(tensors: dict[str, torch.Tensor]) -> float:
 def cram_gap(
     model: nn.Module,
     data: Batches,
-    compressors: Sequence[Compressor | str],
+    compressors: Sequence[Compressor | Specification | str],
     rho: float = 0.2,
     calibration: Batches | None = None,
     forward: Forward | None = None,
     loss: Loss | None = None,
+    batches: Batches | None = None,
 ) -> pd.DataFrame:
     """Measure the CrAM gap L(C_k(θ + ρ g)) − L(θ).
 
@@ -146,11 +148,13 @@ def cram_gap(
     Args:
         model: any torch classifier; left as it was found. BatchNorm normalises by its running statistics.
         data: a fixed sample; g is the gradient over all of it.
-        compressors: operators or their specifications.
+        compressors: operators or their specifications. A pruner that looks does so at the very weights that it prunes, twice a
+            row: at θ + ρ g and at θ.
         rho: ascent radius ρ, in units of weight per unit of gradient.
         calibration: data for BatchNorm tuning at C_k(θ + ρ g); none if not given. Untuned, a gap is to a large part that
             of BatchNorm's statistics, which are those of θ.
         forward, loss: how outputs are read, and what is measured in place of the cross-entropy: `cram_bench.probes.common`.
+        batches: what a pruner looks at (`cram_bench.prune`), training data; `calibration` if not given.
 
     Returns:
         A row per compressor: pattern, sparsity (reached, a fraction), rho, loss (at θ, nats), gap (nats), pruning_gap: the
@@ -159,19 +163,22 @@ def cram_gap(
     """
     chosen = [parse(c) for c in items("compressors", compressors, "compressors such as 'global@0.9'")]
     number("rho", rho, 0)
+    batches = calibration if batches is None else batches
     calibration = tuning_data(calibration)
     rows = []
     with probing(model):
         problem = Problem(model, data, forward, loss)
         here, gradient = problem.gradient()
 
-        def rise(radius: float, compressor: Compressor | None) -> tuple[float, Masks]:
+        def rise(radius: float, compressor: Compressor | Specification | None) -> tuple[float, Masks]:
             with preserved(model):
                 with torch.no_grad():
                     for name, parameter in model.named_parameters():
                         if name in gradient:
                             parameter.add_(gradient[name], alpha=radius)
-                masks = Masks({}) if compressor is None else apply_(model, compressor)
+                masks = Masks({})
+                if compressor is not None:
+                    masks = apply_(model, looked(model, [compressor], batches, (), forward, loss)[0])
                 if calibration is not None:
                     problem.tune(calibration)
                 return problem.evaluate()["loss"] - here, masks

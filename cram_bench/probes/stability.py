@@ -11,11 +11,12 @@ import pandas as pd
 from torch import nn
 
 from cram_bench.checks import columns, items, number, unknown
-from cram_bench.compress import Compressor, applied, parse
+from cram_bench.compress import Compressor, applied
 from cram_bench.data import Batches
-from cram_bench.probes.common import Forward, Loss, Problem, probing, tuning_data
+from cram_bench.probes.common import Forward, Loss, Problem, looked, probing, tuning_data
 from cram_bench.probes.hessian import curvature
 from cram_bench.probes.sharpness import cram_gap, sam_sharpness
+from cram_bench.prune import Specification, parse
 from cram_bench.recipes import label
 
 QUANTITIES = ("gap", "pruning_gap", "ascent_gap", "sharpness", "eigenvalue", "trace", "random_rise")
@@ -48,7 +49,7 @@ def comparable(loss: float, other: float) -> bool:
 def stability(
     model: nn.Module,
     data: Batches,
-    compressor: Compressor | str = "global@0.9",
+    compressor: Compressor | Specification | str = "global@0.9",
     calibration: Batches | None = None,
     rho: float = 0.2,
     radius: float = 0.05,
@@ -56,6 +57,7 @@ def stability(
     seed: int = 0,
     forward: Forward | None = None,
     loss: Loss | None = None,
+    batches: Batches | None = None,
 ) -> pd.DataFrame:
     """Measure loss, CrAM gap, SAM-sharpness, top Hessian eigenvalue and trace at dense and at compressed weights.
 
@@ -71,6 +73,7 @@ def stability(
         few: a smaller sample for the curvature (`curvature`), by default `data`.
         seed: of the random vectors for the trace.
         forward, loss: how outputs are read, and what is measured in place of the cross-entropy: `cram_bench.probes.common`.
+        batches: what a pruner looks at (`cram_bench.prune`), training data; `calibration` if not given.
 
     Returns:
         Two rows, weights ``dense`` and the compressor's specification, with loss, gap, pruning_gap (of plain compression,
@@ -78,12 +81,13 @@ def stability(
         eigenvalue_error, trace and trace_error (nats per squared weight; standard errors over parts of the sample).
     """
     compressor = parse(compressor)
+    batches = calibration if batches is None else batches
     calibration = tuning_data(calibration)
     number("rho", rho, 0)
     number("radius", radius, 0)
 
     def measured(weights: str) -> dict[str, float | str]:
-        gaps = cram_gap(model, problem, [compressor], rho, calibration, forward, loss).iloc[0]
+        gaps = cram_gap(model, problem, [compressor], rho, calibration, forward, loss, batches).iloc[0]
         row: dict[str, float | str] = {"weights": weights}
         row |= {name: float(gaps[name]) for name in ("loss", "gap", "pruning_gap", "ascent_gap")}
         row["sharpness"] = float(sam_sharpness(model, problem, radius, forward, loss)["sharpness"].iloc[0])
@@ -95,7 +99,7 @@ def stability(
     problem = Problem(model, data, forward, loss)  # one sample for all, whatever a loader gives the next time
     fewer = problem if few is None else Problem(model, few, forward, loss)
     rows = [measured("dense")]
-    with probing(model), applied(model, compressor):
+    with probing(model), applied(model, looked(model, [compressor], batches, (), forward, loss)[0]):
         if calibration is not None:
             problem.tune(calibration)
         rows.append(measured(str(compressor)) | {"pruning_gap": float("nan")})

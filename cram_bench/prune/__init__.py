@@ -43,6 +43,7 @@ __all__ = [
     "Specification",
     "apply_",
     "fitted",
+    "is_name",
     "parse",
 ]
 
@@ -58,6 +59,16 @@ def parse(spec: str | Compressor | Specification) -> Compressor | Specification:
     ('greedy(block=32)@0.9+int8', '2:4+obs', 'global@0.9')
     """
     return specification.parse(spec, PRUNERS)
+
+
+def is_name(text: str) -> bool:
+    """Tell whether a text is a pruner without a sparsity, with settings or not.
+
+    >>> is_name("greedy(block=32)"), is_name("greedy@0.9"), is_name("2:4+obs")
+    (True, False, False)
+    """
+    name = text.partition("(")[0]
+    return "@" not in text and "+" not in text and name.partition("x")[0] in PRUNERS
 
 
 def apply_(

@@ -93,7 +93,7 @@ class Fitted(abc.ABC):
         keys: name → tensor of the weight's shape, float64: what has the smaller key goes first.
         weights: name → the weights that it looked at, copies.
         dense: what is not prunable, or left out by the pruner.
-        seconds: spent looking and solving so far.
+        seconds: spent looking.
         gradients: examples whose gradient, or whose forward pass for layer inputs, was computed so far.
     """
 
@@ -122,12 +122,9 @@ class Fitted(abc.ABC):
         """Return the weights with `masks`, corrected; of tensors that have no mask, nothing."""
 
     def values(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return `solve`'s weights in the type of the model's, and count the time."""
-        start = time.perf_counter()
+        """Return `solve`'s weights in the type of the model's."""
         with torch.no_grad(), torch.inference_mode(False):
-            found = {name: value.to(self.weights[name].dtype) for name, value in self.solve(masks).items()}
-        self.seconds += time.perf_counter() - start
-        return found
+            return {name: value.to(self.weights[name].dtype) for name, value in self.solve(masks).items()}
 
     def at(self, sparsity: float) -> Fixed:
         """Return the compressor of this pruner at a sparsity, for the model that it looked at."""
@@ -144,7 +141,7 @@ class Fitted(abc.ABC):
         return self.at(sparsity).apply_(Weights({name: known[name] for name in self.weights}, self.dense, known.stored))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Fixed(Compressor):
     """A fitted pruner at one sparsity, as a compressor of the very model that it looked at.
 
@@ -168,7 +165,7 @@ class Fixed(Compressor):
 
     @property
     def seconds(self) -> float:
-        """What looking and solving took so far."""
+        """What looking took; all sparsities share it."""
         return self.fitted.seconds
 
     @property

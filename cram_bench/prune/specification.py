@@ -88,10 +88,13 @@ def parse(spec: str | Compressor | Specification, pruners: Mapping[str, type[Pru
         try:
             return blind(spec)
         except ValueError as error:
-            if match is not None and match["sparsity"] and match["kind"] not in ("global", "uniform"):
-                raise ValueError(unknown("pruner", match["kind"], [*pruners, "global", "uniform"])) from None
-            hint = "" if suggestion(spec, list(pruners)) == "" else suggestion(spec, list(pruners))
-            raise ValueError(f"{error}; or a pruner, such as greedy@0.9 or 2:4+obs{hint}") from None
+            if not str(error).startswith("unknown"):
+                raise
+            kind = match["kind"] if match is not None else spec.partition("@")[0]
+            hint = suggestion(kind, [*pruners, "global", "uniform"])
+            raise ValueError(
+                f"{error}; or a pruner ({', '.join(pruners)}), as in greedy@0.9 or 2:4+obs{hint}"
+            ) from None
     pruner = pruners[match["kind"]](**_settings(match["kind"], match["settings"] or "", pruners))
     steps = int(match["steps"] or 1)
     if steps < 1:

@@ -298,7 +298,7 @@ def _inherit(model: nn.Module, experiment: Experiment, store: Store) -> Masks | 
         raise DivergedError(f"the run it starts from, {experiment.start}, failed")
     run = store.finished(experiment.start)
     source = run.load_model()
-    masks = experiment.pruning.apply_(source)
+    masks = experiment.pruning.apply_(source, lambda: run.experiment.load_data()[0])  # what the source was trained on
     fresh = set(models.head(model)) if run.experiment.data.dataset != experiment.data.dataset else set()
     weights = {name: value for name, value in source.state_dict().items() if name not in fresh}
     own = model.state_dict()
