@@ -26,6 +26,7 @@ _ROOMS = (
     "schedules",
     "optim",
     "train",
+    "progress",
     "experiment",
     "recipes",
     "runs",

@@ -67,7 +67,7 @@ class Progress(Callback):
                 self.bar.set_postfix_str(state, refresh=False)
 
     def on_epoch(self, fit: Fit) -> None:
-        row, last = fit.history[-1], fit.epoch == fit.epochs
+        row, last, self.shown = fit.history[-1], fit.epoch == fit.epochs, time.perf_counter()
         test = f", test {row['test_accuracy']:.1%}" if "test_accuracy" in row else ""
         state = (
             f"epoch {fit.epoch}/{fit.epochs}, loss {row['train_loss']:.3f}, accuracy {row['train_accuracy']:.1%}{test}"
@@ -76,7 +76,6 @@ class Progress(Callback):
         if self.notebook:
             self._draw(f"{state}, {time_note}", fit.epoch / fit.epochs)
         elif self.bar is not None:  # the last state of the bar is that of the finished epoch
-            self.shown = time.perf_counter()
             self.bar.set_postfix_str(f"loss {row['train_loss']:.3f}, accuracy {row['train_accuracy']:.1%}{test}")
         elif last or fit.epoch % -(-fit.epochs // 10) == 0:
             print(f"{self.label}: {state}, {time_note}", file=self.stream, flush=True)

@@ -10,11 +10,11 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import save_file
 
 import cram_bench as cb
-import cram_bench.progress
 from cram_bench import cli
 from cram_bench.experiment import names
 from cram_bench.recipes import recipe
@@ -347,6 +347,34 @@ def test_the_last_state_of_the_bar_is_that_of_the_last_epoch():
                         callbacks=[cb.progress.Progress("it", terminal)])  # fmt: skip
     last = re.split(r"[\r\n]+", terminal.getvalue().strip())[-1]
     assert f"accuracy {rows[-1]['train_accuracy']:.1%}, test {rows[-1]['test_accuracy']:.1%}" in last
+
+
+def test_the_output_of_a_notebook_keeps_what_a_finished_epoch_said(monkeypatch):
+    drawn, clock = [], SimpleNamespace(now=100.0, perf_counter=lambda: clock.now)
+    monkeypatch.setattr(cb.progress, "time", clock)
+    monkeypatch.setattr(cb.progress, "_in_notebook", lambda: True)
+    progress = cb.progress.Progress("it")
+    progress.bar = SimpleNamespace(update=lambda shown: drawn.append(shown.data))
+    row = {"train_loss": 0.5, "train_accuracy": 0.9, "test_accuracy": 0.8}
+    fit = SimpleNamespace(epoch=0, epochs=2, steps_per_epoch=2, history=[row])
+    loss, correct = torch.tensor(1.0), torch.tensor(1.0)
+    progress.start = clock.now
+    for seconds, call in (
+        (4, lambda: progress.on_step(fit, 1, loss, correct, 2)),
+        (2, lambda: progress.on_epoch(SimpleNamespace(**vars(fit) | {"epoch": 1}))),
+        (0.1, lambda: progress.on_step(SimpleNamespace(**vars(fit) | {"epoch": 1}), 0, loss, correct, 2)),
+        (0.5, lambda: progress.on_step(SimpleNamespace(**vars(fit) | {"epoch": 1}), 0, loss, correct, 2)),
+        (4, lambda: progress.on_epoch(SimpleNamespace(**vars(fit) | {"epoch": 2}))),
+    ):
+        clock.now += seconds
+        call()
+    said = [(re.search('value="(.*?)"', text)[1], text.partition("it: ")[2]) for text in drawn]
+    assert said == [
+        ("0.5000", "epoch 1/2, loss 0.500, accuracy 50.0%, 4 s left</div>"),
+        ("0.5000", "epoch 1/2, loss 0.500, accuracy 90.0%, test 80.0%, 6 s left</div>"),
+        ("0.7500", "epoch 2/2, loss 0.500, accuracy 50.0%, 2 s left</div>"),
+        ("1.0000", "epoch 2/2, loss 0.500, accuracy 90.0%, test 80.0%, 11 s</div>"),
+    ]
 
 
 def shown_in_a_log(monkeypatch, epochs, start=0):

@@ -220,7 +220,7 @@ def test_quantization_against_a_search_over_all_levels(bits, spec):
     assert masks.zeros == (0 if spec.startswith("int") else compressor.prune.masks({"0.weight": weight}).zeros)
 
 
-@pytest.mark.parametrize("sizes", [(30,), (7, 23), (1, 9, 20)])
+@pytest.mark.parametrize("sizes", [(30,), (7, 0, 23), (1, 9, 20)])
 def test_batchnorm_tuning_is_the_pooled_mean_and_variance(sizes):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(30, 3, 5, 5, generator=generator, dtype=torch.float64) * 3 + 10
@@ -250,6 +250,14 @@ def test_batchnorm_tuning_that_fails_changes_nothing(batches, small_model):
         cb.compress.tune_batchnorm(small_model, batches)
     assert all(torch.equal(value, before[name]) for name, value in small_model.state_dict().items())
     assert not small_model[1]._forward_pre_hooks
+
+
+def test_batchnorm_tuning_passes_by_what_keeps_no_statistics():
+    x = torch.tensor([[1.0], [3.0]])
+    model = nn.Sequential(nn.BatchNorm1d(1), nn.BatchNorm1d(1, track_running_stats=False))
+    cb.compress.tune_batchnorm(model, [x])
+    assert (model[0].running_mean.item(), model[1].running_mean) == (2.0, None)
+    cb.compress.tune_batchnorm(model[1], iter([]))
 
 
 def test_batchnorm_tuning_without_batchnorm_reads_nothing():

@@ -443,6 +443,28 @@ def test_frozen_and_unused_weights_are_left_alone(rule, small_batch):
         assert torch.equal(value, before[name]) != name.startswith("used"), name
 
 
+def test_a_weight_that_the_second_pass_leaves_out_keeps_its_first_gradient(small_model, small_batch):
+    """Such as that of a layer which is dropped at random: CrAM+ adds nothing to g there, and CrAM has no gradient."""
+    for plus in (True, False):
+        seen, passes = {}, []
+        base = sgd(small_model)
+        base.register_step_pre_hook(lambda *_, seen=seen: seen.update(grad=small_model[0].bias.grad))
+        optimizer = cb.optim.CrAM(small_model, base, Magnitude(0.5), plus=plus)
+
+        def closure(optimizer=optimizer, passes=passes):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(small_model(small_batch[0]), small_batch[1])
+            loss.backward()
+            passes.append(small_model[0].bias.grad.clone())
+            if len(passes) == 2:
+                small_model[0].bias.grad = None
+            return loss
+
+        optimizer.step(closure)
+        assert len(passes) == 2
+        assert torch.equal(seen["grad"], passes[0]) if plus else seen["grad"] is None
+
+
 def test_a_model_without_any_gradient_is_left_alone(small_model, small_batch):
     small_model.requires_grad_(False)
     before = copy.deepcopy([p.clone() for p in small_model.parameters()])

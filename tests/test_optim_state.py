@@ -78,6 +78,17 @@ def test_a_copy_goes_on_as_the_original_and_apart_from_it(copied, begun, small_b
     assert twin.param_groups[0]["lr"] == 0.1
 
 
+def test_hooks_stay_behind_in_a_copy(small_model, small_batch):
+    optimizer, called = BUILD["cram+"](small_model, sgd(small_model)), []
+    optimizer.register_step_pre_hook(lambda *_: called.append("before") and None)
+    optimizer.register_step_post_hook(lambda *_: called.append("after") and None)
+    for copied in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        train(copied.model, copied, small_batch, 1)
+    assert called == []
+    train(small_model, optimizer, small_batch, 1)
+    assert called == ["before", "after"]
+
+
 def test_a_copy_of_the_optimizer_alone_has_a_model_of_its_own(begun, small_batch):
     model, optimizer, _ = begun
     twin = copy.deepcopy(optimizer)

@@ -47,13 +47,17 @@ def told(slider: str) -> dict:
 
 
 def test_the_slider_carries_means_and_deviations_of_its_table():
-    data = told(pages.slider(curves()))
+    markup = pages.slider(curves())
+    data = told(markup)
     assert data["values"]["global|False"]["sgd"]["0.9"] == pytest.approx([0.125, 0.0212132], abs=1e-6)
     assert data["values"]["global|True"]["sgd"]["0.9"] == pytest.approx([0.575, 0.0777817], abs=1e-6)
     assert data["values"]["global|False"]["sgd"]["0"] == pytest.approx([0.93, 0.0282843], abs=1e-6)
     assert data["seeds"] == 2
-    alone = told(pages.slider(curves().query("seed == 0")))
+    assert "(mean over 2 seeds)" in markup
+    markup = pages.slider(curves().query("seed == 0"))
+    alone = told(markup)
     assert alone["seeds"] == 1
+    assert "(1 seed)" in markup
     assert alone["values"]["global|True"]["sgd"]["0.9"] == [0.52, None]  # one seed has no deviation
 
 

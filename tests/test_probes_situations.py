@@ -105,6 +105,21 @@ def test_calibration_batches_are_one_sample_too():
     assert tuned["loss"].nunique() == 1  # nothing is pruned at either
 
 
+def test_the_dense_model_is_one_row_whoever_asks_for_it():
+    curve = cb.probes.sparsity_curve(network(), DATA, ["global@0.5", "global@0", cb.compress.Magnitude(0.0)])
+    assert curve["sparsity"].tolist() == [0, 0.5]
+
+
+def test_one_output_has_a_loss_and_no_accuracy():
+    model = nn.Sequential(nn.Linear(5, 1))
+    table = cb.probes.sparsity_curve(
+        model, [(X, Y % 2)], ["global@0"], loss=lambda out, y: F.binary_cross_entropy_with_logits(out[:, 0], y.float())
+    )
+    assert table["accuracy"].isna().all()
+    expected = F.binary_cross_entropy_with_logits(model(X)[:, 0], (Y % 2).float()).item()
+    assert table["loss"].tolist() == pytest.approx([expected], rel=1e-5)
+
+
 def test_data_without_an_end_are_refused(monkeypatch):
     class Endless(IterableDataset):
         def __iter__(self):
@@ -365,6 +380,28 @@ def test_frozen_parameters_stand_still():
         expected = PROBES[name](head, features)
         columns = [c for c in expected if c not in ("quantity", "kind")]
         np.testing.assert_allclose(PROBES[name](model, DATA)[columns], expected[columns], rtol=1e-3, atol=1e-6)
+
+
+class Encoded(dict):
+    """A mapping of a kind of its own, as tokenizers return it."""
+
+    @property
+    def ids(self):
+        return self["ids"]
+
+
+def test_a_mapping_that_already_fits_stays_of_its_kind():
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.head = nn.Embedding(9, 4), nn.Linear(8, 3)
+
+        def forward(self, inputs):
+            return self.head(self.table(inputs.ids).flatten(1))
+
+    tokens = torch.randint(9, (12, 2), generator=torch.Generator().manual_seed(0))
+    data = [(Encoded(ids=tokens), torch.arange(12) % 3)]
+    assert cb.probes.sparsity_curve(Reads(), data, ["global@0.5"])["loss"].notna().all()
 
 
 class TiedHead(nn.Module):

@@ -7,10 +7,12 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
+import cram_bench as cb
 from cram_bench import _yaml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +30,13 @@ def test_environment_yml_agrees_with_pyproject():
     listed |= {item for part in items if isinstance(part, dict) for item in part["pip"]} - {"-e ."}
     assert listed == wanted | {f"python{project['requires-python']}"}
     assert any("-e ." in part["pip"] for part in items if isinstance(part, dict))
+
+
+def test_every_room_is_loaded_by_its_name():
+    rooms = set(cb.__all__) - {"__version__"}
+    assert {"progress", "callbacks", "curvature", "prune"} <= rooms
+    for name in rooms:
+        assert isinstance(cb.__getattr__(name), ModuleType)
 
 
 def test_the_runs_beside_a_committed_report_are_not_ignored():

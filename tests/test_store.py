@@ -144,6 +144,14 @@ def test_what_an_unfinished_run_has_damaged_is_named(tmp_path, trained):
         store.failure(tiny(seed=2))
 
 
+def test_a_run_that_was_finished_and_not_tidied_is_listed_once(tmp_path, trained):
+    store = stocked(tmp_path / "store", trained, 1)
+    work = store.root / ".training" / tiny().id
+    work.mkdir(parents=True)
+    (work / "settings.json").write_text(json.dumps(tiny().settings()))
+    assert store.table()["state"].tolist() == ["finished"]
+
+
 @pytest.mark.parametrize("name", ODD)
 def test_a_store_of_any_name_trains_finds_and_sweeps(name, tmp_path):
     store = Store(tmp_path / name)

@@ -1,6 +1,5 @@
 // The panel of slider.html: `data` is what pages.slider writes, `$` finds an element by its id.
 function slide(data, $) {
-  $("seeds").textContent = data.seeds + (data.seeds > 1 ? " seeds" : " seed");
   for (const name of data.patterns) $("pattern").add(new Option(name));
   const told = s => s.replace(/[&<>"']/g, c => "&#" + c.charCodeAt(0) + ";");
   const percent = s => s === "0" ? "dense" : isNaN(s) ? s : +(100 * s).toFixed(2) + " %";
