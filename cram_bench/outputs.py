@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -81,3 +82,41 @@ def rows_of(inputs: Any, index: slice) -> Any:
     if type(inputs) in (tuple, list):
         return type(inputs)(rows_of(value, index) for value in inputs)
     return inputs[index]
+
+
+_PRESENT = ("attention_mask",)  # 1 where a token is
+_ABSENT = ("key_padding_mask", "src_key_padding_mask")  # true where there is none
+
+
+@contextmanager
+def tokens_seen(model: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
+    """For the length of a block, read which tokens are padding off what the modules of `model` are called with.
+
+    A module says so by an argument named ``attention_mask`` (transformers: 1 where a token is), or ``key_padding_mask`` or
+    ``src_key_padding_mask`` (torch: true where there is none), of shape (b, length); as `Encoder` calls its body.
+
+    Yields:
+        A function from features (…, f) to rows (n, f), without those of padding where the leading dimensions are (b, length).
+    """
+    present: list[Tensor] = []
+
+    def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if module is model:
+            present.clear()
+        for named in (kwargs, *(value for value in args if isinstance(value, Mapping))):
+            for name in (*_PRESENT, *_ABSENT):
+                mask = named.get(name)
+                if isinstance(mask, Tensor) and mask.ndim == 2 and not mask.is_floating_point():
+                    present[:] = [mask != 0 if name in _PRESENT else mask == 0]
+
+    def rows(x: Tensor) -> Tensor:
+        if present and x.ndim == 3 and x.shape[:2] == present[0].shape:
+            return x[present[0].to(x.device)]
+        return x.reshape(-1, x.shape[-1])
+
+    hooks = [module.register_forward_pre_hook(see, with_kwargs=True) for module in model.modules()]
+    try:
+        yield rows
+    finally:
+        for hook in hooks:
+            hook.remove()

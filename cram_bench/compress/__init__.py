@@ -27,6 +27,7 @@ from cram_bench.compress.names import lookup
 from cram_bench.compress.quantize import PruneThenQuantize, Quantize, quantized
 from cram_bench.compress.rank import NaNError
 from cram_bench.compress.select import keep_largest, keep_n_of_m, zeros_for
+from cram_bench.compress.statistics import Statistics, correct_statistics, layer_statistics
 from cram_bench.compress.weights import Weights, dense_of, prunable
 from cram_bench.preserve import preserved
 
@@ -38,15 +39,18 @@ __all__ = [
     "Masks",
     "PruneThenQuantize",
     "Quantize",
+    "Statistics",
     "Weights",
     "applied",
     "apply_",
     "check_leaves",
     "compressed",
+    "correct_statistics",
     "dense_of",
     "grid",
     "keep_largest",
     "keep_n_of_m",
+    "layer_statistics",
     "listing",
     "lookup",
     "parse",

@@ -21,13 +21,16 @@ from cram_bench.prune import specification
 from cram_bench.prune.base import Fitted, Fixed, Pruner
 from cram_bench.prune.fitting import fitted
 from cram_bench.prune.greedy import CAP, Greedy
+from cram_bench.prune.layerwise import ExactOBS, SparseGPT
 from cram_bench.prune.mfac import MFACPruner
 from cram_bench.prune.obd import OBD
 from cram_bench.prune.obs import OBERT, OBS
 from cram_bench.prune.specification import Specification
 
-PRUNERS: dict[str, type[Pruner]] = {pruner.kind: pruner for pruner in (OBD, MFACPruner, OBERT, OBS, CAP, Greedy)}
-"""Pruners by the name that specifications use."""
+PRUNERS: dict[str, type[Pruner]] = {
+    pruner.kind: pruner for pruner in (OBD, MFACPruner, OBERT, OBS, CAP, Greedy, ExactOBS, SparseGPT)
+} | {"layerwise": ExactOBS}
+"""Pruners by the name that specifications use; ``layerwise`` is another for ``exactobs``."""
 
 __all__ = [
     "CAP",
@@ -35,11 +38,13 @@ __all__ = [
     "OBERT",
     "OBS",
     "PRUNERS",
+    "ExactOBS",
     "Fitted",
     "Fixed",
     "Greedy",
     "MFACPruner",
     "Pruner",
+    "SparseGPT",
     "Specification",
     "apply_",
     "fitted",
