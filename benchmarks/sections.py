@@ -27,7 +27,7 @@ from benchmarks import peer
 from benchmarks.store import fabricate
 from benchmarks.timing import REPEATS, Ratio, in_turns, seconds
 from cram_bench.compress import select
-from cram_bench.data import Dataset
+from cram_bench.data import Images
 from cram_bench.distributed import Group
 from cram_bench.experiment import Experiment
 from cram_bench.probes.double_backward import DoubleBackwardHessian
@@ -41,7 +41,7 @@ TRAINED, SEEDS = 20_000, 3  # of `accuracy`
 SIZES = {"0.27M": 272_474, "11M": 11_170_000, "25M": 25_500_000, "86M": 86_000_000}
 
 
-def data() -> tuple[Dataset, Dataset]:
+def data() -> tuple[Images, Images]:
     """CIFAR-10 where it is at hand, else as many random images of its shape: times do not depend on the pixels."""
     try:
         return cb.data.load("cifar10")
@@ -50,7 +50,7 @@ def data() -> tuple[Dataset, Dataset]:
         images = torch.randint(256, (5000, 3, 32, 32), dtype=torch.uint8, generator=generator)
         labels = torch.randint(10, (5000,), generator=generator)
         half = torch.full((3,), 0.5)
-        both = Dataset("random", images, labels, tuple(map(str, range(10))), half, half / 2)
+        both = Images("random", images, labels, tuple(map(str, range(10))), half, half / 2)
         return both, both.take(range(1000))
 
 
@@ -58,7 +58,7 @@ class Trainer:
     """Our training of ResNet-20, as `cram_bench.train.fit` runs it, `STEPS` steps at a time."""
 
     def __init__(
-        self, method: str, train: Dataset, precision: str = "bfloat16", compile: bool = True, **changes
+        self, method: str, train: Images, precision: str = "bfloat16", compile: bool = True, **changes
     ) -> None:
         self.experiment: Experiment = recipe("cifar10", method, precision=precision, **changes)
         self.train = train.take(range(BATCH * STEPS))
@@ -77,7 +77,7 @@ class Trainer:
 class Straightforward:
     """The peer's training of the same network, as many steps."""
 
-    def __init__(self, plus: bool, train: Dataset, seed: int | None = None) -> None:
+    def __init__(self, plus: bool, train: Images, seed: int | None = None) -> None:
         """Take the first `STEPS` batches; with a seed, all."""
         torch.manual_seed(seed or 0)
         self.model = cb.models.create("resnet20", train.num_classes)

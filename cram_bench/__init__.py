@@ -2,8 +2,8 @@
 
     import cram_bench as cb
 
-Rooms, in the order in which they may use each other: `compress`, `distributed`, `data`, `curvature`, `prune`, `models`, `losses`,
-`schedules`, `optim`, `train`, `experiment`, `recipes`, `runs`, `sweep`, `probes`, `plots`, `report`, `reproduce`, `cli`. Each is loaded when it is first used.
+Rooms, in the order in which they may use each other: `compress`, `distributed`, `models`, `data`, `curvature`, `prune`, `losses`,
+`schedules`, `optim`, `train`, `experiment`, `recipes`, `runs`, `sweep`, `probes`, `plots`, `report`, `cli`. Each is loaded when it is first used.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ __version__ = "0.1.0"
 _ROOMS = (
     "compress",
     "distributed",
+    "models",
     "data",
     "curvature",
     "prune",
-    "text",
-    "streaming",
-    "models",
     "callbacks",
     "losses",
     "schedules",
@@ -36,7 +34,6 @@ _ROOMS = (
     "plots",
     "widgets",
     "report",
-    "reproduce",
     "cli",
 )
 __all__ = ["__version__", *_ROOMS]

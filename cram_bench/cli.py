@@ -509,11 +509,7 @@ def _probe(arguments: argparse.Namespace) -> int:
         f"dense: {compress.listing(weights.dense, most=20) or 'no other matrix'}"
     )
     if arguments.arch:  # a run knows what it was trained on, a file does not
-        mean, std = (", ".join(f"{value:.3f}" for value in values.tolist()) for values in (train.mean, train.std))
-        print(
-            f"images normalised by mean {mean} and std {std}"
-            + ("" if arguments.crop else ", those of the training images")
-        )
+        print(train.preparation)
     for number, (name, measure) in enumerate(tables.items(), 1):  # shown as they come: the last ones take longest
         with working(f"{name}, {number} of {len(tables)}"):
             table = measure()
@@ -525,20 +521,12 @@ def _probe(arguments: argparse.Namespace) -> int:
 
 def _file(arguments: argparse.Namespace) -> Any:
     """Return (train, test, model) of a file of weights of somebody else's training."""
-    from cram_bench import data, models, streaming
-    from cram_bench.checks import integer
+    from cram_bench import data, models
 
     if not arguments.arch or not arguments.data:
         raise ValueError("a file of weights needs --arch, the model, and --data, what to probe it on")
     rename = _pairs("--rename", "OLD=NEW, such as downsample=shortcut", arguments.rename)
-    train: data.Dataset
-    test: data.Dataset
-    if arguments.crop:
-        if not data.is_folder(arguments.data):
-            raise ValueError(f"--crop is for an image folder, and {arguments.data!r} is a named data set")
-        train, test = streaming.load(arguments.data, integer("--crop", arguments.crop, 1))
-    else:
-        train, test = data.load(arguments.data)
+    train, test = data.load(arguments.data, crop=arguments.crop, model=arguments.arch)
     model = models.create(arguments.arch, train.num_classes, train.channels, train.image_size)
     try:
         models.load_(model, arguments.folder, rename, kind=arguments.arch)

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from cram_bench.callbacks import Callback
-from cram_bench.checks import initialised, instance, integer, labels_within, pairs, shown
+from cram_bench.checks import initialised, instance, integer, shown
 from cram_bench.compress.rank import NaNError
 from cram_bench.data import AT_ONCE, Batches, Dataset, batches_of
 from cram_bench.distributed import Group
@@ -202,10 +202,7 @@ def _check(
     instance("schedule", schedule, Schedule, "a schedule, such as cram_bench.schedules.Cosine(warmup_epochs=5.0)")
     if precision not in ("float32", "bfloat16"):
         raise ValueError(f"precision must be float32 or bfloat16, not {shown(precision)}")
-    if not len(train):
-        raise ValueError("the data to train on are empty")
-    for _, labels in pairs([(train.images, train.labels)]):
-        labels_within(labels, train.num_classes)
+    train.check()
 
 
 def check_trainable(model: nn.Module) -> None:

@@ -124,7 +124,7 @@ class World:
         (self.tmp / "sst2").mkdir()
         for split in ("train", "test"):
             (self.tmp / "sst2" / f"{split}.tsv").write_bytes(content)
-        return cb.text.load("sst2", "minilm", self.tmp)
+        return cb.data.load("sst2", self.tmp, model="minilm")
 
     def file(self, name="file", content=b"x") -> Path:
         (self.tmp / name).write_bytes(content)
@@ -341,7 +341,7 @@ DATA = [
         ("crop", "at least 0", "-1"),
     ),
     ("set: crop of digits", lambda w: cb.data.load("digits", crop=8), ValueError, ("crop", "image folder", "'digits'")),
-    ("set: sentences", lambda w: cb.data.load("sst2"), DataError, ("sst2", "text.load")),
+    ("set: sentences", lambda w: cb.data.load("sst2"), DataError, ("sst2", "model=")),
     (
         "image: a bomb",
         lambda w: w.load(lambda f: bomb(f / "train/cat/1.png")),
@@ -389,7 +389,12 @@ DATA = [
         DataError,
         ("must be a folder", "file", "CRAM_BENCH_DATA"),
     ),
-    ("sentences: unknown set", lambda w: cb.text.load("sst3", "minilm"), DataError, ("'sst3'", "did you mean 'sst2'")),
+    (
+        "sentences: unknown set",
+        lambda w: cb.data.load("sst3", model="minilm"),
+        DataError,
+        ("'sst3'", "did you mean 'sst2'"),
+    ),
     ("sentences: label", lambda w: w.sentences(b"good\t7\n"), DataError, ("line 1", "label from 0 to 1")),
     ("sentences: none", lambda w: w.sentences(b""), DataError, ("train.tsv", "no sentences")),
     ("sentences: not UTF-8", lambda w: w.sentences(b"caf\xe9\t1\n"), DataError, ("train.tsv", "UTF-8")),

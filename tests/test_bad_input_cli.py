@@ -119,7 +119,7 @@ ROWS = [
         "probe crop of a named set",
         ["probe", "other.safetensors", "--arch", "convnet", "--data", "digits", "--crop", "8"],
         1,
-        ("--crop", "image folder", "'digits'"),
+        ("crop", "image folder", "'digits'"),
     ),
     ("probe without arch", ["probe", "other.safetensors"], 1, ("--arch", "--data")),
     (

@@ -17,7 +17,7 @@ def small(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (16, 3, 32, 32), dtype=torch.uint8, generator=generator)
     half = torch.full((3,), 0.5)
-    return cb.data.Dataset("random", images, torch.arange(16) % 10, tuple("abcdefghij"), half, half)
+    return cb.data.Images("random", images, torch.arange(16) % 10, tuple("abcdefghij"), half, half)
 
 
 @pytest.mark.parametrize("method", ["sgd", "sam", "cram+", "cram-single"])

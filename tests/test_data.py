@@ -717,7 +717,8 @@ def test_a_locale_without_utf8_reads_writes_and_prints(tmp_path):
     code = f"""
 import locale, sys
 from pathlib import Path
-from cram_bench import cli, report, sweep, text
+from cram_bench import cli, report, sweep
+from cram_bench.data import sentences
 assert locale.getpreferredencoding(False) in ("ANSI_X3.4-1968", "US-ASCII", "ascii"), locale.getpreferredencoding(False)
 for command in {[[os.fsencode(part) for part in command] for command in commands]!r}:
     try:
@@ -887,7 +888,7 @@ def test_mean_and_deviation_are_those_of_all_pixels_channel_by_channel():
     pixels = torch.randint(256, (4, 3, 2, 2), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     pixels[:, 2] //= 4
     arrays = {split: (pixels, torch.tensor([0, 1, 0, 1])) for split in ("train", "test")}
-    train, _ = data.dataset.built("four", arrays, classes=("a", "b"), flip=True)
+    train, _ = data.images.built("four", arrays, classes=("a", "b"), flip=True)
     exact = (pixels.double() / 255).transpose(0, 1).flatten(1)
     torch.testing.assert_close(train.mean.double(), exact.mean(1), rtol=0, atol=1e-7)
     torch.testing.assert_close(train.std.double(), exact.std(1, correction=0), rtol=0, atol=1e-7)
@@ -900,7 +901,7 @@ def test_images_scaled_down_are_averaged():
     """One bright column of four becomes a quarter of its brightness; without antialiasing it would be missed."""
     columns = torch.where(torch.arange(32) % 4 == 0, 255, 0).to(torch.uint8).expand(2, 3, 32, 32).contiguous()
     names = ("a", "b")
-    striped = cb.data.Dataset("stripes", columns, torch.arange(2), names, torch.zeros(3), torch.ones(3))
+    striped = cb.data.Images("stripes", columns, torch.arange(2), names, torch.zeros(3), torch.ones(3))
     small = striped.resized(8).images
     assert small.shape == (2, 3, 8, 8)
     assert (small[..., 1:-1].float() - 255 / 4).abs().max() <= 1

@@ -20,14 +20,17 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import cram_bench as cb
-from cram_bench import cli, models, runs, sweep, text
+from cram_bench import cli, models, runs, sweep
+from cram_bench.data import sentences
 from cram_bench.data.parquet import read_parquet
 
 MEMORY = 500 * 2**20
 PATIENCE = 60  # of seconds, on any machine: an attempt that succeeds would take for ever, or more of the processor than
 SECONDS = 10  # of it, which are far more than a refusal takes
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["cram_bench.data.parquet", "cram_bench.sweep", "cram_bench.text", "pyarrow.parquet"])
+PROCESSES.set_forkserver_preload(
+    ["cram_bench.data.parquet", "cram_bench.sweep", "cram_bench.data.sentences", "pyarrow.parquet"]
+)
 
 
 def attempt(call, *arguments) -> str:
@@ -242,7 +245,7 @@ def test_a_sweep_without_an_end_is_refused(tmp_path):
 
 
 def read_sentences(path: Path) -> None:
-    text._read(path, 2)
+    sentences._read(path, 2)
 
 
 def test_a_line_of_ten_million_words_does_not_reach_a_tokenizer(tmp_path):
@@ -263,8 +266,8 @@ def test_sentences_come_from_a_file(kind, tmp_path):
 def test_lines_end_at_newlines_only_and_a_byte_order_mark_goes(tmp_path):
     odd = "one\u2028two\u2029\x0b\x0c\x1c\x1d\x1e\x85 three\rfour"
     (tmp_path / "train.tsv").write_bytes(f"\ufeffgood\t1\r\n{odd}\t0\n\ufefflast\t1".encode())
-    sentences, labels = text._read(tmp_path / "train.tsv", 2)
-    assert sentences == ["good", odd, "\ufefflast"]  # a mark is one at the beginning only
+    read, labels = sentences._read(tmp_path / "train.tsv", 2)
+    assert read == ["good", odd, "\ufefflast"]  # a mark is one at the beginning only
     assert labels == [1, 0, 1]
 
 

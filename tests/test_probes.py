@@ -76,7 +76,7 @@ OVER_RUNS = {
 }
 
 
-class Rows(cb.data.Dataset):
+class Rows(cb.data.Images):
     """Rows of numbers where a probe asks for a data set: `data` every time it is asked for images to tune on."""
 
     def __init__(self, data):

@@ -329,7 +329,7 @@ def test_only_a_long_training_on_images_is_compiled_unless_asked():
     assert Machine().suited(short, train).compile is False
     assert Machine(compile=True).suited(short, train).compile is True
     assert Machine(compile=False).suited(long, train).compile is False
-    sentences = dataclasses.replace(train, images=torch.zeros(len(train), 16, dtype=torch.long))
+    sentences = cb.data.Sentences("words", torch.zeros(len(train), 16, dtype=torch.long), train.labels, train.classes)
     suited = Machine().suited(long, sentences)
     assert (suited.compile, suited.threads) == (False, None)
     several = types.SimpleNamespace(world=2, device="cpu")

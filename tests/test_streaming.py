@@ -12,12 +12,11 @@ import torch
 from PIL import Image
 
 import cram_bench as cb
-from cram_bench import runs, streaming
-from cram_bench.data import DataError, Dataset
+from cram_bench import runs
+from cram_bench.data import DataError, Images, Streamed, streaming
 from cram_bench.experiment import Experiment
 from cram_bench.recipes import imagenet_resnet50, recipe
 from cram_bench.runs import Store, ensure
-from cram_bench.streaming import Streamed
 
 CROP = 32
 
@@ -58,7 +57,7 @@ def test_a_folder_is_listed_not_read(folder):
     assert (len(train), len(test)) == (26, 12)
     assert train.classes == ("across", "along")
     assert (train.channels, train.image_size, train.num_classes) == (3, CROP, 2)
-    assert repr(train) == f"Streamed('{folder.name}', 26 images in crops of 32, 2 classes)"
+    assert repr(train) == f"Streamed('{folder.name}', 26 images in crops of 3 × 32 × 32, 2 classes)"
     with pytest.raises(DataError, match="all must be alike"):  # which in memory they have to be
         cb.data.load(folder)
 
@@ -113,14 +112,14 @@ def test_a_tested_image_is_its_scaled_middle(folder):
 def test_a_sample_is_decoded_once(folder):
     train, test = streaming.load(folder, CROP, workers=2)
     sample = test.sample(5, seed=1)
-    assert type(sample) is Dataset
+    assert type(sample) is Images
     assert sample.images.shape == (5, 3, CROP, CROP)
     assert sample.images.dtype == torch.uint8
     everything = test.sample(100)
     assert torch.equal(torch.cat([x for x, _ in everything.batches(5)]), torch.cat([x for x, _ in test.batches(5)]))
     rest, held = train.split(6)
     assert isinstance(held, Streamed)
-    assert not set(rest.images.tolist()) & set(held.images.tolist())
+    assert not set(rest.places.tolist()) & set(held.places.tolist())
     calibration = train.calibration(20, batch_size=10)
     assert [x.shape[0] for x, _ in calibration] == [10, 10]
     assert not same(calibration, train.calibration(20, augment=False, batch_size=10))
@@ -282,14 +281,14 @@ def test_crops_and_order_are_drawn_anew_for_every_seed(folder):
 def test_a_streamed_holdout_is_the_same_for_every_seed_and_disjoint(folder):
     held = [settings(folder, holdout=6, seed=seed).load_data(workers=0) for seed in (0, 5)]
     for rest, kept in held:
-        assert sorted(rest.images.tolist() + kept.images.tolist()) == list(range(26))
+        assert sorted(rest.places.tolist() + kept.places.tolist()) == list(range(26))
         assert len(kept) == 6
-    assert torch.equal(held[0][1].images, held[1][1].images)
+    assert torch.equal(held[0][1].places, held[1][1].places)
 
 
 def test_streamed_labels_are_those_of_their_files(folder):
     for part in streaming.load(folder, CROP, 0):
-        for place, label in zip(part.images.tolist(), part.labels.tolist(), strict=True):
+        for place, label in zip(part.places.tolist(), part.labels.tolist(), strict=True):
             assert f"/{part.classes[label]}/" in part.files[place].decode()
 
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 import cram_bench as cb
-from cram_bench.data import DataError
-from cram_bench.text import Sentences
+from cram_bench.data import DataError, Sentences
 
 ROWS = [
     ("a deep and moving film", 1),
@@ -27,7 +26,7 @@ def sentences(count=20):
     ids = torch.zeros(count, 12, dtype=torch.long)
     for row, length in enumerate(torch.randint(1, 13, (count,), generator=generator).tolist()):
         ids[row, :length] = torch.randint(1, 100, (length,), generator=generator)
-    return Sentences("words", ids, torch.arange(count) % 2, ("no", "yes"), torch.zeros(1), torch.ones(1), False)
+    return Sentences("words", ids, torch.arange(count) % 2, ("no", "yes"))
 
 
 def test_batches_hold_every_sentence_once_and_no_needless_padding():
@@ -37,7 +36,7 @@ def test_batches_hold_every_sentence_once_and_no_needless_padding():
         assert (ids != 0).sum(1).max() == ids.shape[1]
         assert len(ids) == len(labels)
         seen += [tuple(t for t in row if t) for row in ids.tolist()]
-    assert sorted(seen) == sorted(tuple(t for t in row if t) for row in data.images.tolist())
+    assert sorted(seen) == sorted(tuple(t for t in row if t) for row in data.ids.tolist())
     assert sum(len(labels) for _, labels in data.batches(6, seed=3, drop_last=True)) == 18
 
 
@@ -67,12 +66,12 @@ def folder(path, rows=ROWS):
 @pytest.mark.parametrize("row", [("no label", ""), ("a", 2), ("", 1), ("a", "x")])
 def test_a_wrong_line_is_named(row, tmp_path):
     with pytest.raises(DataError, match=r"train.tsv, line 5: expected a sentence, a TAB and a label from 0 to 1"):
-        cb.text.load("sst2", "minilm", folder(tmp_path, [*ROWS, row]))
+        cb.data.load("sst2", folder(tmp_path, [*ROWS, row]), model="minilm")
 
 
 def test_missing_sentences_say_where_they_belong(tmp_path):
     with pytest.raises(DataError, match=r"train.tsv is missing.*CRAM_BENCH_DATA"):
-        cb.text.load("sst2", "minilm", tmp_path)
+        cb.data.load("sst2", tmp_path, model="minilm")
 
 
 def test_sentences_and_images_go_with_their_own_models():
@@ -85,7 +84,7 @@ def test_sentences_and_images_go_with_their_own_models():
 @needs_encoder
 def test_sentences_are_the_same_under_any_defaults_of_torch(tmp_path):
     def drawn():
-        train, _ = cb.text.load("sst2", "minilm", where)
+        train, _ = cb.data.load("sst2", where, model="minilm")
         return [(ids.tolist(), labels.tolist()) for ids, labels in [*train.batches(3, seed=1), *train.batches(3)]]
 
     where = folder(tmp_path, ROWS * 4)
@@ -104,12 +103,12 @@ def test_every_sentence_is_trained_on_in_some_epoch():
     data = sentences()
     seen = {tuple(row) for seed in range(20) for ids, _ in data.batches(6, seed=seed, drop_last=True)
             for row in torch.nn.functional.pad(ids, (0, 12 - ids.shape[1])).tolist()}  # fmt: skip
-    assert seen == {tuple(row) for row in data.images.tolist()}
+    assert seen == {tuple(row) for row in data.ids.tolist()}
 
 
 @needs_encoder
 def test_an_encoder_ignores_padding_and_names_its_prunable_weights(tmp_path):
-    train, _ = cb.text.load("sst2", "minilm", folder(tmp_path))
+    train, _ = cb.data.load("sst2", folder(tmp_path), model="minilm")
     torch.manual_seed(0)
     model = cb.models.create("minilm", 2).eval()
     ids, _ = next(train.batches(4))

@@ -405,7 +405,7 @@ def one_image(flip):
     image = (torch.arange(16).repeat(16, 1) * 10 + 60).to(torch.uint8).expand(256, 1, 16, 16).contiguous()
     labels = torch.arange(256) % 10
     names = tuple(map(str, range(10)))
-    return cb.data.Dataset("ramp", image, labels, names, torch.zeros(1), torch.ones(1), flip)
+    return cb.data.Images("ramp", image, labels, names, torch.zeros(1), torch.ones(1), flip)
 
 
 def test_every_seed_and_every_epoch_is_augmented_in_its_own_way():
@@ -456,7 +456,7 @@ def test_dropout_is_drawn_anew_for_every_seed_and_epoch(digits):
 def test_two_seeds_start_from_other_weights_and_see_other_batches(monkeypatch):
     """Through the run store: what is trained starts as `build_model` says and sees what its own seed gives."""
     firsts = []
-    batches = cb.data.Dataset.batches
+    batches = cb.data.Images.batches
 
     def spied(self, *arguments, **options):
         listed = list(batches(self, *arguments, **options))
@@ -464,7 +464,7 @@ def test_two_seeds_start_from_other_weights_and_see_other_batches(monkeypatch):
             firsts.append(listed[0][0])
         return iter(listed)
 
-    monkeypatch.setattr(cb.data.Dataset, "batches", spied)
+    monkeypatch.setattr(cb.data.Images, "batches", spied)
     weights = []
     for seed in (0, 1):
         experiment = cb.recipes.recipe("digits", "sgd", seed=seed, epochs=1, lr=1e-30, weight_decay=0.0)

@@ -281,7 +281,7 @@ def test_a_folded_network_answers_with_the_weights_of_now():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
     images = torch.randint(256, (80, 3, 32, 32), dtype=torch.uint8)
-    data = cb.data.Dataset(
+    data = cb.data.Images(
         "noise", images, torch.arange(80) % 10, tuple("abcdefghij"), torch.full((3,), 0.5), torch.full((3,), 0.25)
     )
     calibration = [(batch, labels) for batch, labels in data.take(torch.arange(40)).batches(40)]

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from cram_bench import untrusted
 from cram_bench.checks import one_line
-from cram_bench.data.dataset import Dataset, built
 from cram_bench.data.decoding import stamp
+from cram_bench.data.images import Images, built
 from cram_bench.files import write_tensors
 
 _FORMAT = 3  # of the cache; raise it when its content changes
@@ -68,7 +68,7 @@ def cached(
     sources: Sequence[Path],
     read: Callable[[], dict[str, tuple[Tensor, Tensor]]],
     build: dict[str, Any],
-) -> tuple[Dataset, Dataset]:
+) -> tuple[Images, Images]:
     """Decode with `read`, or take the cache, which is named by the sources' paths, sizes and times."""
     stats = [(str(path.resolve()), *stamp(path)) for path in sources]
     key = hashlib.sha256(json.dumps([_FORMAT, stats, len(build["classes"])]).encode()).hexdigest()[:16]

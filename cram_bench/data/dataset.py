@@ -1,44 +1,44 @@
-"""Images and labels as tensors on a device; batches, normalised and augmented there."""
+"""What a data set is, whatever its inputs are: labelled examples, in memory, streamed or tokenized; and batches of any data."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from cram_bench.checks import instance, integer, pairs
-from cram_bench.data.decoding import DataError, dimensions
+from cram_bench.checks import instance, integer, labels_within, pairs
 
 AT_ONCE = 125
 """Images in a batch of an evaluation: few enough for the activations of a small network to stay in the processor's cache."""
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """Images and labels as tensors on one device.
+class Dataset(ABC):
+    """Labelled examples on one device: `Images`, `Streamed` and `Sentences`.
+
+    A kind of data is a frozen dataclass with these attributes and one more, which has an entry an example: images, tokens,
+    or places where they are found. It says what its inputs are, and yields batches of them.
 
     Attributes:
         name: how tables call it.
-        images: uint8, shape (n, channels, height, width).
         labels: shape (n,), values in [0, len(classes)); integers of any size and booleans become int64.
         classes: class names in label order.
-        mean: per channel, of the *training* images scaled to [0, 1]; shape (channels,).
-        std: likewise.
-        flip: whether augmentation may mirror an image.
     """
 
     name: str
-    images: Tensor
     labels: Tensor
     classes: tuple[str, ...]
-    mean: Tensor
-    std: Tensor
-    flip: bool = True
+
+    per_example: ClassVar[str]
+    """Name of the tensor that has, as `labels`, an entry an example."""
+    noun: ClassVar[str] = "images"
+    """What the examples are called."""
+    calibrates: ClassVar[tuple[int, int]] = 2000, 500
+    """How many examples BatchNorm is tuned on by default, and how many of them are a batch."""
 
     def __post_init__(self) -> None:
         if not (self.labels.is_floating_point() or self.labels.is_complex()):  # what else they are, training refuses
@@ -48,23 +48,37 @@ class Dataset:
         return len(self.labels)
 
     def __repr__(self) -> str:
-        shape = "×".join(map(str, self.images.shape[1:]))
-        return f"Dataset({self.name!r}, {len(self):,} images of {shape}, {len(self.classes)} classes)"
+        return f"{type(self).__name__}({self.name!r}, {len(self):,} {self.form}, {len(self.classes)} classes)"
+
+    @property
+    @abstractmethod
+    def form(self) -> str:
+        """What one input is, in words: ``images of 3 × 32 × 32``."""
+
+    @property
+    @abstractmethod
+    def preparation(self) -> str:
+        """What is done to the examples before a network gets them, in words."""
+
+    @property
+    @abstractmethod
+    def trial(self) -> Tensor:
+        """Two inputs as a network gets them, to try one on; of what is streamed, zeros."""
+
+    @property
+    @abstractmethod
+    def image_size(self) -> int:
+        """Height of an image in pixels; of sentences, tokens of the longest."""
+
+    @property
+    def channels(self) -> int:
+        """Numbers at a place of an input: 1 or 3 of a pixel, 1 of a token, its id."""
+        return 1
 
     @property
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.classes)
-
-    @property
-    def channels(self) -> int:
-        """Image channels, 1 or 3."""
-        return self.images.shape[1]
-
-    @property
-    def image_size(self) -> int:
-        """Height of the images in pixels."""
-        return self.images.shape[2]
 
     @property
     def majority(self) -> float:
@@ -79,68 +93,84 @@ class Dataset:
 
     @property
     def at_once(self) -> int | None:
-        """Images that a batch should have at most where nobody learns from it; None for any number."""
+        """Examples that a batch should have at most where nobody learns from it; None for any number."""
         return None
 
-    def to(self, device: torch.device | str) -> Dataset:
-        """Return the data set with its tensors on `device`."""
-        moved = {name: getattr(self, name).to(device) for name in ("images", "labels", "mean", "std")}
-        return replace(self, **moved)
+    @property
+    def steady(self) -> bool:
+        """Whether batches are at hand and all of one shape, so that a long training repays its compilation."""
+        return False
 
-    def take(self, indices: Sequence[int] | Tensor) -> Dataset:
-        """Return the images at `indices`, in that order."""
+    @property
+    def tiny(self) -> bool:
+        """Whether an input is so small that several threads would only wait for each other."""
+        return False
+
+    def pictures(self, indices: Sequence[int] | Tensor) -> Tensor | None:
+        """Return the examples at `indices` to look at, uint8 (n, channels, height, width); None where they cannot be shown."""
+        return None
+
+    def check(self) -> None:
+        """Refuse data that cannot be trained on.
+
+        Raises:
+            ValueError: there are none, or labels are not integers, not one an example, or not of the classes.
+        """
+        if not len(self):
+            raise ValueError("the data to train on are empty")
+        for _, labels in pairs([(getattr(self, self.per_example), self.labels)]):
+            labels_within(labels, self.num_classes)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return the data set with its tensors on `device`."""
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        return self._but(**{name: value.to(device) for name, value in tensors.items() if isinstance(value, Tensor)})
+
+    def take(self, indices: Sequence[int] | Tensor) -> Self:
+        """Return the examples at `indices`, in that order."""
         indices = torch.as_tensor(indices, device=self.labels.device)
         if not len(indices):
             indices = indices.long()  # an empty list has no type
-        return replace(self, images=self.images[indices], labels=self.labels[indices])
+        return self._but(**{name: getattr(self, name)[indices] for name in (self.per_example, "labels")})
 
     def sample(self, count: int, seed: int = 0) -> Dataset:
-        """Return `count` images drawn without replacement; all, in order, when there are no more than that."""
-        integer("images of a sample", count, 1)
-        if count >= len(self):
-            return self
-        order = shuffled(len(self), torch.Generator().manual_seed(seed))
-        return self.take(order[:count].sort().values)
+        """Return `count` examples drawn without replacement; all, in order, when there are no more than that.
+
+        Images are in memory then, also where they were streamed.
+        """
+        return self._drawn(count, seed)
 
     def calibration(
-        self, count: int = 2000, augment: bool = True, seed: int = 0, batch_size: int = 500
+        self, count: int | None = None, augment: bool = True, seed: int = 0, batch_size: int | None = None
     ) -> list[tuple[Tensor, Tensor]]:
-        """Return batches for BatchNorm tuning: about `count` random images in equal batches, augmented as in training.
+        """Return batches for BatchNorm tuning: about `count` random examples in equal batches, augmented as in training.
 
         Augmented, because BatchNorm's statistics were those of augmented images while the weights were trained: on
-        a dense network such batches give back the statistics of the training, and plain images others.
+        a dense network such batches give back the statistics of the training, and plain images others. By default 2,000
+        examples in batches of 500, of what is streamed 1,000 in batches of 125.
         """
-        sample = self.sample(count, seed)
-        integer("batch_size", batch_size, 1)
-        size = len(sample) // math.ceil(len(sample) / batch_size)  # equal batches leave out the fewest
+        usual, together = self.calibrates
+        sample = self._drawn(usual if count is None else count, seed)
+        most = together if batch_size is None else integer("batch_size", batch_size, 1)
+        size = len(sample) // math.ceil(len(sample) / most)  # equal batches leave out the fewest
         return list(sample.batches(size, seed=seed, augment=augment, drop_last=True, channels_last=True))
 
-    def resized(self, size: int) -> Dataset:
-        """Return the images scaled to `size` × `size` pixels (bilinear, antialiased) and three channels.
+    def resized(self, size: int) -> Self:
+        """Return the images scaled to `size` × `size` pixels.
 
-        For a network that was trained on images of another size. Mean and standard deviation stay.
+        Raises:
+            ValueError: the examples are not images in memory.
         """
-        integer("size", size, 1)
-        if self.images.shape[1:] == (3, size, size):
-            return self
-        options = {"size": (size, size), "mode": "bilinear", "antialias": True, "align_corners": False}
-        scaled = torch.cat([F.interpolate(part.float(), **options) for part in self.images.split(1000)])  # type: ignore[arg-type]
-        images = scaled.round().clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
-        mean, std = (value.expand(3).clone() for value in (self.mean, self.std))
-        return replace(self, images=images, mean=mean, std=std)
+        raise ValueError(f"{self.name} holds {self.form}, which are not scaled: leave resize out")
 
-    def split(self, count: int, seed: int = 0) -> tuple[Dataset, Dataset]:
-        """Split off `count` random images: (the rest, those). For validation; the test set is for the final word."""
-        if integer("held out images", count, 1) >= len(self):
-            raise ValueError(f"cannot hold out {count} of {len(self)} images")
+    def split(self, count: int, seed: int = 0) -> tuple[Self, Self]:
+        """Split off `count` random examples: (the rest, those). For validation; the test set is for the final word."""
+        if integer(f"held out {self.noun}", count, 1) >= len(self):
+            raise ValueError(f"cannot hold out {count} of {len(self)} {self.noun}")
         order = shuffled(len(self), torch.Generator().manual_seed(seed))
         return self.take(order[count:].sort().values), self.take(order[:count].sort().values)
 
-    def normalise(self, images: Tensor) -> Tensor:
-        """Scale uint8 images to zero mean and unit variance per channel: (x/255 − mean)/std, float32."""
-        scale = 1 / (255 * self.std)
-        return torch.addcmul((-self.mean / self.std).view(-1, 1, 1), images.float(), scale.view(-1, 1, 1))
-
+    @abstractmethod
     def batches(
         self,
         batch_size: int,
@@ -154,45 +184,44 @@ class Dataset:
         """Yield (inputs, labels) once over the data.
 
         Args:
-            batch_size: images per batch; the last one may be smaller.
+            batch_size: examples per batch; the last one may be smaller.
             seed: shuffles, and drives augmentation; None keeps the order of the data.
-            augment: random crop after padding by an eighth of the side with black, and a mirror where `flip` allows.
+            augment: change images at random, as their kind of data says; nothing is done to sentences.
             drop_last: leave out a last batch that is smaller.
-            channels_last: lay the inputs out channel-innermost.
-            share: (r, n) yields of every batch the images r, r + n, r + 2n …, drawn and augmented as in the whole batch;
+            channels_last: lay images out channel-innermost.
+            share: (r, n) yields of every batch the examples r, r + n, r + 2n …, drawn and augmented as in the whole batch;
                 nothing where that is none.
 
         Yields:
-            Normalised float32 inputs (b, channels, height, width) and int64 labels (b,).
+            Normalised float32 inputs (b, channels, height, width) of images, or token ids, int64 (b, length); and int64
+            labels (b,).
 
         Raises:
             ValueError: the batch size is not positive, larger than the data while `drop_last`, or augmentation
                 has no seed.
         """
-        self._check(batch_size, seed, augment, drop_last)
-        rank, world = share
-        generator = torch.Generator().manual_seed(seed or 0)
-        order = torch.arange(len(self), device="cpu") if seed is None else shuffled(len(self), generator)
-        end = len(self) - len(self) % batch_size if drop_last else len(self)
-        for start in range(0, end, batch_size):
-            whole = order[start : min(start + batch_size, end)].to(self.labels.device)
-            index = whole[rank::world]
-            images = self.images[index]
-            if augment:
-                images = augmented(images, generator, self.flip, share=(rank, world, len(whole)))
-            if not len(index):
-                continue
-            inputs = self.normalise(images)
-            if channels_last:
-                inputs = inputs.contiguous(memory_format=torch.channels_last)
-            yield inputs, self.labels[index]
 
-    def _check(self, batch_size: int, seed: int | None, augment: bool, drop_last: bool) -> None:
+    def _order(
+        self, batch_size: int, seed: int | None, augment: bool, drop_last: bool
+    ) -> tuple[Tensor, torch.Generator]:
+        """Check what `batches` is asked for; return the places of the examples as they come, and the generator that drew them."""
         integer("batch_size", batch_size, 1)
         if drop_last and batch_size > len(self):
-            raise ValueError(f"batch_size {batch_size} is larger than the data, {len(self)} images")
+            raise ValueError(f"batch_size {batch_size} is larger than the data, {len(self)} {self.noun}")
         if augment and seed is None:
             raise ValueError("augmentation is random and needs a seed")
+        generator = torch.Generator().manual_seed(seed or 0)
+        order = torch.arange(len(self), device="cpu") if seed is None else shuffled(len(self), generator)
+        return order[: len(self) - len(self) % batch_size] if drop_last else order, generator
+
+    def _drawn(self, count: int, seed: int) -> Self:
+        if integer(f"{self.noun} of a sample", count, 1) >= len(self):
+            return self
+        order = shuffled(len(self), torch.Generator().manual_seed(seed))
+        return self.take(order[:count].sort().values)
+
+    def _but(self, **changes: Any) -> Self:
+        return replace(self, **changes)  # type: ignore[type-var]
 
 
 Batches = Dataset | Iterable[Any]
@@ -219,69 +248,3 @@ def batches_of(
 def shuffled(count: int, generator: torch.Generator) -> Tensor:
     """Return the numbers below `count` in an order drawn from a CPU generator, the same under any default device."""
     return torch.randperm(count, generator=generator, device="cpu")
-
-
-def augmented(
-    images: Tensor, generator: torch.Generator, flip: bool = True, share: tuple[int, int, int] | None = None
-) -> Tensor:
-    """Crop every image at random after padding by an eighth of its side (4 pixels of 32), and mirror half of them.
-
-    Args:
-        images: shape (b, channels, height, width), any dtype; padding is zero.
-        generator: a CPU generator, so that every device draws the same.
-        flip: whether to mirror.
-        share: (r, n, whole): `images` are those at r, r + n, r + 2n … of a batch of `whole` images, and get what they would
-            get there.
-
-    Returns:
-        A tensor of the same shape and dtype, on the same device.
-    """
-    count, _, height, width = images.shape
-    rank, world, whole = share or (0, 1, count)
-    pad = max(1, height // 8)
-    padded = torch.nn.functional.pad(images, (pad, pad, pad, pad))
-    top, left = torch.randint(2 * pad + 1, (2, whole), generator=generator, device="cpu")[:, rank::world]
-    rows = top[:, None] + torch.arange(height, device="cpu")
-    columns = left[:, None] + torch.arange(width, device="cpu")
-    if flip:
-        coins = torch.rand(whole, generator=generator, device="cpu", dtype=torch.float32)
-        mirror = coins[rank::world] < 0.5
-        columns = torch.where(mirror[:, None], columns.flip(1), columns)
-    rows, columns = rows.to(images.device), columns.to(images.device)
-    # Advanced indices around a slice move the channels to the back; gather there and bring them forward again.
-    picked = padded[torch.arange(count, device=images.device)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-    return picked.permute(0, 3, 1, 2)
-
-
-def built(
-    name: str, arrays: dict[str, tuple[Tensor, Tensor]], classes: tuple[str, ...], flip: bool
-) -> tuple[Dataset, Dataset]:
-    """Return the training and the test set of decoded images, both normalised by the training images.
-
-    Raises:
-        DataError: numbers, labels or shapes do not go together.
-    """
-    for split, (images, labels) in arrays.items():
-        if len(images) != len(labels):
-            raise DataError(f"{name} {split} has {len(images)} images and {len(labels)} labels")
-        if wrong := labels[(labels < 0) | (labels >= len(classes))].tolist():
-            raise DataError(f"{name} {split} has the label {wrong[0]}; labels run from 0 to {len(classes) - 1}")
-    if arrays["train"][0].shape[1:] != arrays["test"][0].shape[1:]:
-        shapes = [dimensions(tuple(images.shape[1:])) for images, _ in arrays.values()]
-        raise DataError(f"{name}: training images are {shapes[0]}, test images {shapes[1]}; all must be alike")
-    mean, std = _moments(arrays["train"][0])
-    train, test = (Dataset(name, *arrays[split], classes, mean, std, flip) for split in ("train", "test"))
-    return train, test
-
-
-def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Exact mean and standard deviation per channel of uint8 images scaled to [0, 1], from their histograms."""
-    values = torch.arange(256, dtype=torch.float64, device="cpu") / 255
-    means, stds = [], []
-    for channel in range(images.shape[1]):
-        counts = torch.bincount(images[:, channel].reshape(-1), minlength=256).double()
-        mean = (counts * values).sum() / counts.sum()
-        means.append(mean)
-        stds.append(((counts * (values - mean).square()).sum() / counts.sum()).sqrt())
-    std = torch.stack(stds)
-    return torch.stack(means).float(), torch.where(std > 0, std, torch.ones_like(std)).float()

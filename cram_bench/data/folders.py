@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from cram_bench.data.cache import cached
-from cram_bench.data.dataset import Dataset
 from cram_bench.data.decoding import SUFFIXES, DataError, alike, any_colour, contents, decode
+from cram_bench.data.images import Images
 
 TEST = ("test", "val", "valid", "validation")
 """Names of the folder of test images; the first that is there is read."""
@@ -70,7 +70,7 @@ def images_of(folder: Path, splits: Iterable[str] = ("train",)) -> list[Path]:
     return [file for by_class in found for name in sorted(by_class) for file in by_class[name]]
 
 
-def load_folder(folder: Path, flip: bool = True) -> tuple[Dataset, Dataset]:
+def load_folder(folder: Path, flip: bool = True) -> tuple[Images, Images]:
     """Return the training and the test images of a folder laid out so, all of one size.
 
     Raises:

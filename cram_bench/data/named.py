@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from cram_bench.checks import instance, integer, one_line, shown, suggestion
-from cram_bench.data import streaming
+from cram_bench.data import sentences, streaming
 from cram_bench.data.cache import cache_root, cached
-from cram_bench.data.dataset import Dataset, built, shuffled
+from cram_bench.data.dataset import Dataset, shuffled
 from cram_bench.data.decoding import DataError, any_colour, contents, decode, stamp
 from cram_bench.data.folders import TEST, images_of, load_folder
+from cram_bench.data.images import Images, built
 from cram_bench.data.parquet import read_parquet, shards
+from cram_bench.data.sentences import SENTENCES
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,6 @@ TORCHVISION = {
         names=("top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"),
     ),
 }
-SENTENCES: dict[str, tuple[str, ...]] = {"sst2": ("negative", "positive")}
-"""Sets of sentences, read by `cram_bench.text`: name → class names in label order."""
 
 
 def data_root(root: str | os.PathLike[str] | None = None) -> Path:
@@ -116,8 +116,9 @@ def load(
     crop: int = 0,
     workers: int | None = None,
     flip: bool = True,
+    model: str = "",
 ) -> tuple[Dataset, Dataset]:
-    """Load the training and the test images of a data set.
+    """Load the training and the test examples of a data set.
 
     Args:
         name: ``digits`` (scikit-learn's, embedded), ``cifar10``, ``cifar100``, ``mnist`` or ``fashion_mnist``, or the
@@ -126,19 +127,21 @@ def load(
             are turned upright by their EXIF, and laid on white where they are transparent.
         root: where named sets lie, by default ``CRAM_BENCH_DATA``, else the user's cache folder. There
             ``root/<name>/{train,test}-*.parquet`` in the layout of the public hub export is used if present;
-            otherwise torchvision's own files, downloaded where the network allows.
+            otherwise torchvision's own files, downloaded where the network allows. Of sentences, ``sst2``,
+            ``root/<name>/{train,test}.tsv`` is read, a sentence TAB a label a line.
         crop: pixels a side of the crops of an image folder that is streamed, which may be larger than memory and hold
             images of any size; see `Streamed`. 0 decodes all of it into memory.
         workers: processes that decode what is streamed; by default one a CPU, eight at most.
         flip: whether augmentation may mirror images; ``digits`` and ``mnist`` never are.
+        model: of sentences, the network that reads them, ``minilm`` or ``hub:NAME``: its own tokenizer makes their ids.
 
     Returns:
-        (train, test), both normalised by the training images; what is streamed, by ImageNet's.
+        (train, test): `Images`, both normalised by the training images; `Streamed`, by ImageNet's; or `Sentences`.
 
     Raises:
         DataError: the set is unknown or missing (the message says how to get it), its content is malformed, or it does
             not fit into memory.
-        ValueError: `crop` is given for a named set.
+        ValueError: `crop` is given for a named set, or sentences are to be read by what has no tokenizer.
     """
     instance("data set", name, (str, os.PathLike), "a name or the path of an image folder")
     instance("flip", flip, bool, "True or False")
@@ -150,7 +153,9 @@ def load(
     if is_folder(name):
         return load_folder(_existing(name), flip)
     if name in SENTENCES:
-        raise DataError(f"{name} is a set of sentences: cram_bench.text.load reads it, by the tokenizer of a model")
+        if not model:
+            raise DataError(f"{name} is a set of sentences, read by the tokenizer of a model: give model='minilm'")
+        return sentences.load(name, model, data_root(root) / name)
     train, test = _digits() if name == "digits" else _images(name, data_root(root))
     return (train, test) if flip else (replace(train, flip=False), replace(test, flip=False))
 
@@ -168,14 +173,14 @@ def _existing(name: str) -> Path:
     return folder
 
 
-def _images(name: str, root: Path) -> tuple[Dataset, Dataset]:
+def _images(name: str, root: Path) -> tuple[Images, Images]:
     if parquet := shards(root / name):
         sources = [path for paths in parquet.values() for path in paths]
         return cached(name, sources, lambda: {s: read_parquet(p) for s, p in parquet.items()}, _named(name))
     return _through_torchvision(name, root)
 
 
-def _digits() -> tuple[Dataset, Dataset]:
+def _digits() -> tuple[Images, Images]:
     package = importlib.util.find_spec("sklearn")  # found, and not imported: that takes longer than all else
     sources = [Path(package.origin)] if package is not None and package.origin else []
     classes = tuple(map(str, range(10)))
@@ -195,7 +200,7 @@ def _read_digits() -> dict[str, tuple[Tensor, Tensor]]:
     return {"train": (images[kept], labels[kept]), "test": (images[held], labels[held])}
 
 
-def _through_torchvision(name: str, root: Path) -> tuple[Dataset, Dataset]:
+def _through_torchvision(name: str, root: Path) -> tuple[Images, Images]:
     import torchvision.datasets
 
     dataset = getattr(torchvision.datasets, TORCHVISION[name].torchvision)

@@ -61,14 +61,7 @@ class Data(Part):
             model: its name, for the tokenizer that sentences need.
             workers: how many processes decode images that are streamed.
         """
-        train: Dataset
-        test: Dataset
-        if self.of_sentences:
-            from cram_bench import text  # it stands above this room
-
-            train, test = text.load(self.dataset, model)
-        else:
-            train, test = load(self.dataset, crop=self.crop, workers=workers, flip=self.flip)
+        train, test = load(self.dataset, crop=self.crop, workers=workers, flip=self.flip, model=model)
         if self.resize:
             train, test = train.resized(self.resize), test.resized(self.resize)
         return train.split(self.holdout, seed=0) if self.holdout else (train, test)

@@ -5,12 +5,11 @@ Order, crops and mirrors follow from the seed and an image's place in the folder
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -19,36 +18,66 @@ from torch import Tensor
 from cram_bench import untrusted
 from cram_bench._defaults import usual_defaults
 from cram_bench.checks import integer, one_line
-from cram_bench.data.dataset import Dataset, shuffled
+from cram_bench.data.dataset import Dataset
 from cram_bench.data.decoding import MOST_BYTES, DataError, decode
 from cram_bench.data.folders import listed
+from cram_bench.data.images import Images, normalised, scale_of
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's training images per channel, as everybody uses them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Streamed(Dataset):
-    """Files and labels. ``images`` holds each image's place in `files`: int64, shape (n,).
+    """Files of images and their labels.
 
     In training an image is cut at random, 8 to 100 % of its area, scaled to the crop and, where `flip` allows, mirrored by a
     coin (`torchvision.transforms.v2.RandomResizedCrop` with its defaults). Otherwise its shorter side is scaled to 8/7 of the
     crop (256 of 224 pixels) and the middle is taken. Colours always, three channels.
 
     Attributes:
+        name: how tables call it.
+        places: each image's place in `files`, int64, shape (n,).
+        labels: shape (n,), values in [0, len(classes)).
+        classes: class names in label order.
+        mean: per channel, what the images are normalised by; shape (3,).
+        std: likewise.
+        flip: whether augmentation may mirror an image.
         folder: where the files are.
         files: paths in it, as bytes in one array, which worker processes share.
         crop: pixels a side of what the network sees.
         workers: processes that decode; 0 decodes in this one.
     """
 
-    folder: str = ""
-    files: np.ndarray = field(default_factory=lambda: np.empty(0, np.bytes_), repr=False)
-    crop: int = 224
-    workers: int = 0
+    per_example: ClassVar[str] = "places"
+    calibrates: ClassVar[tuple[int, int]] = 1000, 125
 
-    def __repr__(self) -> str:
-        return f"Streamed({self.name!r}, {len(self):,} images in crops of {self.crop}, {len(self.classes)} classes)"
+    name: str
+    places: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    mean: Tensor
+    std: Tensor
+    flip: bool
+    folder: str
+    files: np.ndarray
+    crop: int
+    workers: int
+
+    @property
+    def form(self) -> str:
+        """Crops of 3 × height × width."""
+        return f"images in crops of 3 × {self.crop} × {self.crop}"
+
+    @property
+    def preparation(self) -> str:
+        """By which mean and deviation they are normalised."""
+        return scale_of(self.mean, self.std)
+
+    @property
+    def trial(self) -> Tensor:
+        """Zeros: nothing is decoded for this."""
+        return torch.zeros(2, 3, self.crop, self.crop, device=self.labels.device)
 
     @property
     def channels(self) -> int:
@@ -65,21 +94,13 @@ class Streamed(Dataset):
         """As many images as make 64 MiB: activations of large images are large."""
         return max(1, 2**24 // (3 * self.crop**2))
 
-    def sample(self, count: int, seed: int = 0) -> Dataset:
+    def sample(self, count: int, seed: int = 0) -> Images:
         """Return `count` images drawn without replacement, or all, decoded into memory as they are tested."""
-        drawn = super().sample(count, seed)
-        pixels = torch.cat(list(self._pixels(drawn.images.cpu().split(self.at_once)))).to(self.labels.device)
-        return Dataset(self.name, pixels, drawn.labels, self.classes, self.mean, self.std, self.flip)
+        drawn = self._drawn(count, seed)
+        pixels = torch.cat(list(self._pixels(drawn.places.cpu().split(self.at_once)))).to(self.labels.device)
+        return Images(self.name, pixels, drawn.labels, self.classes, self.mean, self.std, self.flip)
 
-    def calibration(
-        self, count: int = 1000, augment: bool = True, seed: int = 0, batch_size: int = 125
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Return batches for BatchNorm tuning as `Dataset.calibration` does, cut at random as in training."""
-        drawn = super().sample(count, seed)
-        size = len(drawn) // math.ceil(len(drawn) / batch_size)
-        return list(drawn.batches(size, seed=seed, augment=augment, drop_last=True, channels_last=True))
-
-    def resized(self, size: int) -> Dataset:
+    def resized(self, size: int) -> Self:
         """Refuse: what is streamed is scaled by its crop.
 
         Raises:
@@ -97,23 +118,20 @@ class Streamed(Dataset):
         channels_last: bool = False,
         share: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (inputs, labels) once over the data, as `Dataset.batches` does.
+        """Yield (inputs, labels) once over the data, as `Dataset.batches` says.
 
         Raises:
             DataError: a file is not readable as an image.
             ValueError: as `Dataset.batches`.
         """
-        self._check(batch_size, seed, augment, drop_last)
-        generator = torch.Generator().manual_seed(seed or 0)
-        order = torch.arange(len(self), device="cpu") if seed is None else shuffled(len(self), generator)
-        end = len(self) - len(self) % batch_size if drop_last else len(self)
+        order, _ = self._order(batch_size, seed, augment, drop_last)
         rank, world = share
-        parts = [part[rank::world] for part in order[:end].split(batch_size)]
+        parts = [part[rank::world] for part in order.split(batch_size)]
         parts = [part for part in parts if len(part)]
-        places, device = self.images.cpu(), self.labels.device
+        places, device = self.places.cpu(), self.labels.device
         wanted = [places[part] for part in parts]
         for part, pixels in zip(parts, self._pixels(wanted, seed if augment else None), strict=True):
-            inputs = self.normalise(pixels.to(device, non_blocking=True))
+            inputs = normalised(pixels.to(device, non_blocking=True), self.mean, self.std)
             if channels_last:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
             yield inputs, self.labels[part.to(device)]

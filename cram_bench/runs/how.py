@@ -65,13 +65,11 @@ class Machine:
 
     def suited(self, experiment: Experiment, train: Dataset) -> Machine:
         """Return what is used where nothing was asked, for a training on these data."""
-        images = train.images.ndim == 4
-        long = images and experiment.epochs * len(train) >= 200_000
-        tiny = images and train.images[0].numel() <= 256
+        long = train.steady and experiment.epochs * len(train) >= 200_000
         return replace(
             self,
             compile=long if self.compile is None else self.compile,
-            threads=1 if self.threads is None and tiny else self.threads,
+            threads=1 if self.threads is None and train.tiny else self.threads,
         )
 
     @contextlib.contextmanager

@@ -212,7 +212,9 @@ def _begin(experiment: Experiment, store: Store, how: Machine, group: Group) -> 
     images = group.broadcast(lambda: fingerprint(experiment.data.dataset))
     train, test = (part.to(how.place) for part in group.in_order(lambda: experiment.load_data(how.workers)))
     if experiment.batch_size > len(train):
-        raise ValueError(f"batch_size {experiment.batch_size} is larger than the training data, {len(train)} images")
+        raise ValueError(
+            f"batch_size {experiment.batch_size} is larger than the training data, {len(train)} {train.noun}"
+        )
     model = experiment.build_model(train)
     check_trainable(model)
     model = model.to(how.place).to(memory_format=torch.channels_last)
@@ -312,21 +314,11 @@ def _inherit(model: nn.Module, experiment: Experiment, store: Store) -> Masks | 
 def _try(model: nn.Module, name: str, train: Dataset) -> None:
     """Refuse, before the first step, a network that could not train on these data, or not be saved afterwards."""
     model.load_state_dict(models.storable(model))
-    size = train.channels, train.image_size, train.image_size
-    if train.images.ndim == 4:
-        inputs = train.normalise(train.images[:2])
-    elif train.images.ndim == 2:  # token ids
-        inputs = train.images[:2]
-    else:  # streamed: nothing is decoded for this
-        inputs = torch.zeros(2, *size, device=train.labels.device)
-    what = (
-        "such sentences" if train.images.ndim == 2 else f"images of {size[0]} × {inputs.shape[2]} × {inputs.shape[3]}"
-    )
     try:
         with modes_kept(model), torch.no_grad():
-            output = model.eval()(fitting(model)(inputs))
+            output = model.eval()(fitting(model)(train.trial))
     except Exception as error:  # whatever the network says
-        raise ValueError(f"model {name!r} cannot take {what}: {one_line(error)}") from error
+        raise ValueError(f"model {name!r} cannot take {train.form}: {one_line(error)}") from error
     logits = logits_of(output)
     if logits.ndim != 2 or logits.shape[1] < train.num_classes:
         wanted = f"logits of shape (n, {train.num_classes}), one a class"

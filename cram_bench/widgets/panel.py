@@ -225,7 +225,7 @@ class Explorer:
         self.curve.value = texts.picture(figure, _ALT["curve"])
 
     def _show_flips(self) -> None:
-        if not self.runs.value or self.sample.images.ndim != 4:
+        if not self.runs.value:
             self.flips.value = ""
             return
         label = self.runs.value[0]
@@ -233,13 +233,16 @@ class Explorer:
         dense, found = subject.answer(Magnitude(0.0), False), subject.answer(self.compressor, self.tune.value)
         changed = (dense.classes != found.classes).nonzero().flatten()
         order = changed[dense.confidence[changed].argsort(descending=True)][:12]
+        pictures = self.sample.pictures(order)
+        if pictures is None:  # of sentences
+            return
         names = self.sample.classes
         captions = [
             f"{names[dense.classes[i]]} → {names[found.classes[i]]}\n({names[self.sample.labels[i]]})"
             for i in order.tolist()
         ]
         title = f"{label}: {len(changed)} of {len(self.sample)} predictions change"
-        self.flips.value = texts.picture(plots.examples(self.sample.images[order], captions, title), _ALT["flips"])
+        self.flips.value = texts.picture(plots.examples(pictures, captions, title), _ALT["flips"])
 
     def _show_layers(self, current: Callable[[], bool]) -> bool:
         tables = {label: layer_profile(self._subjects[label].model, self.compressor) for label in self.runs.value}

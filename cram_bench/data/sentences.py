@@ -1,53 +1,78 @@
-"""Sentences as token ids, in the shape of the image data sets: what trains and probes one does the other.
+"""Sentences as token ids: what trains and probes images does them.
 
-A sentence set is a folder with ``train.tsv`` and ``test.tsv``, a sentence TAB a label a line. A new named set is a
-line in `cram_bench.data.SENTENCES`.
+A set of sentences is a folder with ``train.tsv`` and ``test.tsv``, a sentence TAB a label a line. A new named set is a
+line in `SENTENCES`.
 """
 
 from __future__ import annotations
 
 import codecs
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from cram_bench import untrusted
 from cram_bench._defaults import usual_defaults
-from cram_bench.checks import integer, one_line, unknown
-from cram_bench.data import SENTENCES, DataError, Dataset, data_root
-from cram_bench.data.dataset import shuffled
+from cram_bench.checks import one_line
+from cram_bench.data.dataset import Dataset, shuffled
+from cram_bench.data.decoding import DataError
 from cram_bench.models.encoder import tokenizer
 
+SENTENCES: dict[str, tuple[str, ...]] = {"sst2": ("negative", "positive")}
+"""Sets of sentences: name → class names in label order."""
 MOST = 100_000
 """Bytes that a line may have: a tokenizer reads all of a sentence before it cuts it."""
+LONGEST = 128
+"""Tokens that a sentence is cut to."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sentences(Dataset):
-    """Token ids and labels. ``images`` holds the ids: int64, shape (n, length), padded at the end with `pad`.
+    """Token ids and labels.
 
     Batches are cut to their longest sentence, and shuffled ones group sentences of similar length, eight batches
     at a time, because a batch costs what its longest sentence does. Nothing is augmented.
+
+    Attributes:
+        name: how tables call it.
+        ids: int64, shape (n, length), padded at the end with `pad`.
+        labels: shape (n,), values in [0, len(classes)).
+        classes: class names in label order.
+        pad: the id that stands for no token.
     """
 
+    per_example: ClassVar[str] = "ids"
+    noun: ClassVar[str] = "sentences"
+
+    name: str
+    ids: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
     pad: int = 0
 
-    def __repr__(self) -> str:
-        return f"Sentences({self.name!r}, {len(self):,} sentences, {len(self.classes)} classes)"
+    @property
+    def form(self) -> str:
+        """Sentences, and how long they may be."""
+        return f"sentences of up to {self.image_size} tokens"
 
     @property
-    def channels(self) -> int:
-        """1, so that the shape of the data can be written like that of images."""
-        return 1
+    def preparation(self) -> str:
+        """How they are padded."""
+        return f"sentences as ids of the model's tokenizer, padded with {self.pad}"
+
+    @property
+    def trial(self) -> Tensor:
+        """The ids of the first two."""
+        return self.ids[:2]
 
     @property
     def image_size(self) -> int:
         """Tokens of the longest sentence."""
-        return self.images.shape[1]
+        return self.ids.shape[1]
 
     def batches(
         self,
@@ -59,17 +84,11 @@ class Sentences(Dataset):
         channels_last: bool = False,
         share: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (ids, labels) once over the data, as `Dataset.batches` does; `augment` and `channels_last` do nothing."""
-        integer("batch_size", batch_size, 1)
-        if drop_last and batch_size > len(self):
-            raise ValueError(f"batch_size {batch_size} is larger than the data, {len(self)} sentences")
-        end = len(self) - len(self) % batch_size if drop_last else len(self)
-        lengths = (self.images != self.pad).sum(1).cpu()
-        if seed is None:
-            parts = list(torch.arange(end, device="cpu").split(batch_size))
-        else:
-            generator = torch.Generator().manual_seed(seed)
-            order = shuffled(len(self), generator)[:end]
+        """Yield (ids, labels) once over the data, as `Dataset.batches` says; `augment` and `channels_last` do nothing."""
+        order, generator = self._order(batch_size, seed, False, drop_last)
+        lengths = (self.ids != self.pad).sum(1).cpu()
+        parts = list(order.split(batch_size))
+        if seed is not None:
             chunks = [chunk[lengths[chunk].argsort(stable=True)] for chunk in order.split(8 * batch_size)]
             sorted_parts = [part for chunk in chunks for part in chunk.split(batch_size)]
             # Shuffled again, among the batches and within each: a half of a batch must not be the shorter half.
@@ -80,50 +99,32 @@ class Sentences(Dataset):
         rank, world = share
         for part in parts:
             index = part[rank::world].to(self.labels.device)
-            if not len(index):
-                continue
-            yield self.images[index, : int(lengths[part].max())], self.labels[index]
+            if len(index):
+                yield self.ids[index, : int(lengths[part].max())], self.labels[index]
 
 
-def load(
-    name: str, model: str, root: str | os.PathLike[str] | None = None, longest: int = 128
-) -> tuple[Dataset, Dataset]:
+def load(name: str, model: str, folder: Path) -> tuple[Sentences, Sentences]:
     """Load the training and the test sentences, as the ids of a model's own tokenizer.
 
     Args:
-        name: one of `cram_bench.data.SENTENCES`; ``root/name/{train,test}.tsv`` is read.
+        name: one of `SENTENCES`.
         model: name of a model as `cram_bench.models.create` knows it, ``minilm`` or ``hub:NAME``.
-        root: by default ``CRAM_BENCH_DATA``, else the user's cache folder.
-        longest: tokens a sentence is cut to.
+        folder: has ``train.tsv`` and ``test.tsv``.
 
     Raises:
         DataError: a file is missing, or a line is not a sentence TAB a label, or longer than `MOST` bytes.
-        ValueError: the set is unknown, the model has no tokenizer, or `longest` is not positive.
+        ValueError: the model has no tokenizer.
     """
-    if name not in SENTENCES:
-        raise DataError(unknown("set of sentences", name, list(SENTENCES)))
-    integer("longest", longest, 1)
-    folder = data_root(root) / name
-    read = {split: _read(folder / f"{split}.tsv", len(SENTENCES[name])) for split in ("train", "test")}
+    read = [_read(folder / f"{split}.tsv", len(SENTENCES[name])) for split in ("train", "test")]
     encode = tokenizer(model)
     encode.padding_side = "right"  # batches are cut there
-    none = torch.zeros(1, device="cpu", dtype=torch.float32)
+    options = {"padding": True, "truncation": True, "max_length": LONGEST, "return_tensors": "pt"}
     parts = []
-    for sentences, labels in read.values():
+    for sentences, labels in read:
         with usual_defaults():
-            ids = encode(sentences, padding=True, truncation=True, max_length=longest, return_tensors="pt")["input_ids"]
-        parts.append(
-            Sentences(
-                name,
-                ids,
-                torch.tensor(labels, device="cpu"),
-                SENTENCES[name],
-                none,
-                none + 1,
-                False,
-                encode.pad_token_id,
-            )
-        )
+            ids = encode(sentences, **options)["input_ids"]
+        known = torch.tensor(labels, device="cpu")
+        parts.append(Sentences(name, ids, known, SENTENCES[name], encode.pad_token_id))
     return parts[0], parts[1]
 
 
