@@ -90,6 +90,9 @@ class World:
         options = {"train": self.few, "epochs": 1, "batch_size": 20, "model": self.model, "optimizer": self.base}
         return fit(**(options | changes))
 
+    def layerwise(self, rest):
+        return cb.prune.apply_(self.model, f"exactobs{rest}", self.few)
+
     def labelled(self, labels):
         return [(self.pairs[0][0], labels)]
 
@@ -495,6 +498,47 @@ MODELS = [
     ("masks: of another model", lambda w: Masks({"x": torch.ones(1)}).apply_(w.model), ValueError, ("'x'", "ConvNet")),
     ("masks: no file", lambda w: Masks.load(w.tmp / "none"), OSError, ("none",)),
     ("masks: truncated", lambda w: Masks.load(w.file("m.safetensors")), ValueError, ("m.safetensors", "safetensors:")),
+    ("layerwise: ends", lambda w: w.layerwise("(ends=open)@0.5"), ValueError, ("ends", "dense or pruned", "'open'")),
+    (
+        "layerwise: scope",
+        lambda w: w.layerwise("(scope=row)@0.5"),
+        ValueError,
+        ("scope", "uniform or global", "'row'"),
+    ),
+    ("layerwise: damping", lambda w: w.layerwise("(damping=0)@0.5"), ValueError, ("damping", "positive", "0")),
+    ("layerwise: few", lambda w: w.layerwise("@0.5"), ValueError, ("1,024 examples", "40")),
+    ("layerwise: too many", lambda w: w.layerwise("(samples=40)@0.999"), ValueError, ("0.999", "ends=pruned")),
+    (
+        "layerwise: black images",
+        lambda w: cb.prune.apply_(w.model, "sparsegpt(samples=20)@0.5", [(w.pairs[0][0] * 0, w.pairs[0][1])]),
+        ValueError,
+        ("all inputs", "are zero", "exclude"),
+    ),
+    (
+        "layerwise: an input that is infinite",
+        lambda w: cb.prune.apply_(w.model, "exactobs(samples=20)@0.5", [(w.pairs[0][0] * INF, w.pairs[0][1])]),
+        ValueError,
+        ("not finite",),
+    ),
+    ("statistics: no batch", lambda w: cb.compress.layer_statistics(w.model, []), ValueError, ("at least one batch",)),
+    (
+        "statistics: a set",
+        lambda w: cb.compress.layer_statistics(w.model, w.few),
+        TypeError,
+        ("calibration()", "Dataset"),
+    ),
+    (
+        "statistics: other batches",
+        lambda w: cb.compress.correct_statistics(w.model, cb.compress.layer_statistics(w.model, w.pairs), w.pairs[:1]),
+        ValueError,
+        ("2 batches", "the same batches"),
+    ),
+    (
+        "statistics: no reference",
+        lambda w: cb.compress.correct_statistics(w.model, None, w.pairs),
+        TypeError,
+        ("layer_statistics", "None"),
+    ),
     ("tuning: no batch", lambda w: cb.compress.tune_batchnorm(w.model, []), ValueError, ("at least two values", "0")),
     ("tuning: none", lambda w: cb.compress.tune_batchnorm(w.model, None), TypeError, ("batches of inputs", "None")),
     ("tuning: a set", lambda w: cb.compress.tune_batchnorm(w.model, w.few), TypeError, ("calibration()", "Dataset")),
