@@ -7,11 +7,10 @@ import importlib.util
 import math
 import numbers
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+if TYPE_CHECKING:  # what refuses a wrong number or name needs no torch
+    from torch import Tensor, nn
 
 
 def shown(value: Any, most: int = 120) -> str:
@@ -127,6 +126,8 @@ def pairs(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
 
     Inputs may be anything that the model takes; the labels must be a tensor, and are given as int64.
     """
+    from torch import Tensor
+
     for batch in batches:
         if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor)):
             single = isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], numbers.Integral)
@@ -150,6 +151,8 @@ def pairs(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
 
 def initialised(model: nn.Module) -> None:
     """Refuse a lazy model that has not run yet, and one on the meta device, which has shapes alone."""
+    from torch.nn.parameter import is_lazy
+
     tensors = [*model.named_parameters(), *model.named_buffers()]
     if lazy := [name for name, tensor in tensors if is_lazy(tensor)]:
         raise ValueError(f"{lazy[0]!r} is not initialised yet: call the model on one batch before this")
@@ -160,7 +163,7 @@ def initialised(model: nn.Module) -> None:
 def labels_within(labels: Tensor, classes: int) -> None:
     """Refuse labels outside [0, classes): on a GPU they would end the process, not the call."""
     if len(labels):
-        low, high = (int(value) for value in torch.aminmax(labels))
+        low, high = (int(value) for value in labels.aminmax())
         if low < 0 or high >= classes:
             wrong = low if low < 0 else high
             raise ValueError(f"labels must be from 0 to {classes - 1}, for there are {classes} classes, not {wrong}")

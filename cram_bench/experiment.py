@@ -6,6 +6,7 @@ that papers describe are in `recipes`.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -117,7 +118,7 @@ class Experiment(Part):
         """
         return self.epochs * self.step.cost()
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
         """Hash of the settings that differ from the defaults: adding a setting keeps old runs addressable."""
         text = json.dumps(self.changed(), sort_keys=True)
@@ -230,7 +231,8 @@ def differing(experiments: Sequence[Experiment], besides: Sequence[str] = ()) ->
     """Return the settings in which experiments differ; one that an experiment lacks counts as `ORIGINAL` has it."""
     left_out = {"step", *besides}  # the method tells the step
     asked = [name for name in names() if name not in left_out]
-    return [name for name in asked if len({json.dumps(setting(each, name)) for each in experiments}) > 1]
+    known = [{**ORIGINAL, **each.settings()} for each in experiments]
+    return [name for name in asked if len({json.dumps(settings.get(name, "")) for settings in known}) > 1]
 
 
 def _check_apart(kinds: Sequence[type[Part]], given: Mapping[str, Any] = {}) -> None:

@@ -70,6 +70,11 @@ def check_writable(folder: str | os.PathLike[str], name: str) -> Path:
     return path
 
 
+def cache_root() -> Path:
+    """Return ``$XDG_CACHE_HOME/cram_bench``, by default ``~/.cache/cram_bench``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cram_bench"
+
+
 def write(path: Path, content: str | bytes, sync: bool = True) -> None:
     """Write a text (UTF-8) or bytes to `path`, whole or not at all; see `whole`."""
     with whole(path, sync) as part:

@@ -482,7 +482,8 @@ def test_a_table_reads_only_what_has_changed(tmp_path, trained, touched):
         if not memory:
             index._rows.clear()
         assert touched(store.root, store.table).equals(before)
-        assert touched.files == ([] if memory else [f".index/rows-{index.version()}.jsonl"])
+        opened = [f".index/rows-{index.version()}.jsonl", ".index/versions.json"]
+        assert sorted(touched.files) == ([] if memory else opened)
     assert cb.sweep.table([tiny(seed=seed) for seed in range(60)], store)["epoch"].tolist() == [1] * 60
     runs = store.runs()
     assert touched(store.root, lambda: cb.runs.summary(runs))["run"].tolist() == [run.id for run in runs]
@@ -497,7 +498,7 @@ def test_a_table_reads_only_what_has_changed(tmp_path, trained, touched):
 
 
 def index_files(store):
-    return sorted((store.root / ".index").iterdir())
+    return sorted(path for path in (store.root / ".index").iterdir() if path.name != "versions.json")
 
 
 def seeds(store):
@@ -575,6 +576,65 @@ def test_two_versions_side_by_side_keep_an_index_each(tmp_path, trained, monkeyp
         monkeypatch.setattr(index, "version", lambda version=version: version)
         assert seeds(store) == expected
     assert len(index_files(store)) == 4
+
+
+LISTS = """
+import contextlib, io, json, os, sys
+os.environ["CRAM_BENCH_RUNS"] = sys.argv[1]
+from cram_bench.cli import main
+with contextlib.redirect_stdout(io.StringIO()) as said:
+    assert main(["runs", "--csv"]) == 0
+print(json.dumps([said.getvalue(), "torch" in sys.modules]))
+"""
+
+
+def listed(store):
+    """Return what `cram-bench runs --csv` prints in a process of its own, and whether that loaded torch."""
+    call = [sys.executable, "-c", LISTS, str(store.root)]
+    said = subprocess.run(call, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True)
+    return json.loads(said.stdout)
+
+
+def test_known_runs_are_listed_without_torch(tmp_path, trained):
+    store = stocked(tmp_path / "store", trained, 40)
+    for seed, name in ((90, "checkpoint.pt"), (91, "failed.json")):
+        begun = store.root / ".training" / tiny(seed=seed).id
+        begun.mkdir(parents=True)
+        (begun / "settings.json").write_text(json.dumps(tiny(seed=seed).settings()))
+        (begun / name).write_text('{"reason": "diverged"}')
+    aged(store)
+    for path in store.root.glob(".training/*/*"):
+        os.utime(path, (path.stat().st_mtime - 60,) * 2)
+    expected, torch_too = listed(store)
+    assert torch_too
+    assert expected.count("finished") == 40
+    assert expected.count("interrupted") == expected.count("failed") == 1
+    assert listed(store) == [expected, False]
+
+    versions = store.root / ".index" / "versions.json"
+    for damage in (b"", b"00000000 {}", b"\xff"):  # read again, and noted again
+        versions.write_bytes(damage)
+        assert listed(store) == [expected, True]
+        assert listed(store) == [expected, False]
+
+
+def test_the_version_of_another_source_or_of_parts_of_ones_own_is_not_taken(tmp_path, trained, monkeypatch):
+    store = aged(stocked(tmp_path / "store", trained, 40))
+    versions = store.root / ".index" / "versions.json"
+    monkeypatch.setattr(index, "source", lambda: "another")
+    monkeypatch.setattr(index, "_only_ours", lambda: False)
+    assert len(store.table()) == 40
+    assert len(store.table()) == 40
+    assert not versions.exists()
+    monkeypatch.setattr(index, "_only_ours", lambda: True)
+    assert seeds(store) == sorted(range(40), key=str)
+    assert json.loads(versions.read_text().partition(" ")[2]) == {"another": index.version()}
+    monkeypatch.undo()
+    assert listed(store)[1]
+    assert json.loads(versions.read_text().partition(" ")[2]) == {
+        "another": index.version(),
+        index.source(): index.version(),
+    }
 
 
 def test_a_store_that_cannot_be_written_is_indexed_in_memory(tmp_path, trained, monkeypatch, touched):

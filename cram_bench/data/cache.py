@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,14 +16,9 @@ from cram_bench import untrusted
 from cram_bench.checks import one_line
 from cram_bench.data.decoding import stamp
 from cram_bench.data.images import Images, built
-from cram_bench.files import write_tensors
+from cram_bench.files import cache_root, write_tensors
 
 _FORMAT = 3  # of the cache; raise it when its content changes
-
-
-def cache_root() -> Path:
-    """Return ``$XDG_CACHE_HOME/cram_bench``, by default ``~/.cache/cram_bench``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cram_bench"
 
 
 @dataclass

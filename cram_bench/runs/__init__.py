@@ -12,11 +12,15 @@ environment.json holds the SHA-256 of all files, itself included, and every read
 
 from __future__ import annotations
 
-from cram_bench.runs.environment import commit, machine
-from cram_bench.runs.how import Machine
-from cram_bench.runs.publishing import copy
-from cram_bench.runs.store import Run, RunError, Store, describe, summary
-from cram_bench.runs.training import Checkpoint, ensure, ensure_all
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cram_bench.runs.environment import commit, machine
+    from cram_bench.runs.how import Machine
+    from cram_bench.runs.publishing import copy
+    from cram_bench.runs.store import Run, RunError, Store, describe, summary
+    from cram_bench.runs.training import Checkpoint, ensure, ensure_all
 
 __all__ = [
     "Checkpoint",
@@ -32,3 +36,26 @@ __all__ = [
     "machine",
     "summary",
 ]
+
+# Loaded when first used: a store of many runs is listed without torch, which takes longer than the list.
+_WHERE = {
+    "environment": ("commit", "machine"),
+    "how": ("Machine",),
+    "index": (),
+    "publishing": ("copy",),
+    "store": ("Run", "RunError", "Store", "describe", "summary"),
+    "training": ("Checkpoint", "ensure", "ensure_all"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _WHERE.items():
+        if name == module:
+            return importlib.import_module(f"{__name__}.{module}")
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_WHERE])

@@ -6,6 +6,12 @@
 Both are named by the settings' defaults, on which ids depend: versions of this package side by side keep an index each. A line
 and a file carry a checksum; what does not match it, such as the last line of a writer that was killed, is read from the
 folders again. A store that cannot be written is indexed in memory.
+
+The settings' defaults stand beside the code that trains, which needs torch. Which they are is therefore noted, too:
+
+    store/.index/versions.json       checksum of this package's source → the name of its defaults
+
+so that a list of runs that are all known is made without torch.
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ import itertools
 import json
 import os
 import re
+import sys
 import time
 import zlib
 from collections.abc import Callable, Iterable
@@ -25,10 +32,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cram_bench.experiment import KINDS, Experiment
 from cram_bench.files import parsed, write
-from cram_bench.settings import ORIGINAL, Part
 
+_SOURCES = 20  # states of this package's source whose version is noted
 _FORMAT = 1  # raise it when a line means something else
 _FEW = 32  # runs; fewer are read as quickly as an index of them
 # ns between the last change of a folder and a look at it, after which no change can have been missed
@@ -36,7 +42,6 @@ _QUIET = 2 * 10**9
 _ID = re.compile("[0-9a-f]{12}")
 
 _FILES = ("model.safetensors", "settings.json", "history.csv", "environment.json")
-_MODEL = 0  # place of the model's inode in `_stamp`
 
 Row = dict[str, Any]
 
@@ -49,10 +54,23 @@ def is_id(name: str) -> bool:
 @functools.cache
 def version() -> str:
     """Return a name for what ids depend on: the settings and their defaults."""
+    from cram_bench.experiment import KINDS, Experiment
+    from cram_bench.settings import ORIGINAL, Part
+
     parts: list[type[Part]] = [*(part for kinds in KINDS.values() for part in kinds.values()), Experiment]
     defaults = [{name: str(getattr(part, name)) for name in part.flat()} for part in parts]
     text = json.dumps([_FORMAT, ORIGINAL, defaults], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@functools.cache
+def source() -> str:
+    """Return a checksum of this package's source and the version of Python, which decide `version`."""
+    digest, root = hashlib.sha256(sys.version.encode()), Path(__file__).parents[1]
+    for path in sorted(root.rglob("*.py")):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(root).as_posix()} {len(content)} ".encode() + content)
+    return digest.hexdigest()[:12]
 
 
 @dataclass
@@ -112,18 +130,20 @@ class Index:
         """Return all such: id → folder."""
         return self._names().others
 
-    def rows(self, names: Iterable[str], read: Callable[[Path], Row]) -> dict[str, Row | Exception]:
-        """Return a row for each folder that holds a model: the remembered one while its files are the same, else what `read` returns.
+    def rows(
+        self, names: Iterable[str], read: Callable[[Path], Row], needs: str = "model.safetensors"
+    ) -> dict[str, Row | Exception]:
+        """Return a row for each folder that holds a file: the remembered one while its files are the same, else what `read` returns.
 
         In place of a row stands the ValueError of `read`, if it raises one.
         """
         if self.root not in _rows:
             _rows[self.root] = self._load_rows()
-        known, fresh, root = _rows[self.root], [], str(self.root)
+        known, fresh, root, place = _rows[self.root], [], str(self.root), 3 * _FILES.index(needs)
         found: dict[str, Row | Exception] = {}
         for name in names:
             stamp = _stamp(f"{root}/{name}")
-            if not stamp[_MODEL]:
+            if not stamp[place]:
                 continue
             there = known.get(name)
             if there is not None and there[0] == stamp:
@@ -173,6 +193,8 @@ class Index:
         return found
 
     def _resolve(self, known: _Names) -> None:
+        from cram_bench.experiment import Experiment
+
         left = []
         for name in known.pending:
             try:
@@ -216,6 +238,8 @@ class Index:
     def _load_rows(self) -> dict[str, tuple[list[int], Row]]:
         found: dict[str, tuple[list[int], Row]] = {}
         path, count = self._path("rows", "jsonl"), 0
+        if self.keep:
+            self._note()
         with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
             for line in file:
                 with contextlib.suppress(ValueError, TypeError):
@@ -237,9 +261,38 @@ class Index:
                 os.write(file, ("\n" + "\n".join(lines) + "\n").encode())
             finally:
                 os.close(file)
+            self._note()
 
     def _path(self, kind: str, suffix: str) -> Path:
-        return self.root / ".index" / f"{kind}-{version()}.{suffix}"
+        return self.root / ".index" / f"{kind}-{self._version()}.{suffix}"
+
+    def _version(self) -> str:
+        """Return `version`, as it was noted for this source where finding out would load torch."""
+        if "cram_bench.experiment" not in sys.modules and is_id(str(noted := self._versions().get(source()))):
+            return str(noted)
+        return version()
+
+    def _versions(self) -> dict[str, Any]:
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            return dict(_unlined((self.root / ".index" / "versions.json").read_text(encoding="utf-8")))
+        return {}
+
+    def _note(self) -> None:
+        """Note `version` for this source, where this process found it out and keeps an index."""
+        path = self.root / ".index" / "versions.json"
+        if "cram_bench.experiment" not in sys.modules or not _only_ours() or not path.parent.is_dir():
+            return
+        if (noted := self._versions()).get(source()) != version():
+            latest = [*noted.items(), (source(), version())][-_SOURCES:]
+            with contextlib.suppress(OSError):
+                write(path, _line(json.dumps(dict(latest))), sync=False)
+
+
+def _only_ours() -> bool:
+    """Tell whether all parts are of this package: a process that added one of its own says nothing of the others."""
+    from cram_bench.experiment import KINDS
+
+    return all(part.__module__.startswith("cram_bench.") for kinds in KINDS.values() for part in kinds.values())
 
 
 def _stamp(folder: str) -> list[int]:

@@ -1,4 +1,7 @@
-"""Runs in their folders, and the store that finds them; the folders are described in `cram_bench.runs`."""
+"""Runs in their folders, and the store that finds them; the folders are described in `cram_bench.runs`.
+
+What needs torch is imported where it is used: `Store.table` of runs that the index knows does without.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +15,18 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
-from torch import nn
 
-from cram_bench import models
-from cram_bench._defaults import usual_defaults
 from cram_bench.checks import instance, one_line
-from cram_bench.experiment import Experiment
-from cram_bench.files import HeldError, Holder, Lock, holder, locked, parsed, unsealed
-from cram_bench.recipes import label
+from cram_bench.files import HeldError, Holder, Lock, cache_root, holder, locked, parsed, unsealed
 from cram_bench.runs.index import Index, Row, is_id
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from cram_bench.experiment import Experiment
 
 FILES = ("settings.json", "history.csv", "model.safetensors")
 _REMEDY = "put that file back, or train it again"
@@ -94,6 +94,13 @@ class Run:
         Raises:
             RunError: the weights do not match their checksum or the network, or are no finite numbers.
         """
+        import torch
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        from cram_bench import models
+        from cram_bench._defaults import usual_defaults
+
         environment = _environment(self.path)
         content, shape = _read(self.path, "model.safetensors", environment), environment["data"]
         with torch.random.fork_rng(), usual_defaults():
@@ -120,8 +127,6 @@ class Store:
     """
 
     def __init__(self, root: str | os.PathLike[str] | None = None, also: Sequence[str | os.PathLike[str]] = ()) -> None:
-        from cram_bench.data import cache_root
-
         self.root = Path(root or os.environ.get("CRAM_BENCH_RUNS") or cache_root() / "runs").expanduser().absolute()
         if self.root.exists() and not self.root.is_dir():
             raise RunError(f"the run store must be a folder, and {self.root} is none; CRAM_BENCH_RUNS names it")
@@ -191,6 +196,8 @@ class Store:
 
     def runs(self) -> list[Run]:
         """Return all finished runs, ordered by their settings. A folder that is none, or is damaged, is warned about."""
+        from cram_bench.experiment import Experiment
+
         listed = []
         for index, name, row in self._rows():
             try:
@@ -210,24 +217,23 @@ class Store:
         for _, _, row in self._rows():
             epoch, accuracy = int(row["last"]["epoch"]), row["last"]["test_accuracy"]
             rows.append(_row(row["id"], row["settings"], "finished", epoch=epoch, accuracy=accuracy))
-        for name in Index(self.root / ".training").folders():
-            path = self.root / ".training" / name
-            if finished(self.root / name):  # finished, and killed before it was tidied
+        names = Index(self.root / ".training").folders()
+        begun = [
+            f".training/{name}" for name in names if not finished(self.root / name)
+        ]  # else killed before it was tidied
+        # A folder without settings has just begun.
+        for name, known in Index(self.root).rows(begun, _begun, needs="settings.json").items():
+            path = self.root / name
+            if isinstance(known, Exception):
+                warnings.warn(f"left out: {path / 'settings.json'} cannot be used: {known}", stacklevel=2)
                 continue
-            try:
-                experiment = Experiment.of(parsed((path / "settings.json").read_bytes()))
-            except FileNotFoundError:
-                continue  # it has just begun
-            except (OSError, ValueError, TypeError) as error:
-                warnings.warn(f"left out: {path / 'settings.json'} cannot be used: {one_line(error)}", stacklevel=2)
-                continue
+            id, settings = known["id"], known["settings"]
             if os.path.lexists(path / "failed.json"):
-                row = _row(experiment.id, experiment.settings(), "failed")
-            elif at := self.holder(name):
-                state = "stopped" if at.stopped else "training"
-                row = _row(experiment.id, experiment.settings(), state, holder=str(at))
+                row = _row(id, settings, "failed")
+            elif at := self.holder(path.name):
+                row = _row(id, settings, "stopped" if at.stopped else "training", holder=str(at))
             else:
-                row = _row(experiment.id, experiment.settings(), "interrupted")
+                row = _row(id, settings, "interrupted")
             rows.append(row)
         columns = ["run", *_KEPT, "state", "epoch", "accuracy", "holder"]
         return pd.DataFrame(rows, columns=columns)
@@ -366,6 +372,21 @@ def _described(path: Path) -> Row:
     return {"id": experiment.id, "settings": experiment.settings(), "last": numbers, "environment": kept}
 
 
+def _begun(path: Path) -> Row:
+    """Return id and settings of a run that has begun and is not finished.
+
+    Raises:
+        ValueError: they cannot be used.
+    """
+    from cram_bench.experiment import Experiment
+
+    try:
+        experiment = Experiment.of(parsed((path / "settings.json").read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(one_line(error)) from error
+    return {"id": experiment.id, "settings": experiment.settings()}
+
+
 def _environment(path: Path) -> dict[str, Any]:
     """Read environment.json, which vouches for itself and for the other files."""
     try:
@@ -383,6 +404,8 @@ def _environment(path: Path) -> dict[str, Any]:
 
 
 def _experiment(path: Path, environment: dict[str, Any]) -> Experiment:
+    from cram_bench.experiment import Experiment
+
     settings = _read(path, "settings.json", environment)
     try:
         return Experiment.of(parsed(settings))
@@ -434,6 +457,8 @@ def summary(runs: Sequence[Run]) -> pd.DataFrame:
 
 def describe(experiment: Experiment) -> str:
     """Return ``method, seed s`` as figures and progress bars call a run."""
+    from cram_bench.recipes import label
+
     return f"{label(experiment.method)}, seed {experiment.seed}"
 
 
