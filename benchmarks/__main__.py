@@ -27,7 +27,8 @@ def main() -> None:
     for section in arguments.sections or SECTIONS:
         for line in SECTIONS[section]():
             print(
-                f"{line.name:45} {line.ratio:8.3g}  [{line.low:.3g}, {line.high:.3g}]  {line.ours:.4g} / {line.peer:.4g} {line.unit}",
+                f"{line.name:45} {line.ratio:8.3g}  [{line.low:.3g}, {line.high:.3g}]  "
+                f"{line.ours:.4g} / {line.peer:.4g} {line.unit}",
                 flush=True,
             )
             made = {"commit": machine["commit"], "torch": machine["versions"]["torch"], "device": machine["device"]}

@@ -1,6 +1,7 @@
 """The published algorithms as one would first write them down: plain eager float32, a Python loop over tensors.
 
-Written for comparison from the paper (arXiv 2207.14200, algorithm 1) and from nothing else; nothing here uses `cram_bench`.
+Written for comparison from the paper (arXiv 2207.14200, algorithm 1) and from nothing else; nothing here uses
+`cram_bench`.
 """
 
 from __future__ import annotations

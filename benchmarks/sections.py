@@ -1,4 +1,4 @@
-"""What is measured. Every section is a function that yields lines of the table; a new one is a function and a line in `SECTIONS`."""
+"""What is measured. A section is a function that yields lines of the table; a new one also has a line in `SECTIONS`."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def throughput() -> Iterator[Ratio]:
 
 
 def limit() -> Iterator[Ratio]:
-    """Steps of SGD against a bfloat16 matrix product of as many operations, which nothing here can beat, and their parts."""
+    """Steps of SGD against a bfloat16 matrix product of as many operations, which nothing can beat, and their parts."""
     train, _ = data()
     ours, eager = Trainer("sgd", train), Straightforward(False, train)
     counter = FlopCounterMode(display=False)
@@ -149,8 +149,8 @@ def limit() -> Iterator[Ratio]:
 def accuracy() -> Iterator[Ratio]:
     """Test accuracy after two epochs of CrAM+ on `TRAINED` images, dense and at 70 %: mean over `SEEDS` seeds a side.
 
-    The columns low and high are the least of ours over the peer's greatest, and the reverse: 1 lies between where the seeds'
-    ranges overlap.
+    The columns low and high are the least of ours over the peer's greatest, and the reverse: 1 lies between where the
+    seeds' ranges overlap.
     """
     train, test = data()
     train = train.take(range(min(TRAINED, len(train))))
@@ -175,7 +175,8 @@ def accuracy() -> Iterator[Ratio]:
         ours, theirs = found["ours"][sparsity], found["peer"][sparsity]
         yield Ratio(
             f"cram+ accuracy after two epochs over eager, {name}", statistics.mean(ours) / statistics.mean(theirs),
-            min(ours) / max(theirs), max(ours) / min(theirs), 100 * statistics.mean(ours), 100 * statistics.mean(theirs), "%",
+            min(ours) / max(theirs), max(ours) / min(theirs), 100 * statistics.mean(ours),
+            100 * statistics.mean(theirs), "%",
         )  # fmt: skip
 
 
@@ -253,7 +254,7 @@ def curve() -> Iterator[Ratio]:
 
 
 def hessian() -> Iterator[Ratio]:
-    """A Hessian-vector product of ResNet-20, one vector after the other as Lanczos asks for them, on one batch and on three."""
+    """A Hessian-vector product of ResNet-20, one vector after the other as for Lanczos, on one batch and on three."""
     train, _ = data()
     model = recipe("cifar10").build_model(train).eval()
     for name, batches in (("", 1), (", three batches", 3)):
@@ -369,7 +370,7 @@ LARGE, SMALL = 10_000, 100  # runs in a store
 
 
 def store() -> Iterator[Ratio]:
-    """What a look-up and a listing cost in a large run store over a small one; folders and index are in memory by then."""
+    """What a look-up and a listing cost in a large store over a small one; folders and index are in memory by then."""
     there, absent = recipe("digits", epochs=1, seed=SMALL - 1), recipe("digits", epochs=1, seed=LARGE)
     with tempfile.TemporaryDirectory() as folder:
         large, small = (fabricate(Path(folder) / str(count), count) for count in (LARGE, SMALL))

@@ -13,7 +13,8 @@ from cram_bench.runs import Run, Store, ensure
 
 
 def fabricate(root: str | os.PathLike[str], count: int) -> Store:
-    """Return a store of `count` finished runs of one epoch on the digits, of seeds 0 … n − 1; all but the first are copies.
+    """Return a store of `count` finished runs of one epoch on the digits, of seeds 0 … n − 1; all but the first are
+    copies.
 
     What is there already is left. The copies share the files of the weights and of the history with the first.
     """

@@ -14,8 +14,8 @@ def load(text: str) -> Any:
     """Return the value of a YAML document.
 
     Raises:
-        ValueError: it is not YAML, a key stands twice, or it asks for an object; the message gives the line. Or it is longer
-            than `MOST`, or its aliases are.
+        ValueError: it is not YAML, a key stands twice, or it asks for an object; the message gives the line. Or it is
+            longer than `MOST`, or its aliases are.
 
     >>> load("{lr: 1e-3, pattern: 2:4}")
     {'lr': 0.001, 'pattern': '2:4'}

@@ -26,7 +26,7 @@ class Callback:
         """After the last epoch, or after an exception."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the next epoch depends on; a checkpoint holds it under the class's name, and from the second on a number."""
+        """Return what the next epoch depends on; a checkpoint holds it under the class's name, a second as name 2."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -34,7 +34,7 @@ class Callback:
 
 
 class Ramp(Callback):
-    """Lower the probability of a plain step of `CrAM` or `CrAMSingle` linearly, from 1 at the first step to its setting.
+    """Lower the probability of a plain step of `CrAM` or `CrAMSingle` linearly, from 1 at first to its setting.
 
     p(t) = 1 − (1 − p) t/T: what compresses is learnt when the loss is already low.
     """

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit status: 0 done, 1 a problem said in one line, 2 a wrong call, 130 interrupted."""
+    """Run one command; return 0 when done, 1 after a problem said in one line, 2 a wrong call, 130 interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         codecs.register_error("cram_bench", _as_can_be)
@@ -187,19 +187,21 @@ def _parser() -> argparse.ArgumentParser:
     probe = commands.add_parser("probe", help="measure a finished run: accuracy against sparsity, and local loss")
     probe.add_argument(
         "folder", metavar="RUN",
-        help="a run's folder or the beginning of its id; or a file of weights: .safetensors, or .pth and .pt, of which only "
-        "weights are loaded",
+        help="a run's folder or the beginning of its id; or a file of weights: .safetensors, or .pth and .pt, of which "
+        "only weights are loaded",
     )  # fmt: skip
     probe.add_argument("--arch", help="of a file: the model, such as resnet20 or torchvision:resnet18")
     probe.add_argument("--data", help="of a file: a data set or an image folder to probe on")
     probe.add_argument(
         "--rename", action="append", default=[], metavar="OLD=NEW",
-        help="of a file: what the model calls a part of its names, such as --rename downsample=shortcut --rename fc=linear",
+        help="of a file: what the model calls a part of its names, such as --rename downsample=shortcut "
+        "--rename fc=linear",
     )  # fmt: skip
     probe.add_argument(
         "--crop", type=int, default=0,
         help="of a file: cut images of any size to CROP pixels a side and normalise as for ImageNet, as torchvision's "
-        "own weights expect (224 for most); without it images must be of one size, and are normalised by the training images'",
+        "own weights expect (224 for most); without it images must be of one size, and are normalised by the training "
+        "images'",
     )  # fmt: skip
     probe.add_argument(
         "--calibration", type=int, default=2000, help="training images for BatchNorm tuning (default: 2000)"
@@ -209,8 +211,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     probe.add_argument(
         "--prune", action="append", default=[], metavar="SPEC",
-        help="pruners for the sparsity curve beside magnitude, such as greedy@0.9 or 2:4+obs; a name alone, such as greedy, at "
-        "every level",
+        help="pruners for the sparsity curve beside magnitude, such as greedy@0.9 or 2:4+obs; a name alone, such as greedy, "
+        "at every level",
     )  # fmt: skip
     probe.add_argument("--out", help="folder to write tables/*.csv to")
     probe.set_defaults(run=_probe)

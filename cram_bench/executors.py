@@ -1,7 +1,7 @@
 """Where the jobs of a sweep run: processes of this machine, or Slurm; both through submitit.
 
-A job trains a few experiments one after the other, by `work`. What came of them is read from the run store alone: nothing that
-a worker pickled is loaded. Loads torch only in the worker.
+A job trains a few experiments one after the other, by `work`. What came of them is read from the run store alone:
+nothing that a worker pickled is loaded. Loads torch only in the worker.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Executor(Protocol):
         """Return the file that holds what the job wrote to standard error."""
 
     def close(self, settled: bool) -> str:
-        """Stop what must not outlive the command; unless all is settled, return a line about what goes on without it."""
+        """Stop what must not outlive the command; unless all is settled, return a line about what goes on."""
 
 
 def work(
@@ -87,8 +87,8 @@ def work(
     """Train experiments one after the other into the store: the function of every job.
 
     One that diverges is noted in the store. Any other exception is noted in `notes`/ID.json; those that another try may
-    not meet (memory, files, a time limit, whatever torch or CUDA stumbles over) end the worker, for a process may be broken
-    then; the others only that experiment.
+    not meet (memory, files, a time limit, whatever torch or CUDA stumbles over) end the worker, for a process may be
+    broken then; the others only that experiment.
 
     Args:
         settings: of the experiments.
@@ -96,7 +96,8 @@ def work(
         notes: folder for exceptions.
         options: of `runs.ensure`.
         command: what the user called, for the run's description.
-        alive: a file that the sweep keeps locked; the worker ends soon after the lock is free. Empty: it lives by itself.
+        alive: a file that the sweep keeps locked; the worker ends soon after the lock is free. Empty: it lives by
+        itself.
         gpu: the only GPU to use, as ``CUDA_VISIBLE_DEVICES`` names it; empty for those that are visible.
         threads: of torch, where neither `options` nor ``OMP_NUM_THREADS`` says; 0 for what Slurm grants, if it does.
     """
@@ -135,7 +136,7 @@ def work(
 
 
 def _end_with(path: Path, parent: int) -> None:
-    """End this process when the lock on `path` is free or the parent is gone, whatever it does; the store survives it."""
+    """End this process when the lock on `path` is free or the parent gone, whatever it does; the store survives it."""
     while os.getppid() == parent and holder(path) is not None:
         time.sleep(0.5)
     os._exit(1)
@@ -244,7 +245,7 @@ class Slurm:
         self.jobs: dict[str, list[str]] = {}
 
     def attach(self) -> dict[str, list[str]]:
-        """Return the noted jobs that Slurm still has under this name, or all while it does not answer; forget the others."""
+        """Return the noted jobs that Slurm still has by this name, or all while it is silent; forget the others."""
         try:
             noted = json.loads(self.notes.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -322,7 +323,8 @@ class Slurm:
                 time.sleep(0.5)
         if not self.jobs:
             return ""
-        return f"{len(self.jobs)} jobs stay on Slurm, and the same command looks again; scancel --name={self.name} stops them"
+        kept = f"{len(self.jobs)} jobs stay on Slurm, and the same command looks again"
+        return f"{kept}; scancel --name={self.name} stops them"
 
     def _forget_ended(self) -> set[str]:
         """Forget the jobs that ended; return the states of the others, ``running`` for unknown ones."""
@@ -333,14 +335,14 @@ class Slurm:
         return {"running" if state == "unknown" else state for state, _ in found.values()} - {"ended"}
 
 
-_ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
-          "TIMEOUT"}  # fmt: skip
+_ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED",
+          "REVOKED", "TIMEOUT"}  # fmt: skip
 _WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 _GOING = {"RUNNING", "SUSPENDED", "RESIZING", "STOPPED", "SIGNALING", "STAGE_OUT"}
 
 
 def squeue_states(said: str) -> dict[str, tuple[str, str]]:
-    r"""Read lines of job|STATE|reason; what ended is called so, a job that only completes or is in a new state, unknown.
+    r"""Read lines of job|STATE|reason; what ended is called so, what only completes or is in a new state, unknown.
 
     >>> squeue_states("7_0|RUNNING|None\n7_1|PENDING|Priority\n6|OUT_OF_MEMORY|OutOfMemory\n")
     {'7_0': ('running', ''), '7_1': ('waiting', 'Priority'), '6': ('ended', 'OUT_OF_MEMORY')}
@@ -363,7 +365,8 @@ def squeue_states(said: str) -> dict[str, tuple[str, str]]:
 def slurm_parameters(given: Mapping[str, Any]) -> Settings:
     """Return parameters for submitit's Slurm executor: those of sbatch, with _ for -.
 
-    ``timeout`` is the limit of a job in minutes, by default 60, after which it is resubmitted; ``cpus`` are those of a job.
+    ``timeout`` is the limit of a job in minutes, by default 60, after which it is resubmitted; ``cpus`` are those of a
+    job.
 
     Raises:
         SweepError: a parameter is unknown (with a suggestion), the sweep's own, or of no use.
@@ -404,7 +407,8 @@ def slurm_parameters(given: Mapping[str, Any]) -> Settings:
         parameters["signal_delay_s"] = limit // 4
     elif type(warned) is not int or not 1 <= warned < limit:
         raise SweepError(
-            f"the Slurm parameter signal_delay_s must be a whole number of seconds, below the {limit} of a job, not {warned!r}"
+            "the Slurm parameter signal_delay_s must be a whole number of seconds, "
+            f"below the {limit} of a job, not {warned!r}"
         )
     return parameters
 
@@ -427,12 +431,12 @@ def _submitit() -> Any:
 
 
 def _logs(folder: Path) -> Path:
-    """Return a folder for one command: numbers of processes and jobs come again, and files under them would be taken for new."""
+    """Return a folder for one command: numbers of processes and jobs recur, and their files would be taken for new."""
     return folder / f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
 
 
 def _private(folder: Path) -> Path:
-    """Make a folder for pickles, which only its owner can enter: who could change a pickle could run anything as its owner.
+    """Make a folder that only its owner can enter: who can change a pickle runs anything as its owner.
 
     Raises:
         SweepError: somebody else made it, or the file system knows no owners.

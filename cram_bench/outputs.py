@@ -92,11 +92,12 @@ _ABSENT = ("key_padding_mask", "src_key_padding_mask")  # true where there is no
 def tokens_seen(model: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
     """For the length of a block, read which tokens are padding off what the modules of `model` are called with.
 
-    A module says so by an argument named ``attention_mask`` (transformers: 1 where a token is), or ``key_padding_mask`` or
-    ``src_key_padding_mask`` (torch: true where there is none), of shape (b, length); as `Encoder` calls its body.
+    A module says so by an argument named ``attention_mask`` (transformers: 1 where a token is), or ``key_padding_mask``
+    or ``src_key_padding_mask`` (torch: true where there is none), of shape (b, length); as `Encoder` calls its body.
 
     Yields:
-        A function from features (…, f) to rows (n, f), without those of padding where the leading dimensions are (b, length).
+        A function from features (…, f) to rows (n, f), without those of padding where the leading dimensions are (b,
+        length).
     """
     present: list[Tensor] = []
 

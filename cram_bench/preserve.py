@@ -35,7 +35,7 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[Callable[[], bool]]:
-    """Put back the buffers that a block changes, in place or by another tensor; yield a function that tells whether it did."""
+    """Put back the buffers that a block changes, in place or otherwise; yield a function that tells if it did."""
     before = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
     tensors = [buffer for _, named in before for buffer in named.values() if buffer is not None]
     versions, values = [t._version for t in tensors], [t.clone() for t in tensors]
@@ -62,8 +62,8 @@ def preserved(model: nn.Module) -> Iterator[nn.Module]:
     """Run a block, then put the model back bit for bit, also when the block raises.
 
     Restored are the values of parameters and buffers, every parameter's ``grad`` and ``requires_grad``, and
-    every module's ``training`` flag. Parameters and buffers stay the same objects, so an optimizer keeps pointing at them,
-    also where the network's own code puts another tensor in a buffer's place. Tied weights are one parameter.
+    every module's ``training`` flag. Parameters and buffers stay the same objects, so an optimizer keeps pointing at
+    them, also where the network's own code puts another tensor in a buffer's place. Tied weights are one parameter.
 
     >>> model = nn.Linear(2, 2)
     >>> before = model.weight.clone()

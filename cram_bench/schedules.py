@@ -21,7 +21,7 @@ class Schedule(Part):
         raise NotImplementedError
 
     def stretched(self, epochs: int, before: int) -> dict[str, Any]:
-        """Return the settings that change, by their flat names, where so many `epochs` take the place of those `before`."""
+        """Return the settings that change, by flat name, where so many `epochs` take the place of those `before`."""
         return {}
 
 
@@ -44,7 +44,8 @@ class Cosine(Schedule):
 def cosine(total: int, warmup: int = 0) -> Callable[[int], float]:
     """Build the factor on the learning rate at a step: linear from 1/warmup to 1, then a half cosine to 0.
 
-    (1 + cos(π (t − w)/(T − w)))/2 after w warm-up steps of T (Loshchilov and Hutter, arXiv 1608.03983, without restarts).
+    (1 + cos(π (t − w)/(T − w)))/2 after w warm-up steps of T (Loshchilov and Hutter, arXiv 1608.03983, without
+    restarts).
 
     >>> [round(cosine(4)(step), 3) for step in range(5)]
     [1.0, 0.854, 0.5, 0.146, 0.0]

@@ -1,7 +1,7 @@
 """Settings as parts: small frozen values that live beside the code they build, and the flat names that people write.
 
-A `Part` is a choice, its fields are its settings. Types and limits stand in the annotations and are checked by pydantic,
-strictly; whatever is wrong is one line that names the setting, what is allowed, and the value.
+A `Part` is a choice, its fields are its settings. Types and limits stand in the annotations and are checked by
+pydantic, strictly; whatever is wrong is one line that names the setting, what is allowed, and the value.
 
 Outside (settings files, ``-s lr 0.05``, sweep files) names are flat. Those of `ORIGINAL` are written alone, those of
 later parts after their role, as in ``optimizer.damping``; where only one part has it, the name alone is understood too.
@@ -82,7 +82,8 @@ class Part:
     @classmethod
     def flat(cls) -> dict[str, str]:
         """Return field → the name by which it is set from outside."""
-        return {name: name if name in ORIGINAL else f"{cls.role}.{name}" for name in _adapters(cls)}  # type: ignore[arg-type]
+        names = _adapters(cls)  # type: ignore[arg-type]
+        return {name: name if name in ORIGINAL else f"{cls.role}.{name}" for name in names}
 
     def settings(self) -> dict[str, Any]:
         """Return flat name → value, ready for JSON."""

@@ -226,7 +226,7 @@ def _epoch(
     callbacks: Sequence[Callback],
     group: Group,
 ) -> tuple[float, float]:
-    """Take a step per batch; return the mean loss and the accuracy at the weights before each step, of all processes."""
+    """Take a step per batch; return mean loss and accuracy at the weights before each step, of all processes."""
     state.model.train()
     loss_sum = correct = torch.zeros((), device="cpu", dtype=torch.float32)
     seen = 0
@@ -266,7 +266,8 @@ def evaluate(
     """Return the mean cross-entropy in nats and the accuracy in [0, 1], in float32, in eval mode; modes are restored.
 
     Args:
-        model: any classifier, of any floating-point type, that returns logits in the ways that `cram_bench.probes` reads.
+        model: any classifier, of any floating-point type, that returns logits in the ways that `cram_bench.probes`
+        reads.
         data: a `Dataset`, or anything that yields (inputs, labels).
         batch_size: where `data` is a `Dataset`.
         group: processes that share a `Dataset` out; every one of them gets the result for all of it.
@@ -337,16 +338,14 @@ def _objective(
         with preserved(model):
             compiled(inputs, labels)[0].backward()
     except Exception as error:  # whatever the compiler meets: none installed, an unsupported operator …
-        warnings.warn(
-            f"torch.compile does not work here, training goes on without it: {(str(error) or type(error).__name__).splitlines()[0]}",
-            stacklevel=3,
-        )
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        warnings.warn(f"torch.compile does not work here, training goes on without it: {why}", stacklevel=3)
         return objective
     return compiled
 
 
 def _seed_of(seed: int, rank: int) -> int:
-    """Return a process's own seed, of the first `seed` itself; they differ in the 32 bits that torch reads on the CPU."""
+    """Return a process's own seed, the first's `seed` itself; they differ in the 32 bits that torch reads on a CPU."""
     return seed if rank == 0 else int(np.random.SeedSequence([seed, rank]).generate_state(1, np.uint64)[0] >> 1)
 
 

@@ -1,4 +1,4 @@
-"""Other people's files are data: opened where they are files, of a size that was meant. Stands beside all rooms and uses none."""
+"""Other people's files are data: opened where they are files, of a size that was meant. Uses no other room."""
 
 from __future__ import annotations
 

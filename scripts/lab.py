@@ -1,7 +1,8 @@
 """Open JupyterLab on copies of the notebooks, in ``lab/``, which git ignores.
 
 Running, changing and saving a copy leaves the notebook in git as it was. A copy is made anew when its notebook has
-changed; one whose cells you have changed stays, and a line says so. Arguments go on to JupyterLab: ``make lab FLAGS="--no-browser"``.
+changed; one whose cells you have changed stays, and a line says so. Arguments go on to JupyterLab: ``make lab
+FLAGS="--no-browser"``.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def command(copies: Path, root: bool, flags: list[str]) -> list[str]:
 
 
 def quiet(copies: Path) -> str:
-    """Turn off JupyterLab's question about news, and its look for them; return what to put before its own settings' folders."""
+    """Turn off JupyterLab's question about news and its look for them; return what precedes its settings' folders."""
     settings = copies / ".jupyter" / "labconfig" / "page_config.json"
     settings.parent.mkdir(parents=True, exist_ok=True)
     settings.write_text(

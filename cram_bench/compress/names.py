@@ -55,7 +55,7 @@ class Computed(NamedTuple):
 
 
 def places(model: nn.Module) -> list[Place]:
-    """Return the places of all parameters, in the order of ``model.named_parameters()``, shared ones again and again."""
+    """Return the places of all parameters in the order of ``named_parameters()``, shared ones again and again."""
     return [
         Place(_joined(name, local), _joined(full, local), local, module, parameter, scope)
         for name, full, module, scope in _modules(model)
@@ -84,7 +84,7 @@ def found(known: Mapping[str, _T], name: str) -> _T | None:
 
 
 def computed(model: nn.Module) -> list[Computed]:
-    """Return the tensors that are computed: by parametrizations, ``torch.nn.utils.prune`` and older hooks of its kind."""
+    """Return the tensors that parametrizations, ``torch.nn.utils.prune`` and older hooks of its kind compute."""
     return [
         Computed(_joined(name, local), _joined(full, local), local, module, parts, scope, remedy)
         for name, full, module, scope in _modules(model)
@@ -121,7 +121,7 @@ def _computed(module: nn.Module) -> Iterator[tuple[str, tuple[nn.Parameter, ...]
 def _modules(
     module: nn.Module, name: str = "", full: str = "", scope: Scope | None = None
 ) -> Iterator[tuple[str, str, nn.Module, Scope | None]]:
-    """Yield name without wrappers, full name, module and scope, in the order of ``named_modules()``, shared ones again."""
+    """Yield name without wrappers, full name, module, scope, in the order of ``named_modules()``, shared again."""
     inner = _inside(module)
     # Looked up on the class, for a wrapper of somebody else's may pass on what it does not know to the model inside.
     if (

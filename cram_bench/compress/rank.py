@@ -1,9 +1,9 @@
 """Which weights of a set of tensors are the largest: exact, without joining, copying or sorting them.
 
 On the CPU one pass over the weights, in pieces that stay in the processor's cache, does nearly everything: a sample
-brackets the threshold (Floyd and Rivest, Algorithm 489, 1975), what lies above the bracket stays, and the few weights inside it
-are collected and partitioned. Where the order of the weights misleads the sample the counts show it, and a full
-partition gives the threshold. Elsewhere torch's own selection is used.
+brackets the threshold (Floyd and Rivest, Algorithm 489, 1975), what lies above the bracket stays, and the few weights
+inside it are collected and partitioned. Where the order of the weights misleads the sample the counts show it, and a
+full partition gives the threshold. Elsewhere torch's own selection is used.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def knows_inputs(weights: Mapping[str, Tensor], name: str) -> bool:
 
 
 def prunable(model: nn.Module, exclude: Iterable[str] = ()) -> Weights:
-    """Name the weights that compression may zero, in the order of ``model.named_parameters()``, and all that it may not.
+    """Name the weights that compression may zero, in the order of ``named_parameters()``, and all that it may not.
 
     A model that has a method ``prunable()`` returning parameter names decides for itself, also where it is a part of
     another model. For every other it is the rule of CrAM (arXiv 2207.14200, authors' code): the weight matrices and
@@ -71,9 +71,9 @@ def prunable(model: nn.Module, exclude: Iterable[str] = ()) -> Weights:
     and parameters that a module of another kind holds itself (positions, experts stacked in three dimensions, a
     `ParameterList`) stay dense; a ``prunable()`` of the model can name such parameters.
 
-    Parameters are told apart by identity. A shared weight counts once, under its first name; ``prunable()``, `exclude` and
-    masks may use any of its names. One that is an embedding too, such as a tied head, stays dense: its zeros would be
-    zeros of the embedding, and the network that writes ``F.linear(x, embedding.weight)`` has no other weight there.
+    Parameters are told apart by identity. A shared weight counts once, under its first name; ``prunable()``, `exclude`
+    and masks may use any of its names. One that is an embedding too, such as a tied head, stays dense: its zeros would
+    be zeros of the embedding, and the network that writes ``F.linear(x, embedding.weight)`` has no other weight there.
     Wrappers (`torch.compile`, `DataParallel`, `DistributedDataParallel`, `AveragedModel`, also one inside another)
     change nothing: names are those of the model inside.
 
@@ -89,8 +89,9 @@ def prunable(model: nn.Module, exclude: Iterable[str] = ()) -> Weights:
     Raises:
         TypeError: `model` is no torch model, or `exclude` or what the model's ``prunable()`` returns is no list.
         ValueError: the model names a weight it does not have, a pattern matches nothing, nothing is left, a lazy weight
-            has no shape yet, a weight is sharded over devices, or a weight is computed from other parameters (``torch.nn.utils.parametrizations``,
-            ``torch.nn.utils.prune``), so that zeroing these would not zero it; the message names the remedy.
+            has no shape yet, a weight is sharded over devices, or a weight is computed from other parameters
+            (``torch.nn.utils.parametrizations``, ``torch.nn.utils.prune``), so that zeroing these would not zero it;
+            the message names the remedy.
 
     >>> weights = prunable(nn.Sequential(nn.Embedding(5, 8), nn.Conv1d(8, 8, 3), nn.BatchNorm1d(8), nn.Linear(8, 2)))
     >>> list(weights), weights.dense

@@ -1,4 +1,4 @@
-"""Named data sets, image folders and sentences → labelled examples on a device; batches, normalised and augmented there.
+"""Named data sets, image folders and sentences → labelled examples on a device; batches, augmented there.
 
     train, test = load("cifar10")
     for x, y in train.batches(128, seed=0, augment=True):

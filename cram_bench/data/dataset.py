@@ -1,4 +1,4 @@
-"""What a data set is, whatever its inputs are: labelled examples, in memory, streamed or tokenized; and batches of any data."""
+"""What a data set is, whatever its inputs are; and batches of any data."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch import Tensor
 from cram_bench.checks import instance, integer, labels_within, pairs
 
 AT_ONCE = 125
-"""Images in a batch of an evaluation: few enough for the activations of a small network to stay in the processor's cache."""
+"""Images in a batch of an evaluation: few, so that activations of a small network stay in the processor's cache."""
 
 
 class Dataset(ABC):
     """Labelled examples on one device: `Images`, `Streamed` and `Sentences`.
 
-    A kind of data is a frozen dataclass with these attributes and one more, which has an entry an example: images, tokens,
-    or places where they are found. It says what its inputs are, and yields batches of them.
+    A kind of data is a frozen dataclass with these attributes and one more, which has an entry an example: images,
+    tokens, or places where they are found. It says what its inputs are, and yields batches of them.
 
     Attributes:
         name: how tables call it.
@@ -107,7 +107,7 @@ class Dataset(ABC):
         return False
 
     def pictures(self, indices: Sequence[int] | Tensor) -> Tensor | None:
-        """Return the examples at `indices` to look at, uint8 (n, channels, height, width); None where they cannot be shown."""
+        """Return examples to look at, uint8 (n, channels, height, width); None where they cannot be shown."""
         return None
 
     def check(self) -> None:
@@ -143,7 +143,7 @@ class Dataset(ABC):
     def calibration(
         self, count: int | None = None, augment: bool = True, seed: int = 0, batch_size: int | None = None
     ) -> list[tuple[Tensor, Tensor]]:
-        """Return batches for BatchNorm tuning: about `count` random examples in equal batches, augmented as in training.
+        """Return about `count` random examples in equal batches for BatchNorm tuning, augmented as in training.
 
         Augmented, because BatchNorm's statistics were those of augmented images while the weights were trained: on
         a dense network such batches give back the statistics of the training, and plain images others. By default 2,000
@@ -189,8 +189,8 @@ class Dataset(ABC):
             augment: change images at random, as their kind of data says; nothing is done to sentences.
             drop_last: leave out a last batch that is smaller.
             channels_last: lay images out channel-innermost.
-            share: (r, n) yields of every batch the examples r, r + n, r + 2n …, drawn and augmented as in the whole batch;
-                nothing where that is none.
+            share: (r, n) yields of every batch the examples r, r + n, r + 2n …, drawn and augmented as in the whole
+                batch; nothing where that is none.
 
         Yields:
             Normalised float32 inputs (b, channels, height, width) of images, or token ids, int64 (b, length); and int64
@@ -204,7 +204,7 @@ class Dataset(ABC):
     def _order(
         self, batch_size: int, seed: int | None, augment: bool, drop_last: bool
     ) -> tuple[Tensor, torch.Generator]:
-        """Check what `batches` is asked for; return the places of the examples as they come, and the generator that drew them."""
+        """Check what `batches` is asked for; return the order of the examples, and the generator that drew it."""
         integer("batch_size", batch_size, 1)
         if drop_last and batch_size > len(self):
             raise ValueError(f"batch_size {batch_size} is larger than the data, {len(self)} {self.noun}")
@@ -231,7 +231,7 @@ Batches = Dataset | Iterable[Any]
 def batches_of(
     data: Batches, batch_size: int = AT_ONCE, share: tuple[int, int] = (0, 1)
 ) -> Iterable[tuple[Tensor, Tensor]]:
-    """Yield (inputs, labels) of any kind of data in a fixed order; of a `Dataset`, a share as `Dataset.batches` takes it.
+    """Yield (inputs, labels) of any data in a fixed order; of a `Dataset`, a share as `Dataset.batches` takes it.
 
     Raises:
         TypeError: `data` is an iterator, which could be read only once, or yields something else.

@@ -69,8 +69,8 @@ def stamp(path: Path) -> tuple[int, int]:
 def decode(data: bytes, where: str, colour: bool | None = None) -> np.ndarray:
     """Decode a file's bytes to (channels, height, width) uint8.
 
-    The image is turned as its EXIF orientation says, and laid on white where it is transparent. Of several frames it is the
-    first. 16 bits a channel lose the lower eight.
+    The image is turned as its EXIF orientation says, and laid on white where it is transparent. Of several frames it is
+    the first. 16 bits a channel lose the lower eight.
 
     Args:
         data: content of an image file of one of `FORMATS`.

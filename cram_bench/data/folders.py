@@ -28,9 +28,9 @@ _REMEDY = "stream crops of one size instead: data.load(folder, crop=64), or -s c
 def listed(folder: Path) -> tuple[tuple[str, ...], dict[str, list[tuple[Path, int]]]]:
     """Return the class names of an image folder and, for ``train`` and ``test``, its files with their labels.
 
-    Files lie in a class's folder or below it, in the order of their paths. Two spellings of one name in Unicode, composed
-    and decomposed, are one class. Hidden files, what operating systems leave behind and what is no image by its name are
-    skipped, and a warning counts and names them.
+    Files lie in a class's folder or below it, in the order of their paths. Two spellings of one name in Unicode,
+    composed and decomposed, are one class. Hidden files, what operating systems leave behind and what is no image by
+    its name are skipped, and a warning counts and names them.
 
     Raises:
         DataError: the folder is not laid out as `load` says.

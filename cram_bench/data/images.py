@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -19,7 +19,8 @@ from cram_bench.data.decoding import DataError, dimensions
 class Images(Dataset):
     """Images and labels as tensors on one device.
 
-    `batches` augments by a random crop after padding by an eighth of the side with black, and a mirror where `flip` allows.
+    `batches` augments by a random crop after padding by an eighth of the side with black, and a mirror where `flip`
+    allows.
 
     Attributes:
         name: how tables call it.
@@ -88,8 +89,9 @@ class Images(Dataset):
         integer("size", size, 1)
         if self.images.shape[1:] == (3, size, size):
             return self
-        options = {"size": (size, size), "mode": "bilinear", "antialias": True, "align_corners": False}
-        scaled = torch.cat([F.interpolate(part.float(), **options) for part in self.images.split(1000)])  # type: ignore[arg-type]
+        options: dict[str, Any] = {"mode": "bilinear", "antialias": True, "align_corners": False}
+        parts = [F.interpolate(part.float(), (size, size), **options) for part in self.images.split(1000)]
+        scaled = torch.cat(parts)
         images = scaled.round().clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
         mean, std = (value.expand(3).clone() for value in (self.mean, self.std))
         return self._but(images=images, mean=mean, std=std)
@@ -146,8 +148,8 @@ def augmented(
         images: shape (b, channels, height, width), any dtype; padding is zero.
         generator: a CPU generator, so that every device draws the same.
         flip: whether to mirror.
-        share: (r, n, whole): `images` are those at r, r + n, r + 2n … of a batch of `whole` images, and get what they would
-            get there.
+        share: (r, n, whole): `images` are those at r, r + n, r + 2n … of a batch of `whole` images, and get what they
+            would get there.
 
     Returns:
         A tensor of the same shape and dtype, on the same device.

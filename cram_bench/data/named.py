@@ -75,7 +75,7 @@ def is_folder(name: str) -> bool:
 
 
 def training_size(name: str) -> int:
-    """Return how many training images a data set has, without decoding any; 0 for a folder that is not there, and for sentences."""
+    """Return how many training images a data set has, decoding none; 0 for a folder that is not there and sentences."""
     if name in TORCHVISION:
         return TORCHVISION[name].training
     if not is_folder(name):
@@ -123,8 +123,8 @@ def load(
     Args:
         name: ``digits`` (scikit-learn's, embedded), ``cifar10``, ``cifar100``, ``mnist`` or ``fashion_mnist``, or the
             path of an image folder with ``train/<class>/*`` and ``test/<class>/*`` (or ``val``, ``valid``,
-            ``validation``) of PNG, JPEG, PPM, BMP, TIFF or WebP images, all of one size unless there is a `crop`. Images
-            are turned upright by their EXIF, and laid on white where they are transparent.
+            ``validation``) of PNG, JPEG, PPM, BMP, TIFF or WebP images, all of one size unless there is a `crop`.
+            Images are turned upright by their EXIF, and laid on white where they are transparent.
         root: where named sets lie, by default ``CRAM_BENCH_DATA``, else the user's cache folder. There
             ``root/<name>/{train,test}-*.parquet`` in the layout of the public hub export is used if present;
             otherwise torchvision's own files, downloaded where the network allows. Of sentences, ``sst2``,
@@ -205,7 +205,7 @@ def _through_torchvision(name: str, root: Path) -> tuple[Images, Images]:
 
     dataset = getattr(torchvision.datasets, TORCHVISION[name].torchvision)
     folder = root / "torchvision"
-    how = f"put train-*.parquet and test-*.parquet into {root / name}, or set CRAM_BENCH_DATA to the folder that has {name}/"
+    how = f"put train-*.parquet and test-*.parquet into {root / name}, or set CRAM_BENCH_DATA to what has {name}/"
     try:
         splits = {split: dataset(folder, train=split == "train", download=True) for split in ("train", "test")}
     except Exception as error:  # torchvision raises whatever its download meets

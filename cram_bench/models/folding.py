@@ -21,10 +21,10 @@ _CLOSE = 1e-4  # of the largest logit; rounding alone stays a hundred times belo
 def folded(model: nn.Module, inputs: Tensor, worth: int = _WORTH) -> nn.Module:
     """Return a network with the outputs of `model` in eval mode, in which Conv2d → BatchNorm2d is one convolution.
 
-    w' = w γ/√(σ² + ε) and b' = β + (b − μ) γ/√(σ² + ε), with today's weights and statistics: a change of the model later
-    does not reach the copy. `model` itself is returned where `inputs`, a batch of images, hold fewer than `worth` values, where it
-    cannot be traced, has hooks or nothing to fold, or where the outputs for a few inputs are not the same up to rounding.
-    It is not changed.
+    w' = w γ/√(σ² + ε) and b' = β + (b − μ) γ/√(σ² + ε), with today's weights and statistics: a change of the model
+    later does not reach the copy. `model` itself is returned where `inputs`, a batch of images, hold fewer than `worth`
+    values, where it cannot be traced, has hooks or nothing to fold, or where the outputs for a few inputs are not the
+    same up to rounding. It is not changed.
     """
     graph = fold(model, inputs, worth)
     return graph.module if graph else model

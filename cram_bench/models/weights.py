@@ -34,7 +34,8 @@ def storable(model: nn.Module) -> dict[str, Tensor]:
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     >>> model[1].weight = model[0].weight
     >>> state = storable(model)
-    >>> bool((state["0.weight"] == state["1.weight"]).all()), state["0.weight"].data_ptr() == state["1.weight"].data_ptr()
+    >>> first, second = state["0.weight"], state["1.weight"]
+    >>> bool((first == second).all()), first.data_ptr() == second.data_ptr()
     (True, False)
     """
     from safetensors import SafetensorError
@@ -94,7 +95,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     except Exception as error:  # whatever a pickle that is none, or a damaged archive, leads to
         refused = re.search(r"(?:GLOBAL|global) ([\w.]+)", str(error))
         if refused:
-            how = "torch.save(model.state_dict(), FILE) where it was made, or torch.load(FILE, weights_only=False) if you trust it"
+            made = "torch.save(model.state_dict(), FILE) where it was made"
+            how = f"{made}, or torch.load(FILE, weights_only=False) if you trust it"
             raise ValueError(
                 f"{path} holds more than weights ({refused[1]}), and only weights are loaded; save those alone: {how}"
             ) from error
@@ -118,13 +120,13 @@ def load_(
     Args:
         model: changed in place.
         path: as `read` takes it.
-        rename: parts of names in the file → what the model calls them, such as ``{"downsample": "shortcut"}``. A part is
-            one or more whole words between dots.
+        rename: parts of names in the file → what the model calls them, such as ``{"downsample": "shortcut"}``. A part
+            is one or more whole words between dots.
         kind: how messages call the model; its class by default.
 
     Raises:
-        ValueError: as `read`; or names or shapes do not fit: the message says how many, and the first of each; or what the
-            file holds are no weights, as `check_values` says.
+        ValueError: as `read`; or names or shapes do not fit: the message says how many, and the first of each; or what
+            the file holds are no weights, as `check_values` says.
     """
     instance("model", model, nn.Module, "a torch model")
     kind, found, own = kind or type(model).__name__, renamed(read(path), rename or {}), model.state_dict()
@@ -149,8 +151,8 @@ def load_(
 def check_values(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Refuse weights that torch would load into `model` and that would make its numbers meaningless.
 
-    Floating-point numbers of any width serve where the model has such, integers where it has integers. Where the model's own
-    values are finite, so must these be, once they have its type.
+    Floating-point numbers of any width serve where the model has such, integers where it has integers. Where the
+    model's own values are finite, so must these be, once they have its type.
 
     Args:
         model: as it was built.

@@ -127,7 +127,9 @@ class Wrapper(Optimizer, abc.ABC):
         """Called after the base optimizer's step."""
 
     @torch.no_grad()
-    def step(self, closure: Closure | None = None, *, scaler: torch.amp.GradScaler | None = None) -> Any:  # type: ignore[override]
+    def step(  # type: ignore[override]
+        self, closure: Closure | None = None, *, scaler: torch.amp.GradScaler | None = None
+    ) -> Any:
         """Take one step; return what the closure returned first.
 
         Args:
@@ -275,7 +277,7 @@ class TwoPass(Wrapper):
 
     @abc.abstractmethod
     def _combine(self, first: dict[Tensor, Tensor | None]) -> None:
-        """Turn the gradients g̃ in ``.grad`` into those that the base optimizer uses; `first` holds g if `_keeps_first`."""
+        """Turn g̃ in ``.grad`` into the gradients that the base optimizer uses; `first` holds g if `_keeps_first`."""
 
     def _keeps_first(self) -> bool:
         """Whether `_combine` uses the gradient at θ; otherwise its memory is given back before the second pass."""

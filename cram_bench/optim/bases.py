@@ -1,4 +1,4 @@
-"""The optimizers that a step is taken with, as parts of an experiment. A new one is a file beside this one, or a class here."""
+"""The optimizers that a step is taken with, as parts. A new one is a file beside this one, or a class here."""
 
 from __future__ import annotations
 

@@ -67,8 +67,8 @@ _HOUSE: ContextVar[dict[str, Any] | None] = ContextVar("settings inside a block 
 class _Settings(mpl.RcParams):
     """matplotlib's settings while a block of `style` is open: inside it the house's, in every other thread the user's.
 
-    Artists read settings when they are made and when they are drawn, hundreds of them. To change them for everybody and back
-    again, as ``rc_context`` does, shows in what other threads draw and ask meanwhile.
+    Artists read settings when they are made and when they are drawn, hundreds of them. To change them for everybody and
+    back again, as ``rc_context`` does, shows in what other threads draw and ask meanwhile.
     """
 
     lock: ClassVar[threading.Lock] = threading.Lock()
@@ -143,7 +143,7 @@ def look(method: str) -> tuple[str, str, str]:
 
 
 def dashes(method: str, number: int = 0) -> str:
-    """Return the line style of a method's run of that number: where colours begin again, so do markers and lines not."""
+    """Return the line style of a method's run of that number: where colours begin again, markers and lines do not."""
     return ("-", "--", ":", "-.")[(_place(method) // len(_PALETTE) + number) % 4]
 
 
@@ -179,7 +179,7 @@ def in_order(table: pd.DataFrame) -> list[str]:
 
 
 def at_even_steps(table: pd.DataFrame, pattern: str | None = None) -> tuple[pd.DataFrame, list[str], str, list[str]]:
-    """Give every sparsity of a pattern a place at equal steps, and after them each pattern that is apart a place of its own.
+    """Give every sparsity of a pattern a place at equal steps, then each pattern that is apart one of its own.
 
     The interesting sparsities crowd near 1 on a linear axis.
 
@@ -188,8 +188,8 @@ def at_even_steps(table: pd.DataFrame, pattern: str | None = None) -> tuple[pd.D
         pattern: the one on the curve; by default ``global`` where there is one pruned so, else the first.
 
     Returns:
-        The table with columns step (NaN for rows that failed) and apart; the labels of the steps; the pattern on the curve;
-        and what is not drawn, in words.
+        The table with columns step (NaN for rows that failed) and apart; the labels of the steps; the pattern on the
+        curve; and what is not drawn, in words.
     """
     patterns = table["pattern"] if "pattern" in table else pd.Series("global", index=table.index)
     measured = table["sparsity"].notna() & patterns.notna()
@@ -362,8 +362,8 @@ def _label_lines(axis: Axes) -> None:
         places[index] = min(places[index], 1.0 - gap * (len(places) - 1 - index))
     for place, (_, point, line) in zip(places, ends, strict=True):
         axis.annotate(
-            str(line.get_label()), xy=(float(point[0]), float(point[1])), xytext=(1.03, place), textcoords="axes fraction",
-            color=line.get_color(), va="center", fontsize=9, annotation_clip=False,
+            str(line.get_label()), xy=(float(point[0]), float(point[1])), xytext=(1.03, place),
+            textcoords="axes fraction", color=line.get_color(), va="center", fontsize=9, annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": line.get_color(), "linewidth": 0.6, "shrinkB": 3, "shrinkA": 0},
         )  # fmt: skip
 
@@ -376,7 +376,7 @@ def of_runs(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def legend(figure: Figure, axis: Axes, table: pd.DataFrame, value: str, band: str, notes: Sequence[str] = ()) -> None:
-    """Label the lines where they end, and say below what the band is, and what is not drawn: seeds that have no `value`."""
+    """Label the lines where they end, and say below what the band is, and which seeds have no `value` to draw."""
     figure.draw_without_rendering()  # the layout decides where the ends are
     _label_lines(axis)
     handles: list[Any] = []
@@ -413,7 +413,7 @@ def below(figure: Figure, handles: list[Any], notes: Sequence[str] = ()) -> None
 
 
 def one_each(table: pd.DataFrame, index: str, columns: str, values: str) -> pd.DataFrame:
-    """Lay out a table as a grid in the order of its rows. A mean over what has the same place would be drawn in silence.
+    """Lay out a table as a grid in the order of its rows. A mean over equal places would be drawn in silence.
 
     Raises:
         ValueError: two rows have the same place.

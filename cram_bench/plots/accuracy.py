@@ -24,13 +24,14 @@ from cram_bench.plots._style import (
 def accuracy_vs_sparsity(table: pd.DataFrame, pattern: str | None = None, chance: float | None = None) -> Figure:
     """Draw accuracy against sparsity, before and after BatchNorm tuning side by side.
 
-    Patterns that decide their sparsity themselves (``2:4``, ``int8``) are points with a place each, after the curve. Rows of
-    other patterns are not drawn, and named below.
+    Patterns that decide their sparsity themselves (``2:4``, ``int8``) are points with a place each, after the curve.
+    Rows of other patterns are not drawn, and named below.
 
     Args:
-        table: columns method, seed, pattern, sparsity, calibrated, accuracy; without method and seed, it is that of one model.
-        pattern: which sparsity pattern the curve is of, by default ``global`` where it is there, else the first; the dense
-            model belongs to all.
+        table: columns method, seed, pattern, sparsity, calibrated, accuracy; without method and seed, it is that of one
+        model.
+        pattern: which sparsity pattern the curve is of, by default ``global`` where it is there, else the first; the
+            dense model belongs to all.
         chance: accuracy of guessing, a fraction, drawn as a dotted line.
 
     Raises:
@@ -67,7 +68,8 @@ def equal_cost(at_epochs: pd.DataFrame, at_cost: pd.DataFrame) -> Figure:
     """Draw accuracy after pruning and BatchNorm tuning at equal epochs, and at equal gradient evaluations.
 
     Args:
-        at_epochs: columns method, seed, epochs, gradients (evaluations an image), pattern, sparsity, calibrated, accuracy.
+        at_epochs: columns method, seed, epochs, gradients (evaluations an image), pattern, sparsity, calibrated,
+        accuracy.
         at_cost: the same columns, of the trainings at equal cost.
 
     Raises:

@@ -37,8 +37,8 @@ def gaps(table: pd.DataFrame, pattern: str | None = None) -> Figure:
     """Draw the CrAM gap against sparsity, and beside it the loss and the parts of the gap.
 
     The panels, left to right: the loss L(θ); what the ascent alone does, L(θ + ρg) − L(θ), nothing pruned; what pruning
-    alone does, L(C(θ)) − L(θ), ρ = 0; and both, the CrAM gap L(C(θ + ρg)) − L(θ). The rises share one axis. What the table
-    does not have is named below.
+    alone does, L(C(θ)) − L(θ), ρ = 0; and both, the CrAM gap L(C(θ + ρg)) − L(θ). The rises share one axis. What the
+    table does not have is named below.
 
     Args:
         table: columns method, seed, sparsity, gap (nats), rho, and perhaps pattern, loss, pruning_gap and ascent_gap;
@@ -101,7 +101,8 @@ def sharpness(table: pd.DataFrame) -> Figure:
     """Draw SAM-sharpness against its radius, and beside it the loss.
 
     Args:
-        table: columns method, seed, rho, sharpness (nats), and perhaps loss; without method and seed, it is that of one model.
+        table: columns method, seed, rho, sharpness (nats), and perhaps loss; without method and seed, it is that of one
+            model.
     """
     table = of_runs(table)
     columns(table, "method", "seed", "rho", "sharpness")
@@ -227,8 +228,8 @@ def spectral_density(table: pd.DataFrame) -> Figure:
     """Draw the density of the curvature's eigenvalues on a log scale.
 
     Args:
-        table: columns method, seed, eigenvalue, density, and perhaps error, which is drawn as a band; without method and
-            seed, it is that of one model.
+        table: columns method, seed, eigenvalue, density, and perhaps error, which is drawn as a band; without method
+            and seed, it is that of one model.
     """
     table = of_runs(table)
     columns(table, "method", "seed", "eigenvalue", "density")

@@ -32,8 +32,8 @@ def explorer_curve(
         axis = figure.subplots()
         for label, colour, marker, dashes, curve in looks(curves, methods):
             axis.plot(
-                curve["sparsity"], curve["accuracy"], color=colour, label=label, linewidth=1.5, linestyle=dashes, marker=marker,
-                markevery=[],
+                curve["sparsity"], curve["accuracy"], color=colour, label=label, linewidth=1.5, linestyle=dashes,
+                marker=marker, markevery=[],
             )  # fmt: skip  # the marker is for the legend
             if points[label] is not None:
                 axis.plot(

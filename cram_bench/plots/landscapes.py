@@ -27,7 +27,7 @@ from cram_bench.prune import parse
 
 
 def loss_in_ball(table: pd.DataFrame) -> Figure:
-    """Draw the loss in random filter-normalised directions: mean over directions and seeds, band from lowest to highest.
+    """Draw the loss in random filter-normalised directions: mean over them and seeds, band from lowest to highest.
 
     Args:
         table: columns method, seed, direction, a, loss; without method and seed, it is that of one model.
@@ -110,8 +110,9 @@ def _plane(table: pd.DataFrame) -> pd.DataFrame:
 def _levels(losses: pd.Series) -> np.ndarray:
     """Return 13 levels from the lowest to the highest loss, as logarithms to base 10.
 
-    Far from the models BatchNorm's mixed statistics fit nothing, and losses of 10³⁰ would leave one colour for all that is
-    of interest: the highest level is at most 100 nats or a thousand times the lowest loss, and what lies above has its colour.
+    Far from the models BatchNorm's mixed statistics fit nothing, and losses of 10³⁰ would leave one colour for all that
+    is of interest: the highest level is at most 100 nats or a thousand times the lowest loss, and what lies above has
+    its colour.
     """
     finite = np.log10(losses[np.isfinite(losses)].clip(lower=1e-12))
     if not len(finite):
@@ -200,8 +201,9 @@ def loss_on_plane(
             left = a > grid["a"].median()  # a name stays inside the axes
             under = place % 2 == 1  # the first two lie at one height, and may be near each other
             axis.annotate(
-                name, (a, b), (-7 if left else 7, -6 if under else 6), textcoords="offset points", ha="right" if left else "left",
-                va="top" if under else "baseline", color="white", fontweight="bold", fontsize=9, path_effects=outlined(2.5),
+                name, (a, b), (-7 if left else 7, -6 if under else 6), textcoords="offset points",
+                ha="right" if left else "left", va="top" if under else "baseline", color="white", fontweight="bold",
+                fontsize=9, path_effects=outlined(2.5),
             )  # fmt: skip
         axis.set_aspect("equal" if 0.4 < height / width < 2.5 else "auto")
         axis.set_xlabel("along the first step, distance between weights")

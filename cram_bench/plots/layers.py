@@ -72,9 +72,10 @@ def layer_profile(tables: Mapping[str, pd.DataFrame], methods: Mapping[str, str]
             for label, colour, marker, dashes, table in looks(tables, methods):
                 if column not in table:
                     continue
-                axis.plot(  # a pale line, which leads the eye from a layer to the next and says nothing of what is between
-                    table[column], range(len(table)), color=to_rgba(colour, 0.4), marker=marker, label=label, linewidth=1,
-                    linestyle=dashes, markerfacecolor=colour, markeredgecolor="white", markeredgewidth=0.5,
+                # a pale line, which leads the eye from a layer to the next and says nothing of what is between
+                axis.plot(
+                    table[column], range(len(table)), color=to_rgba(colour, 0.4), marker=marker, label=label,
+                    linewidth=1, linestyle=dashes, markerfacecolor=colour, markeredgecolor="white", markeredgewidth=0.5,
                 )  # fmt: skip
         axes[0].set_yticks(range(len(layers)), layers, fontsize=7)
         axes[0].set_ylim(len(layers) - 0.5, -0.5)

@@ -17,9 +17,10 @@ _FEW = 2  # batches; a graph holds the activations of both passes
 class DoubleBackwardHessian(HessianLinearOperator):
     """The Hessian of the mean loss, whose products are gradients of a gradient: H v = ∇(∇L(θ) · v).
 
-    curvlinops' own operator differentiates the gradient forwards, from the data on for every vector. Here the graph of ∇L is
-    recorded once for all columns of a matrix; where there are one or two batches, theirs are kept for the next product, which
-    then is one more backward pass. They are recorded anew where weights or buffers changed in place, but by ``.data``.
+    curvlinops' own operator differentiates the gradient forwards, from the data on for every vector. Here the graph of
+    ∇L is recorded once for all columns of a matrix; where there are one or two batches, theirs are kept for the next
+    product, which then is one more backward pass. They are recorded anew where weights or buffers changed in place, but
+    by ``.data``.
     """
 
     SUPPORTS_BLOCKS = False

@@ -114,7 +114,8 @@ def calibration_curve(
         draws: random draws of each size; the spread comes from them.
         exclude: shell patterns over parameter names that stay dense.
         augment: augment the images, as in a training that does.
-        forward, loss: how outputs are read, and what is measured in place of the cross-entropy: `cram_bench.probes.common`.
+        forward, loss: how outputs are read, and what is measured in place of the cross-entropy:
+            `cram_bench.probes.common`.
 
     Returns:
         A row per size and draw: size, draw, accuracy (a fraction), loss (nats). Size 0, once, is without tuning.

@@ -60,19 +60,21 @@ def curvature(
         top: how many of the algebraically largest eigenvalues.
         kind: ``hessian`` or ``gauss-newton``.
         vectors: random sign vectors for the trace, for each part.
-        parts: equal parts of the data that the error comes from, at least 2: example i is in part i mod `parts`, so that
-            data in the order of their classes are spread over them.
+        parts: equal parts of the data that the error comes from, at least 2: example i is in part i mod `parts`, so
+            that data in the order of their classes are spread over them.
         seed: of the random vectors.
-        forward, loss: how outputs are read, and what is measured in place of the cross-entropy: `cram_bench.probes.common`.
+        forward, loss: how outputs are read, and what is measured in place of the cross-entropy:
+            `cram_bench.probes.common`.
 
     Returns:
-        Rows of quantity (``eigenvalue`` or ``trace``), rank (1 for the largest eigenvalue), value, error. The value of an
-        eigenvalue is that of all the data, λ = vᵀHv; its error is the standard error of vᵀHv over the parts at the same
-        eigenvector v, whose mean is λ up to the samples that the equal parts leave over. The trace is the mean over parts, each with vectors of its own.
+        Rows of quantity (``eigenvalue`` or ``trace``), rank (1 for the largest eigenvalue), value, error. The value of
+        an eigenvalue is that of all the data, λ = vᵀHv; its error is the standard error of vᵀHv over the parts at the
+        same eigenvector v, whose mean is λ up to the samples that the equal parts leave over. The trace is the mean
+        over parts, each with vectors of its own.
 
     Raises:
-        ValueError: `kind` is unknown, `parts` or `top` too small, there are fewer samples than parts, or no parameter asks for
-            a gradient.
+        ValueError: `kind` is unknown, `parts` or `top` too small, there are fewer samples than parts, or no parameter
+            asks for a gradient.
     """
     if kind not in get_args(Kind):
         raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, not {kind!r}")
@@ -120,14 +122,16 @@ def spectral_density(
         repeats: starting vectors that are averaged over.
         parts: equal parts of the data that the error comes from, as in `curvature`; at least 2.
         seed: of the starting vectors.
-        forward, loss: how outputs are read, and what is measured in place of the cross-entropy: `cram_bench.probes.common`.
+        forward, loss: how outputs are read, and what is measured in place of the cross-entropy:
+            `cram_bench.probes.common`.
 
     Returns:
-        Columns eigenvalue, the middles of equal intervals; density, the mean over an interval, so that their sum times the
-        step is 1; and error, the standard error of the density over the parts, each with starting vectors of its own. A
-        part has fewer samples than all the data, and so a wider spectrum; what of it lies beyond is not shown. The range goes a twentieth beyond the outermost Ritz values of all the data, or five standard
-        deviations of the kernel, σ = (λ_max − λ_min)/(m − 1)/√(8 ln 3) for m Lanczos vectors, if that is more. Eigenvalues
-        within σ of zero, which most are, lie on both sides of it: for their signs take more Lanczos vectors.
+        Columns eigenvalue, the middles of equal intervals; density, the mean over an interval, so that their sum times
+        the step is 1; and error, the standard error of the density over the parts, each with starting vectors of its
+        own. A part has fewer samples than all the data, and so a wider spectrum; what of it lies beyond is not shown.
+        The range goes a twentieth beyond the outermost Ritz values of all the data, or five standard deviations of the
+        kernel, σ = (λ_max − λ_min)/(m − 1)/√(8 ln 3) for m Lanczos vectors, if that is more. Eigenvalues within σ of
+        zero, which most are, lie on both sides of it: for their signs take more Lanczos vectors.
 
     Raises:
         ValueError: as `curvature`; or there is one parameter to train, or no curvature at all.
@@ -175,7 +179,7 @@ def spectral_density(
 
 
 def _smoothed(nodes: Tensor, weights: Tensor, width: float, edges: Tensor) -> Tensor:
-    """Return the mean density between edges, of weights at nodes under Gaussian kernels of standard deviation `width`."""
+    """Return the mean density between edges of weights at nodes, under Gaussian kernels of deviation `width`."""
     below = torch.special.ndtr((edges[:, None] - nodes) / width) @ weights
     return below.diff() / edges.diff()
 

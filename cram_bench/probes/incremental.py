@@ -44,7 +44,8 @@ def evaluate_changes(
         changes: each alone.
         before: called before every computation; what it raises ends the whole.
         measure: what to take instead of ``evaluate(model, data)`` where a change is evaluated from the beginning.
-        quick: False leaves out the tracing, where what is measured is not the cross-entropy of what the network returns.
+        quick: False leaves out the tracing, where what is measured is not the cross-entropy of what the network
+            returns.
     """
     with preserved(model):
         model.eval()

@@ -61,13 +61,15 @@ def loss_on_grid(
         directions: parameter name → tensor, each.
         steps: values of every aᵢ.
         before: called before every evaluation; what it raises ends the probe.
-        forward, loss: how outputs are read, and what is measured in place of the cross-entropy: `cram_bench.probes.common`.
+        forward, loss: how outputs are read, and what is measured in place of the cross-entropy:
+            `cram_bench.probes.common`.
 
     Returns:
         A row per point: one column per direction, ``a``, ``b`` …, then loss (nats) and accuracy (fraction).
 
     Raises:
-        ValueError: a direction names a parameter that the model does not have, or has another shape; or a step is not finite.
+        ValueError: a direction names a parameter that the model does not have, or has another shape; or a step is not
+            finite.
     """
     rows = []
     steps = [number("a step", step) for step in items("steps", steps, "numbers")]
@@ -116,7 +118,8 @@ def loss_along_compression(
         points: how many values of t, from 0 to `end`.
         end: 1 ends at C(θ); a little more looks beyond.
         before: called before every evaluation; what it raises ends the probe.
-        forward, loss: how outputs are read, and what is measured in place of the cross-entropy: `cram_bench.probes.common`.
+        forward, loss: how outputs are read, and what is measured in place of the cross-entropy:
+        `cram_bench.probes.common`.
         batches: what a pruner looks at (`cram_bench.prune`), training data.
 
     Returns:
@@ -174,7 +177,8 @@ def loss_in_ball(
         directions: how many; they are the sample that the spread in figures comes from.
         seed: direction i is drawn from seed + i.
         compressor: look around C(θ) instead of θ; the directions are normalised by its filters.
-        forward, loss: how outputs are read, and what is measured in place of the cross-entropy: `cram_bench.probes.common`.
+        forward, loss: how outputs are read, and what is measured in place of the cross-entropy:
+        `cram_bench.probes.common`.
         batches: what a pruner looks at (`cram_bench.prune`), training data.
 
     Returns:
@@ -213,7 +217,8 @@ def loss_in_plane(
         points: per axis.
         seed: of the first direction; the second is drawn from seed + 1.
         compressor: look around C(θ) instead of θ.
-        forward, loss: how outputs are read, and what is measured in place of the cross-entropy: `cram_bench.probes.common`.
+        forward, loss: how outputs are read, and what is measured in place of the cross-entropy:
+        `cram_bench.probes.common`.
         batches: what a pruner looks at (`cram_bench.prune`), training data.
 
     Returns:

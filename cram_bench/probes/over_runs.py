@@ -69,7 +69,7 @@ def over_runs(
 def over_changes(
     runs: Mapping[str, Sequence[Run]], measure: Callable[..., pd.DataFrame], *arguments: Any, **options: Any
 ) -> pd.DataFrame:
-    """Return ``measure(runs, *arguments, **options)`` for every entry, stacked, with its name in a last column ``changed``.
+    """Return ``measure(runs, *arguments, **options)`` of every entry, stacked; a last column ``changed`` names it.
 
     >>> over_changes({"ρ = 0": [], "ramp": []}, lambda runs: pd.DataFrame({"runs": [len(runs)]}))["changed"].tolist()
     ['ρ = 0', 'ramp']
@@ -116,12 +116,14 @@ def partly(left: int, every: int) -> str:
 def apart(table: pd.DataFrame) -> pd.Series:
     """Tell which rows are no point on a curve over sparsities, but have a place of their own, by the pattern's name.
 
-    A pattern n:m decides its sparsity itself, and weights that were quantized are not the dense ones, though none be zero.
+    A pattern n:m decides its sparsity itself, and weights that were quantized are not the dense ones, though none be
+    zero.
 
     Args:
         table: columns pattern, sparsity.
 
-    >>> table = pd.DataFrame({"pattern": ["global", "2:4", "int8", "global+int8", "global+int8"], "sparsity": [0, 0.5, 0, 0, 0.9]})
+    >>> patterns = ["global", "2:4", "int8", "global+int8", "global+int8"]
+    >>> table = pd.DataFrame({"pattern": patterns, "sparsity": [0, 0.5, 0, 0, 0.9]})
     >>> apart(table).tolist()
     [False, True, True, True, False]
     """
@@ -134,15 +136,16 @@ def accuracy_table(curves: pd.DataFrame, calibrated: bool = True, pattern: str =
 
     The head says what ± is and over how many seeds: ``accuracy, % ± std (n = 3)``; of one seed there is none.
 
-    Patterns n:m, whose sparsity is their own, and weights that are quantized and not pruned, have a column each after those of
-    `pattern`.
+    Patterns n:m, whose sparsity is their own, and weights that are quantized and not pruned, have a column each after
+    those of `pattern`.
 
     Args:
         curves: columns method, seed, pattern, sparsity, calibrated, accuracy.
         calibrated: take the pruned models after BatchNorm tuning. The dense column is always untuned.
         pattern: which sparsity pattern the columns of per cent are.
 
-    A method of which some seeds failed is called ``SAM (2 of 3 seeds)``; one of which all did has ``failed`` for a result.
+    A method of which some seeds failed is called ``SAM (2 of 3 seeds)``; one of which all did has ``failed`` for a
+    result.
     """
     columns(curves, "method", "seed", "pattern", "sparsity", "calibrated", "accuracy")
     curves = curves.assign(apart=apart(curves))
@@ -167,7 +170,7 @@ def accuracy_table(curves: pd.DataFrame, calibrated: bool = True, pattern: str =
 
 
 def ablation_means(curves: pd.DataFrame) -> pd.DataFrame:
-    """Return mean accuracies over seeds as fractions: a row per change, a column per sparsity in per cent, dense untuned.
+    """Return mean accuracies over seeds as fractions: a row a change, a column a sparsity in per cent, dense untuned.
 
     A change whose runs all failed has a row of NaN.
 

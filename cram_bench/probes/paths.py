@@ -38,7 +38,8 @@ def loss_along_path(
         data: a fixed sample.
         points: values of t from 0 to 1, both included.
         calibration: data for BatchNorm tuning at every point; none if not given.
-        forward, loss: how outputs are read, and what is measured in place of the cross-entropy: `cram_bench.probes.common`.
+        forward, loss: how outputs are read, and what is measured in place of the cross-entropy:
+            `cram_bench.probes.common`.
 
     Returns:
         Columns t, loss (nats), accuracy (a fraction).
@@ -76,7 +77,8 @@ def loss_on_plane(
         points: per axis.
         margin: how far the rectangle reaches beyond the three, as a fraction of what they span along each axis.
         calibration: data for BatchNorm tuning at every point; none if not given.
-        forward, loss: how outputs are read, and what is measured in place of the cross-entropy: `cram_bench.probes.common`.
+        forward, loss: how outputs are read, and what is measured in place of the cross-entropy:
+            `cram_bench.probes.common`.
 
     Returns:
         (grid, models): columns a, b, loss (nats), accuracy (a fraction); and for the three models a and b.

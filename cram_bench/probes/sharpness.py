@@ -30,7 +30,8 @@ def sam_sharpness(
         model: any torch classifier; left as it was found. BatchNorm normalises by its running statistics.
         data: a fixed sample; g is the gradient over all of it.
         rho: radius or radii ρ in Euclidean distance between weights. Frozen parameters stand still.
-        forward, loss: how outputs are read, and what is measured in place of the cross-entropy: `cram_bench.probes.common`.
+        forward, loss: how outputs are read, and what is measured in place of the cross-entropy:
+            `cram_bench.probes.common`.
 
     Returns:
         Columns rho, loss (at θ, nats), sharpness (rise of the loss, nats).
@@ -64,9 +65,9 @@ def sharpness_over_radii(
 ) -> pd.DataFrame:
     """Measure the rise of the loss on spheres around the weights: on average, and at worst.
 
-    Average: L(θ + ρ u) − L(θ) for random u, uniform on the unit sphere over all parameters that are not frozen. Worst: the highest loss
-    found by projected gradient ascent inside ‖δ‖₂ ≤ ρ, δ ← Π(δ + (2ρ/steps) ∇L(θ + δ)/‖∇L(θ + δ)‖), a lower bound of the
-    maximum; one step and no more is `sam_sharpness` for a step of length ρ.
+    Average: L(θ + ρ u) − L(θ) for random u, uniform on the unit sphere over all parameters that are not frozen. Worst:
+    the highest loss found by projected gradient ascent inside ‖δ‖₂ ≤ ρ, δ ← Π(δ + (2ρ/steps) ∇L(θ + δ)/‖∇L(θ + δ)‖), a
+    lower bound of the maximum; one step and no more is `sam_sharpness` for a step of length ρ.
 
     Args:
         model: any torch classifier; left as it was found.
@@ -75,7 +76,8 @@ def sharpness_over_radii(
         directions: random directions for the average.
         steps: ascent steps for the worst case.
         seed: of the directions.
-        forward, loss: how outputs are read, and what is measured in place of the cross-entropy: `cram_bench.probes.common`.
+        forward, loss: how outputs are read, and what is measured in place of the cross-entropy:
+            `cram_bench.probes.common`.
 
     Returns:
         Columns kind (``average`` or ``worst``), rho, direction (0 for the worst), loss (at θ, nats), rise (nats).
@@ -142,24 +144,26 @@ def cram_gap(
     Its first term is what CrAM minimises (arXiv 2207.14200, eq. 2 and algorithm 1); taking L(θ) off makes models of
     different loss comparable.
 
-    The ascent ρ g is not normalised and moves every parameter that is not frozen, as in training. Its two parts alone stand
-    beside it: with ρ = 0 the gap is the price of one-shot pruning; with nothing pruned it is what the ascent costs.
+    The ascent ρ g is not normalised and moves every parameter that is not frozen, as in training. Its two parts alone
+    stand beside it: with ρ = 0 the gap is the price of one-shot pruning; with nothing pruned it is what the ascent
+    costs.
 
     Args:
         model: any torch classifier; left as it was found. BatchNorm normalises by its running statistics.
         data: a fixed sample; g is the gradient over all of it.
-        compressors: operators or their specifications. A pruner that looks does so at the very weights that it prunes, twice a
-            row: at θ + ρ g and at θ.
+        compressors: operators or their specifications. A pruner that looks does so at the very weights that it prunes,
+            twice a row: at θ + ρ g and at θ.
         rho: ascent radius ρ, in units of weight per unit of gradient.
-        calibration: data for BatchNorm tuning at C_k(θ + ρ g); none if not given. Untuned, a gap is to a large part that
-            of BatchNorm's statistics, which are those of θ.
-        forward, loss: how outputs are read, and what is measured in place of the cross-entropy: `cram_bench.probes.common`.
+        calibration: data for BatchNorm tuning at C_k(θ + ρ g); none if not given. Untuned, a gap is to a large part
+            that of BatchNorm's statistics, which are those of θ.
+        forward, loss: how outputs are read, and what is measured in place of the cross-entropy:
+        `cram_bench.probes.common`.
         batches: what a pruner looks at (`cram_bench.prune`), training data; `calibration` if not given.
 
     Returns:
-        A row per compressor: pattern, sparsity (reached, a fraction), rho, loss (at θ, nats), gap (nats), pruning_gap: the
-        same at ρ = 0, L(C_k(θ)) − L(θ), and ascent_gap: the same with nothing pruned, L(θ + ρ g) − L(θ); all by the same
-        sample, and tuned alike.
+        A row per compressor: pattern, sparsity (reached, a fraction), rho, loss (at θ, nats), gap (nats), pruning_gap:
+        the same at ρ = 0, L(C_k(θ)) − L(θ), and ascent_gap: the same with nothing pruned, L(θ + ρ g) − L(θ); all by the
+        same sample, and tuned alike.
     """
     chosen = [parse(c) for c in items("compressors", compressors, "compressors such as 'global@0.9'")]
     number("rho", rho, 0)

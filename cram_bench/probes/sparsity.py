@@ -35,13 +35,14 @@ def sparsity_curve(
     Args:
         model: any torch classifier.
         data: what to evaluate on.
-        compressors: operators, or their specifications such as ``global@0.9`` or ``2:4``; or of pruners that look, such as
-            ``greedy@0.9`` or ``2:4+obs``: each looks once for all its sparsities.
+        compressors: operators, or their specifications such as ``global@0.9`` or ``2:4``; or of pruners that look, such
+            as ``greedy@0.9`` or ``2:4+obs``: each looks once for all its sparsities.
         calibration: training data for BatchNorm tuning (`cram_bench.compress.tune_batchnorm`). Of a `Dataset`,
             `Dataset.calibration` takes 2,000 images, augmented; batches are used as they are; None leaves tuning out.
         exclude: shell patterns over parameter names that stay dense.
         batch_size: of evaluation, where `data` is a `Dataset`.
-        forward, loss: how outputs are read, and what is measured in place of the cross-entropy: `cram_bench.probes.common`.
+        forward, loss: how outputs are read, and what is measured in place of the cross-entropy:
+        `cram_bench.probes.common`.
         batches: what a pruner looks at (`cram_bench.prune`), training data; `calibration` if not given.
 
     Returns:
@@ -53,9 +54,11 @@ def sparsity_curve(
         * calibrated: whether BatchNorm was tuned after pruning;
         * accuracy: a fraction in [0, 1]; loss: mean cross-entropy in nats;
         * dense_weights: weights of the matrices in which nothing was pruned, which are the ones that are not prunable
-          (``prunable(model).dense`` names them) and the ones that the pattern leaves; only the latter count in sparsity.
+          (``prunable(model).dense`` names them) and the ones that the pattern leaves; only the latter count in
+          sparsity.
 
-        and, where a pruner looks, seconds: what looking, shared by the sparsities of a pruner, and this pruning took; and
+        and, where a pruner looks, seconds: what looking, shared by the sparsities of a pruner, and this pruning took;
+        and
         gradients: examples that were looked at.
 
     Raises:

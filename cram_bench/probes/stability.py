@@ -61,7 +61,8 @@ def stability(
 ) -> pd.DataFrame:
     """Measure loss, CrAM gap, SAM-sharpness, top Hessian eigenvalue and trace at dense and at compressed weights.
 
-    At compressed weights the CrAM gap is that of one more ascent and compression: L(C(θ' + ρ g)) − L(θ') with θ' = C(θ).
+    At compressed weights the CrAM gap is that of one more ascent and compression: L(C(θ' + ρ g)) − L(θ') with θ' =
+    C(θ).
 
     Args:
         model: any torch classifier; left as it was found.
@@ -72,13 +73,15 @@ def stability(
         radius: of SAM-sharpness (`sam_sharpness`).
         few: a smaller sample for the curvature (`curvature`), by default `data`.
         seed: of the random vectors for the trace.
-        forward, loss: how outputs are read, and what is measured in place of the cross-entropy: `cram_bench.probes.common`.
+        forward, loss: how outputs are read, and what is measured in place of the cross-entropy:
+        `cram_bench.probes.common`.
         batches: what a pruner looks at (`cram_bench.prune`), training data; `calibration` if not given.
 
     Returns:
-        Two rows, weights ``dense`` and the compressor's specification, with loss, gap, pruning_gap (of plain compression,
-        measured at the dense weights only), ascent_gap (of the ascent with nothing pruned), sharpness (nats), eigenvalue,
-        eigenvalue_error, trace and trace_error (nats per squared weight; standard errors over parts of the sample).
+        Two rows, weights ``dense`` and the compressor's specification, with loss, gap, pruning_gap (of plain
+        compression, measured at the dense weights only), ascent_gap (of the ascent with nothing pruned), sharpness
+        (nats), eigenvalue, eigenvalue_error, trace and trace_error (nats per squared weight; standard errors over parts
+        of the sample).
     """
     compressor = parse(compressor)
     batches = calibration if batches is None else batches
@@ -110,7 +113,8 @@ def stability(
 def with_random_directions(table: pd.DataFrame, slices: pd.DataFrame) -> pd.DataFrame:
     """Return `table` with a column ``random_rise``: how much the loss rises in random directions, in nats.
 
-    The mean over directions and both signs of L(θ ± r d) − L(θ), d filter-normalised and r the half-width of the slices.
+    The mean over directions and both signs of L(θ ± r d) − L(θ), d filter-normalised and r the half-width of the
+    slices.
 
     Args:
         table: of `stability`: columns method, seed, weights.
@@ -132,12 +136,13 @@ def verdicts(
     """Say where methods are more stable than a baseline, where the measurement does not decide, and where it cannot.
 
     Welch's t-test over seeds, two-sided, on logarithms where all values are positive and on the values else; its p is
-    corrected after Holm (1979) over everything that is measured of a method. A difference is taken for one where that p is at
-    most `SIGNIFICANCE`, so that of twenty methods that differ in nothing one gets a verdict. With one seed nothing is
-    claimed. The seeds are those of the training: whether another sample would give the same, p does not say.
+    corrected after Holm (1979) over everything that is measured of a method. A difference is taken for one where that p
+    is at most `SIGNIFICANCE`, so that of twenty methods that differ in nothing one gets a verdict. With one seed
+    nothing is claimed. The seeds are those of the training: whether another sample would give the same, p does not say.
 
     Models that fit the sample differently are not compared: `comparable` must hold of the mean losses of both, at the
-    dense weights and at those where the quantity was measured. Such a row still has its p, and counts in the correction.
+    dense weights and at those where the quantity was measured. Such a row still has its p, and counts in the
+    correction.
 
     Args:
         table: columns method, seed, weights, loss, and the quantities; lower is more stable.
@@ -147,9 +152,10 @@ def verdicts(
 
     Returns:
         Columns weights, quantity, method, seeds, loss (mean, at these weights), mean and std over its seeds, baseline,
-        baseline_seeds, baseline_loss, baseline_mean, baseline_std, scale of the test (``log`` or ``raw``), p (corrected; NaN
-        where there are too few seeds), raw_p (corrected, of the test on the values themselves), and verdict: ``supports``,
-        ``contradicts``, ``undecided`` or ``not comparable``. What one of the two has no measurement of has no row.
+        baseline_seeds, baseline_loss, baseline_mean, baseline_std, scale of the test (``log`` or ``raw``), p
+        (corrected; NaN where there are too few seeds), raw_p (corrected, of the test on the values themselves), and
+        verdict: ``supports``, ``contradicts``, ``undecided`` or ``not comparable``. What one of the two has no
+        measurement of has no row.
 
     >>> table = pd.DataFrame({"method": ["a", "a", "a", "b", "b", "b"], "seed": [0, 1, 2] * 2, "weights": "dense",
     ...                       "loss": 0.2, "trace": [1.0, 1.1, 1.2, 9.0, 9.5, 9.9]})
@@ -259,7 +265,7 @@ def _welch(ours: pd.Series, theirs: pd.Series) -> float:
 
 
 def _holm(p: pd.Series) -> pd.Series:
-    """Correct p-values of several tests after Holm: the i-th smallest of m times m − i + 1, and no less than those before it."""
+    """Correct p-values after Holm: the i-th smallest of m times m − i + 1, and no less than those before it."""
     order = p.dropna().sort_values()
     factors = np.arange(len(order), 0, -1)
     return (order * factors).cummax().clip(upper=1.0).reindex(p.index)

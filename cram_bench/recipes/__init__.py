@@ -1,4 +1,4 @@
-"""Experiments that somebody describes: a file a paper, with its methods, their constants and labels; and sets of them."""
+"""Experiments that somebody describes: a file a paper, with its methods, constants and labels; and sets of them."""
 
 from cram_bench.recipes.comparisons import ablations, anatomy, equal_cost, language, transfer
 from cram_bench.recipes.defaults import PROFILES, grid, profile_changes, recipe, settings

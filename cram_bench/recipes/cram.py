@@ -1,7 +1,7 @@
 """CrAM (Peste et al., arXiv 2207.14200).
 
-ρ and the sparsities of CrAM+-Multi are those of the authors' ResNet-20 runs; CrAM and CrAM+ take the middle of that range.
-On sentences ρ is, of 1e-3 and 1e-2, the better at 70 % on 800 held-out sentences of sst2.
+ρ and the sparsities of CrAM+-Multi are those of the authors' ResNet-20 runs; CrAM and CrAM+ take the middle of that
+range. On sentences ρ is, of 1e-3 and 1e-2, the better at 70 % on 800 held-out sentences of sst2.
 """
 
 from __future__ import annotations

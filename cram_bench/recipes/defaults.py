@@ -35,14 +35,15 @@ def recipe(dataset: str, method: str = "sgd", **changes: Any) -> Experiment:
     """Return the experiment that suits a data set, with the constants of a method, and any setting changed by name.
 
     Args:
-        dataset: a name or the path of an image folder. Where that holds few images, the batch is smaller than 128, and SGD's
-            learning rate with it, in proportion (arXiv 1706.02677), unless `changes` has either; AdamW keeps its own, which
-            did better so.
+        dataset: a name or the path of an image folder. Where that holds few images, the batch is smaller than 128, and
+            SGD's learning rate with it, in proportion (arXiv 1706.02677), unless `changes` has either; AdamW keeps its
+            own, which did better so.
         method: one of `METHODS`.
         changes: settings of the experiment, by their flat names.
 
     Raises:
-        ValueError: a name is unknown (with a suggestion), no part of the experiment has the setting, or a value is not allowed.
+        ValueError: a name is unknown (with a suggestion), no part of the experiment has the setting, or a value is not
+        allowed.
         TypeError: a value has another type than its setting.
 
     >>> recipe("cifar10", "cram+-multi", seed=1).step.compressors[:2]

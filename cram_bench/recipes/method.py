@@ -28,5 +28,6 @@ class Method:
         for setting in self.fixed:
             if setting in changes and changes[setting] != self.constants[setting]:
                 raise ValueError(
-                    f"{setting} of method {name!r} is {self.constants[setting]!r}, not {changes[setting]!r}: take another method"
+                    f"{setting} of method {name!r} is {self.constants[setting]!r}, not {changes[setting]!r}: "
+                    "take another method"
                 )

@@ -1,7 +1,8 @@
-"""Reports: notebooks that name themselves (`notebook`) → what is trained (`plan`) → executed (`execute`) → pages (`pages`).
+"""Reports: notebooks that name themselves (`notebook`) → what is trained (`plan`) → `execute` → `pages`.
 
-`build` is what ``cram-bench report`` runs, and `renew` what ``cram-bench renew`` does; `reproduce` makes a report again. A
-notebook uses `check_parameters`, `Output.figure` and `Output.table`. Each part is loaded when it is first used.
+`build` is what ``cram-bench report`` runs, and `renew` what ``cram-bench renew`` does; `reproduce` makes a report
+again. A notebook uses `check_parameters`, `Output.figure` and `Output.table`. Each part is loaded when it is first
+used.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ _MOST = 2**26  # bytes of report.json
 
 @dataclass(frozen=True)
 class Built:
-    """A report that was built: its folder, and what failed, with the reason: notebooks by name, trainings as they are called."""
+    """A report that was built: its folder, and what failed and why: notebooks by name, trainings as they are called."""
 
     folder: Path
     failures: dict[str, str]
@@ -70,8 +70,8 @@ def build(
         how: device, threads and compile, as in `cram_bench.runs.ensure`.
 
     Raises:
-        ValueError: a name is unknown or a value not allowed; nothing has been trained then. Or runs are to be kept beside a
-            report without paths, which they have.
+        ValueError: a name is unknown or a value not allowed; nothing has been trained then. Or runs are to be kept
+            beside a report without paths, which they have.
         TypeError: a parameter has another type than the notebook annotates.
     """
     if name is not None:
@@ -159,13 +159,13 @@ def renew(folder: str | os.PathLike[str], notebooks: str | os.PathLike[str] | No
 
 
 def _write_anew(folder: Path, planned: Plan, about: Mapping[str, Any], name: str) -> None:
-    """Write page and note of a report whose notebooks were executed from its tables; remove what they no longer make."""
+    """Write page and note of a report executed from its tables; remove what its notebooks no longer make."""
     machine, total = runs.machine(), len(about["runs"])
     measured = about["facts"].get("Measured", about["facts"].get("Report made", "before"))
     kept = sum((folder / "runs" / run["id"]).is_dir() for run in about["runs"])
     reason = (
-        f"Figures, verdicts and texts were made anew from the tables at commit {machine['commit']}. Nothing was trained or "
-        f"measured anew: the weights of {kept or 'none'} of the {total} runs are kept beside this report."
+        f"Figures, verdicts and texts were made anew from the tables at commit {machine['commit']}. Nothing was "
+        f"trained or measured anew: the weights of {kept or 'none'} of the {total} runs are kept beside this report."
     )
     command = page.plain(about["facts"].get("Command", ""))
     facts = pages.facts(about["runs"], command, machine | {"versions": about["versions"]}, measured=measured)
@@ -191,8 +191,8 @@ def note(folder: Path) -> dict[str, Any]:
     """Read ``report.json``, what a report says of itself: data, which whoever sent it may have written.
 
     Raises:
-        ReportError: there is none, or it is damaged or of a version that did not note how the report was made, or asks for
-            more than a report may, or names a file that is not in it.
+        ReportError: there is none, or it is damaged or of a version that did not note how the report was made, or asks
+            for more than a report may, or names a file that is not in it.
     """
     file = folder / "report.json"
     try:
@@ -280,7 +280,8 @@ def check_name(name: Any) -> None:
 
     >>> check_name("../elsewhere")
     Traceback (most recent call last):
-    ValueError: a report's name must be that of one folder, without / or \ and not beginning with a dot, not '../elsewhere'
+    ValueError: a report's name must be that of one folder, without / or \ and not beginning with a dot, not
+    '../elsewhere'
     """
     instance("a report's name", name, str, "a text")
     if not name.isprintable() or not re.fullmatch(r"[^./\\][^/\\]{0,199}", name):
@@ -291,7 +292,7 @@ def check_name(name: Any) -> None:
 def _key(
     path: Path, parameters: dict[str, Any], trained: Sequence[runs.Run], names: Mapping[str, str] | None = None
 ) -> str:
-    """Hash all that a notebook's result depends on: its source, its parameters, the runs, the names, this package's code."""
+    """Hash all that a notebook's result depends on: source, parameters, runs, names, this package's code."""
     code = [file.read_bytes() for file in sorted(PACKAGE.rglob("*")) if file.suffix in (".py", ".html", ".css", ".js")]
     portable = {name: value for name, value in parameters.items() if name not in ("output", "store", "tables")}
     identities = [(run.id, run.failure or run.environment["sha256"]) for run in trained]

@@ -248,7 +248,7 @@ def _named(failure: Exception) -> str:
 
 
 def _without_machine_paths(notebook: Path, names: Mapping[str, str]) -> None:
-    """Cut what differs between machines for no reason: absolute folders, and papermill's own record; write `names` for paths."""
+    """Cut what differs between machines: absolute folders, papermill's own record; write `names` for paths."""
     text = json.dumps(everywhere(json.loads(notebook.read_text(encoding="utf-8")), names), ensure_ascii=False)
     own = [(Path(sys.prefix), ".venv")] if sys.prefix != sys.base_prefix else []
     for path, short in ((Path(__file__).resolve().parents[2], "."), *own, (Path.home(), "~")):

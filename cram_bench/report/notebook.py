@@ -1,4 +1,4 @@
-"""Notebooks name themselves: what each asks and trains is in its metadata, its parameters are in its parameters cell. Light to import."""
+"""Notebooks name themselves: what each asks and trains is in its metadata and parameters cell. Light to import."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import Any
 
 _PLAIN = (str, int, float, bool)
-KINDS: dict[str, Any] = {kind.__name__: kind for kind in _PLAIN} | {f"list[{k.__name__}]": list[k] for k in _PLAIN}  # type: ignore[valid-type]
+KINDS: dict[str, Any] = {
+    **{kind.__name__: kind for kind in _PLAIN},
+    **{f"list[{kind.__name__}]": list[kind] for kind in _PLAIN},  # type: ignore[valid-type]
+}
 """The types that a parameter may be annotated with, as they are written."""
 RESERVED = ("dataset", "output", "seeds", "store", "tables")
 """Parameters that a report sets itself."""
@@ -40,7 +43,7 @@ class Parameter:
             raise TypeError(f"parameter {self.name} must be annotated as one of {', '.join(KINDS)}, {found}")
 
     def check_type(self, value: Any) -> None:
-        """Refuse a value of another type, and an empty list where the default has something in it; an integer serves as a float.
+        """Refuse a value of another type, and an empty list where the default is not; an integer serves as a float.
 
         Raises:
             TypeError: it is.
@@ -57,7 +60,7 @@ class Parameter:
             raise TypeError(f"parameter {self.name} must be {self.kind}{like}, not {_checks().shown(value)}")
 
     def check_range(self, value: Any) -> None:
-        """Refuse numbers that no notebook can use: negative ones, NaN, infinities, and none where the default counts something.
+        """Refuse numbers that no notebook can use: negative, NaN, infinite, and 0 where the default counts something.
 
         Raises:
             ValueError: it is one. An integer whose default is 0 may be 0, which stands for the usual number.
@@ -79,7 +82,8 @@ def check_parameters(namespace: Mapping[str, Any], **types_by_name: Any) -> None
 
     Args:
         namespace: the notebook's global names: its parameters, and those that papermill put in.
-        types_by_name: every parameter and its type, one of `KINDS`; by default those that the parameters cell annotates.
+        types_by_name: every parameter and its type, one of `KINDS`; by default those that the parameters cell
+            annotates.
 
     Raises:
         NameError: a name is no parameter, with a suggestion, or a parameter is missing.
@@ -110,8 +114,8 @@ def check_parameters(namespace: Mapping[str, Any], **types_by_name: Any) -> None
 def _literals(source: str) -> list[tuple[str, str | None, Any]]:
     """Return (name, annotation, value) of each assignment in a cell that assigns literals and does nothing else.
 
-    Such are parameters, and what papermill injects, which writes NaN as a call. Other names in a running notebook are its own
-    results; they are there when its cells are run again.
+    Such are parameters, and what papermill injects, which writes NaN as a call. Other names in a running notebook are
+    its own results; they are there when its cells are run again.
     """
     found = []
     try:
@@ -179,8 +183,8 @@ class Notebook:
         """The parameters by name, in order, as papermill reads them off the parameters cell: a line each.
 
         Raises:
-            ValueError: there is not one such cell, or it holds more than assignments of literals, or a line that papermill
-                does not understand.
+            ValueError: there is not one such cell, or it holds more than assignments of literals, or a line that
+                papermill does not understand.
             TypeError: one is not annotated with a type of `KINDS`.
         """
         from papermill import inspect_notebook
@@ -244,7 +248,7 @@ def find(where: str | os.PathLike[str] | None = None) -> dict[str, Notebook]:
 
 
 def outputs(path: Path) -> list[str]:
-    """List the files, relative to the report, that a notebook's calls of ``out.figure``, ``out.table`` and ``out.measured`` write."""
+    """List the files, relative to the report, that calls of ``out.figure``, ``out.table``, ``out.measured`` write."""
     source = "\n".join("".join(cell["source"]) for cell in _content(path)["cells"] if cell["cell_type"] == "code")
     kinds = {  # method → where the name stands among its arguments, and the files
         "figure": (1, ("figures/{}.svg", "figures/{}.png")),
@@ -270,7 +274,7 @@ def _content(path: Path) -> dict[str, Any]:
 
 
 def __getattr__(name: str) -> Any:
-    """Return `NOTEBOOKS`, this package's: name → the function that returns its experiments; or `DEFAULT`, the usual names."""
+    """Return `NOTEBOOKS`, name → the function of its experiments, or `DEFAULT`, the usual names."""
     if name == "NOTEBOOKS":
         return {each: notebook.planner for each, notebook in find().items()}
     if name == "DEFAULT":

@@ -1,4 +1,4 @@
-"""The templates of the pages, and a notebook as a page in the house style. Light to import: no torch, no pandas, no Jinja."""
+"""The templates of the pages, and a notebook as a page in the house style. Imports no torch, pandas or Jinja."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def plain(markup: str) -> str:
 
 
 def fact(markup: str) -> Markup:
-    """Return a fact of ``report.json`` as markup that is escaped whoever wrote it: a text, which may be code as a whole.
+    """Return a fact of ``report.json`` as markup, escaped whoever wrote it: a text, which may be code as a whole.
 
     >>> fact("<code>a &amp; <b>b</b></code>")
     Markup('<code>a &amp; &lt;b&gt;b&lt;/b&gt;</code>')

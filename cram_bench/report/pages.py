@@ -165,8 +165,8 @@ def _other_on_raw_values(folder: Path) -> str:
 def slider(curves: pd.DataFrame) -> Markup:
     """Return a panel whose slider moves over the measured sparsities: accuracies of every method, and a marked curve.
 
-    Nothing is computed or interpolated in the page: it shows the means over seeds that it carries. The dense model is untuned,
-    as in `cram_bench.probes.accuracy_table`.
+    Nothing is computed or interpolated in the page: it shows the means over seeds that it carries. The dense model is
+    untuned, as in `cram_bench.probes.accuracy_table`.
 
     Args:
         curves: columns method, seed, pattern, sparsity, calibrated, accuracy.

@@ -44,7 +44,8 @@ def reproduce(
         retrain: train in a store of its own in `into`; otherwise runs of the usual store serve, and what they lack
             is trained.
         progress: show the trainings.
-        notebooks: the folder of the notebooks; by default those of this package. A report has no say in it: they are code.
+        notebooks: the folder of the notebooks; by default those of this package. A report has no say in it: they are
+        code.
         folders: where the image folders are that the report names without their paths.
 
     Returns:
@@ -52,8 +53,8 @@ def reproduce(
         the old report is not the one that was written), detail.
 
     Raises:
-        ReportError: the folder holds no report, one of a version that did not note how it was made, or a damaged note, or one
-            that asks for more than a report may; or the place of an image folder is not given.
+        ReportError: the folder holds no report, one of a version that did not note how it was made, or a damaged note,
+            or one that asks for more than a report may; or the place of an image folder is not given.
     """
     folder, into = Path(folder).resolve(), Path(into).resolve()
     about = _placed(note(folder), folders or {})
@@ -86,7 +87,7 @@ def _refuse_others(store: runs.Store, about: dict[str, Any]) -> None:
 
 
 def _placed(about: dict[str, Any], folders: Mapping[str, str | os.PathLike[str]]) -> dict[str, Any]:
-    """Return the note with the places of the image folders; what a run begins with goes by its id, which changes with them."""
+    """Return the note with the image folders' places; what runs begin with goes by id, which changes with them."""
     needed = about.get("folders", [])
     for name in folders:
         if name not in needed:
@@ -167,7 +168,7 @@ def _run(then: dict[str, Any], store: runs.Store, progress: bool) -> tuple[str, 
 
 
 def _table(old: Path, new: Path, ids: Mapping[str, str] | None = None) -> tuple[str, str]:
-    """Compare two tables: state and detail. `ids` are those of the runs that have others now, for their data lie elsewhere."""
+    """Compare two tables: state and detail. `ids` are of the runs that have others now, their data being elsewhere."""
     for path, which in ((old, "old"), (new, "new")):
         if not path.is_file():
             return "missing", f"in the {which} report"

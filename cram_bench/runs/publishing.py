@@ -24,8 +24,8 @@ def staging(work: Path) -> Path:
 def publish(staged: Path, final: Path, lock: Lock) -> None:
     """Give the run in `staged`, a folder of `staging`, its name, and remove what its training needed.
 
-    Whoever removes a lock lets two processes train one run. The first to finish publishes it, and what the other finishes
-    then is left out, with a warning: one name holds one run. Neither removes what the other still uses.
+    Whoever removes a lock lets two processes train one run. The first to finish publishes it, and what the other
+    finishes then is left out, with a warning: one name holds one run. Neither removes what the other still uses.
     """
     alone = lock.held()
     if not alone:

@@ -40,12 +40,14 @@ def experiments(spec: Any) -> list[Experiment]:
     """Return the experiments that a mapping describes, each once; a repeated one is warned about.
 
     Args:
-        spec: settings of `Experiment` that all share, and either ``experiments``, a list of mappings with the settings of each, or
-            any of ``methods`` (names), ``seeds`` (a number n for 0 … n − 1, or a list) and ``grid`` (setting → values), of which
-            every combination is taken: methods outermost, seeds innermost. What is not given is as in `recipe`.
+        spec: settings of `Experiment` that all share, and either ``experiments``, a list of mappings with the settings
+            of each, or any of ``methods`` (names), ``seeds`` (a number n for 0 … n − 1, or a list) and ``grid``
+            (setting → values), of which every combination is taken: methods outermost, seeds innermost. What is not
+            given is as in `recipe`.
 
     Raises:
-        ValueError: a name is unknown (with a suggestion), a value not allowed, or there are none or too many experiments.
+        ValueError: a name is unknown (with a suggestion), a value not allowed, or there are none or too many
+        experiments.
         TypeError: a setting has another type than its field.
 
     >>> [e.optimizer.lr for e in experiments({"methods": ["sgd"], "grid": {"lr": [0.1, 0.2]}})]

@@ -21,8 +21,8 @@ OF_THE_MACHINE = ("seconds", "device", "threads", "commit", "finished")
 """The last columns of `table`: what depends on when and where a run was trained."""
 
 STATES = ("waiting", "running", "finished", "cached", "failed", "died", "damaged")
-"""What an experiment of a sweep may be: *cached* was finished before, *failed* diverged or raised an exception, *died* lost its
-worker too often, *damaged* has files in the store that cannot be used."""
+"""What an experiment of a sweep may be: *cached* was finished before, *failed* diverged or raised an exception, *died*
+lost its worker too often, *damaged* has files in the store that cannot be used."""
 
 _KEEP = ("dataset", "model", "method", "seed", "epochs")
 
@@ -51,9 +51,9 @@ def table(
 ) -> pd.DataFrame:
     """Collect results: a row per experiment, in order, whoever trained it.
 
-    Columns: run (the id), dataset, model, method, seed, epochs, the other settings that vary, state (``finished``, ``failed``,
-    ``damaged`` or ``missing``), epoch (the last), accuracy (dense, on the test set, a fraction), loss (nats), reason (of a failure); then
-    `OF_THE_MACHINE`, empty unless finished.
+    Columns: run (the id), dataset, model, method, seed, epochs, the other settings that vary, state (``finished``,
+    ``failed``, ``damaged`` or ``missing``), epoch (the last), accuracy (dense, on the test set, a fraction), loss
+    (nats), reason (of a failure); then `OF_THE_MACHINE`, empty unless finished.
 
     Args:
         experiments: which.

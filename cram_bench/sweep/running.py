@@ -47,9 +47,9 @@ def run(
 ) -> pd.DataFrame:
     """Train what is missing, on as many processes or machines as allowed; return the results as `table` does.
 
-    A job whose worker dies, or comes to its time limit, is submitted again and goes on from its last epoch. Calling it again,
-    also after it was interrupted or killed, goes on where things stand: finished runs are found, and jobs on Slurm that still run
-    are waited for.
+    A job whose worker dies, or comes to its time limit, is submitted again and goes on from its last epoch. Calling it
+    again, also after it was interrupted or killed, goes on where things stand: finished runs are found, and jobs on
+    Slurm that still run are waited for.
 
     Args:
         experiments: which; each is trained once.
@@ -58,18 +58,20 @@ def run(
         name: of the folder with logs and results in the store, and of the jobs on Slurm.
         workers: jobs at once; by default, as many processes as GPUs or else cores, and on Slurm what Slurm lets.
         per_job: experiments that a job trains one after the other; more than one repays where a training takes seconds.
-        retries: how often an experiment is tried again after its worker died, counted anew after each job that saved an epoch.
+        retries: how often an experiment is tried again after its worker died, counted anew after each job that saved an
+        epoch.
         retry_failed: train those anew that diverged before.
         slurm: parameters for `slurm_parameters`.
-        patience: seconds for which squeue, or sbatch once it took a job, may fail; and after which a job is given up, and
-            submitted again, whose state Slurm does not know.
+        patience: seconds for which squeue, or sbatch once it took a job, may fail; and after which a job is given up,
+            and submitted again, whose state Slurm does not know.
         every: seconds between two looks, by default the executor's.
         stream: where to show states, by default standard error.
-        options: device, threads, compile, progress and wait, of `runs.ensure`; here a process sees one GPU, its own, so no ``cuda:1``.
+        options: device, threads, compile, progress and wait, of `runs.ensure`; here a process sees one GPU, its own, so
+            no ``cuda:1``.
 
     Raises:
-        SweepError: an argument is not allowed, Slurm refuses the jobs or does not answer (its jobs go on), or another command
-            follows this sweep.
+        SweepError: an argument is not allowed, Slurm refuses the jobs or does not answer (its jobs go on), or another
+            command follows this sweep.
         KeyboardInterrupt: as ever; local processes are stopped then, jobs on Slurm go on.
     """
     store, wanted = store or Store(), list(dict.fromkeys(experiments))

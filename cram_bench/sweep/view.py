@@ -17,7 +17,8 @@ from cram_bench.untrusted import printable
 class View:
     """Show the states of a sweep: a table that is updated in place on a terminal, a few plain lines in a log.
 
-    In a log there is a line for each tenth that is settled, and one for each experiment that failed or whose worker died.
+    In a log there is a line for each tenth that is settled, and one for each experiment that failed or whose worker
+    died.
 
     Args:
         experiments: in the order of the table.

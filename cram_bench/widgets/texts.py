@@ -15,7 +15,7 @@ from cram_bench.widgets.subject import Answer
 
 
 def picture(figure: Any, alt: str) -> str:
-    """Return the HTML of a figure: as wide as it is, or as the window; `alt` is read out, and shown over the picture."""
+    """Return the HTML of a figure, no wider than the window; `alt` is read out, and shown over the picture."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     png, (wide, high) = buffer.getvalue(), (round(100 * size) for size in figure.get_size_inches())
@@ -26,8 +26,9 @@ def picture(figure: Any, alt: str) -> str:
 
 
 def status(text: str, colour: str) -> str:
-    """Return a line of state: its dot is coloured, its text is what the theme makes it, to be read on light and dark."""
-    return f"<span role='status'><span class='dot' style='color:{colour}'>●</span> {html.escape(text.splitlines()[0])}</span>"
+    """Return a line of state: its dot is coloured, its text has the theme's colour, to be read on light and dark."""
+    line = html.escape(text.splitlines()[0])
+    return f"<span role='status'><span class='dot' style='color:{colour}'>●</span> {line}</span>"
 
 
 def blamed(tables: dict[str, pd.DataFrame], count: int) -> str:
@@ -76,4 +77,5 @@ def table(rows: Sequence[tuple[str, float, float, float, int]], where: str, coun
         cells = "".join(f"<td style='{cell}'>{text}</td>" for text in (first, second, f"{loss:.3f}", changed))
         body += f"<tr><td>{html.escape(label)}</td>{cells}</tr>"
     caption = f"<caption style='text-align:left'>{html.escape(where)}</caption>"
-    return f"<table style='line-height:1.3;font-size:.92em;border-collapse:collapse'>{caption}<tr><th style='text-align:left'>run</th>{head}</tr>{body}</table>"
+    style = "line-height:1.3;font-size:.92em;border-collapse:collapse"
+    return f"<table style='{style}'>{caption}<tr><th style='text-align:left'>run</th>{head}</tr>{body}</table>"
