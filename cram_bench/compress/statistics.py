@@ -234,7 +234,8 @@ def _correct(
         running.copy_(mean - ratio * (dense.mean - running.double()))
         spread.copy_(torch.where(ratio == 1, spread.double(), (ratio.square() * before - module.eps).clamp(min=0)))
         return ratio, mean
-    weight, bias = module.weight, module.bias
+    weight, bias = module._parameters["weight"], module._parameters.get("bias")
+    assert weight is not None
     scale = 1 / ratio
     along = 1 if isinstance(module, _TRANSPOSED) or _is_conv1d(module) else 0
     if isinstance(module, _TRANSPOSED) and module.groups > 1:

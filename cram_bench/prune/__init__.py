@@ -28,8 +28,9 @@ from cram_bench.prune.obs import OBERT, OBS
 from cram_bench.prune.specification import Specification
 
 PRUNERS: dict[str, type[Pruner]] = {
-    pruner.kind: pruner for pruner in (OBD, MFACPruner, OBERT, OBS, CAP, Greedy, ExactOBS, SparseGPT)
-} | {"layerwise": ExactOBS}
+    **{pruner.kind: pruner for pruner in (OBD, MFACPruner, OBERT, OBS, CAP, Greedy, ExactOBS, SparseGPT)},
+    "layerwise": ExactOBS,
+}
 """Pruners by the name that specifications use; ``layerwise`` is another for ``exactobs``."""
 
 __all__ = [
