@@ -21,6 +21,7 @@ from cram_bench.plots.landscapes import (
     loss_slice,
 )
 from cram_bench.plots.layers import layer_profile, layer_sensitivity, weight_histogram
+from cram_bench.plots.pruners import pruners
 
 __all__ = [
     "STYLE",
@@ -40,6 +41,7 @@ __all__ = [
     "loss_on_plane",
     "loss_planes",
     "loss_slice",
+    "pruners",
     "sharpness",
     "sharpness_over_radii",
     "spectral_density",

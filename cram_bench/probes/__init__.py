@@ -26,15 +26,19 @@ from cram_bench.probes.over_runs import (
     transfer_accuracy,
 )
 from cram_bench.probes.paths import loss_along_path, loss_at, loss_on_plane
+from cram_bench.probes.pruners import CORRECTIONS, chosen_against, chosen_by_loss, pruner_table, pruners
 from cram_bench.probes.sharpness import cram_gap, sam_sharpness, sharpness_over_radii
 from cram_bench.probes.sparsity import LEVELS, sparsity_curve
 from cram_bench.probes.stability import comparable, stability, verdict_table, verdicts, with_random_directions
 
 __all__ = [
+    "CORRECTIONS",
     "LEVELS",
     "ablation_means",
     "accuracy_table",
     "calibration_curve",
+    "chosen_against",
+    "chosen_by_loss",
     "comparable",
     "cram_gap",
     "curvature",
@@ -54,6 +58,8 @@ __all__ = [
     "over_changes",
     "over_runs",
     "predictions",
+    "pruner_table",
+    "pruners",
     "random_direction",
     "sam_sharpness",
     "seeds_left",

@@ -266,9 +266,12 @@ class Problem:
 
     def tune(self, calibration: Iterable[Any]) -> None:
         """Tune the model's BatchNorms on what `tuning_data` returned."""
+        tune_batchnorm(self.model, self.fitted(calibration), self.forward)
+
+    def fitted(self, calibration: Iterable[Any]) -> list[Any]:
+        """Return batches on the model's device and in its type."""
         fit = fitting(self.model)
-        batches = ((fit(b[0]), *b[1:]) if isinstance(b, (tuple, list)) and b else fit(b) for b in calibration)
-        tune_batchnorm(self.model, batches, self.forward)
+        return [(fit(b[0]), *b[1:]) if isinstance(b, (tuple, list)) and b else fit(b) for b in calibration]
 
 
 def loss_and_gradient(

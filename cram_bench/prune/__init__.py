@@ -10,11 +10,13 @@ which CrAM draws at every step, are in `cram_bench.compress`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
-from cram_bench.compress import Compressor, Masks, prunable
+from cram_bench.checks import instance, items, number
+from cram_bench.compress import Compressor, Masks, check_leaves, prunable
 from cram_bench.curvature.samples import Forward, Loss
 from cram_bench.data import Batches
 from cram_bench.prune import specification
@@ -49,6 +51,7 @@ __all__ = [
     "Specification",
     "apply_",
     "fitted",
+    "grid",
     "is_name",
     "parse",
 ]
@@ -67,13 +70,44 @@ def parse(spec: str | Compressor | Specification) -> Compressor | Specification:
     return specification.parse(spec, PRUNERS)
 
 
+def grid(patterns: Sequence[str], sparsities: Sequence[float]) -> list[Compressor | Specification]:
+    """Return a specification for every pattern and sparsity, as `cram_bench.compress.grid` does, pruners that look among them.
+
+    ``greedy`` becomes ``greedy@0.9``, ``global+obs`` becomes ``global@0.9+obs``; what decides its sparsity itself, such as ``2:4``,
+    comes once.
+
+    Raises:
+        ValueError: a list is empty, a pattern unknown or a sparsity outside [0, 1).
+        TypeError: something is no list, no text or no number.
+
+    >>> [str(spec) for spec in grid(["global", "greedyx4", "global+obs", "2:4+obs"], [0.9])]
+    ['global@0.9', 'greedyx4@0.9', 'global@0.9+obs', '2:4+obs']
+    """
+    levels = [number("sparsity", level, 0, 1) for level in items("sparsities", sparsities, "numbers in [0, 1)")]
+    found: dict[str, Compressor | Specification] = {}
+    for pattern in items("patterns", patterns, "texts such as 'global' or 'greedy'"):
+        instance("a pattern", pattern, str, "a text such as 'global' or 'greedy'")
+        first, plus, rest = pattern.partition("+")
+        for level in levels:
+            text = (
+                pattern
+                if re.fullmatch("[0-9]+:[0-9]+(-reference)?|int[0-9]+", first)
+                else f"{first}@{level!r}{plus}{rest}"
+            )
+            spec = parse(text)
+            check_leaves(spec)
+            found[text] = spec
+    return list(found.values())
+
+
 def is_name(text: str) -> bool:
     """Tell whether a text is a pruner without a sparsity, with settings or not.
 
     >>> is_name("greedy(block=32)"), is_name("greedy@0.9"), is_name("2:4+obs")
     (True, False, False)
     """
-    name = text.partition("(")[0]
+    name, _, settings = text.partition("(")
+    text = name + settings.rpartition(")")[2]
     return "@" not in text and "+" not in text and name.partition("x")[0] in PRUNERS
 
 

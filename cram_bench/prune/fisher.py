@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from cram_bench.compress import Weights
+from cram_bench.compress import Weights, parse, tune_batchnorm
 from cram_bench.curvature import obs
 from cram_bench.curvature.fisher import Fisher, fisher, groups
 from cram_bench.curvature.layout import Layout, pieces
 from cram_bench.curvature.samples import Forward, Loss, chunks
 from cram_bench.data import Batches
+from cram_bench.outputs import fitting
+from cram_bench.preserve import preserved
 from cram_bench.prune.base import Fitted, Pruner
-from cram_bench.settings import Count, Positive
+from cram_bench.settings import Count, Positive, Text
 
 Update = Annotated[Literal["none", "single", "joint"], Field(description="none, single or joint")]
 
@@ -42,10 +44,30 @@ class GradientPruner(Pruner):
     """Of the draw of examples."""
     memory: Positive = 2.0
     """GiB that blocks and gradients may take at a time; what does not fit is collected in several passes."""
+    at: Text = ""
+    """Empty for gradients at the weights that are pruned, or a compressor, such as ``global@0.9``: gradients where that leads,
+    with BatchNorm tuned there."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.at:
+            parse(self.at)
 
     @property
     def seen(self) -> int:
         return self.gradients * self.batch
+
+    @contextmanager
+    def moved(self, model: nn.Module, weights: Weights, examples: Sequence[tuple[Any, Tensor]]) -> Iterator[None]:
+        """For the length of a block, put the model where `at` says."""
+        if not self.at:
+            yield
+            return
+        fit = fitting(model)
+        with preserved(model):
+            parse(self.at).apply_(weights)
+            tune_batchnorm(model, [fit(inputs) for inputs, _ in examples])
+            yield
 
     @property
     def bytes(self) -> int:
@@ -116,9 +138,18 @@ class BlockPruner(GradientPruner, abc.ABC):
         def collect(part: Layout, blocks: bool = True) -> Fisher:
             nonlocal passes
             passes += 1
-            return fisher(
-                model, weights, examples, part, gone=gone, forward=forward, loss=loss, blocks=blocks, memory=self.bytes
-            )
+            with self.moved(model, weights, examples):
+                return fisher(
+                    model,
+                    weights,
+                    examples,
+                    part,
+                    gone=gone,
+                    forward=forward,
+                    loss=loss,
+                    blocks=blocks,
+                    memory=self.bytes,
+                )
 
         whole = collect(layout, blocks=len(parts) == 1)
         scale = self.scale(whole.diagonal, sum(layout.counts.values()))

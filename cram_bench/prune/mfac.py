@@ -57,11 +57,12 @@ class MFACPruner(GradientPruner):
         device = next(iter(weights.values())).device
         rows = torch.empty(layout.rows, self.gradients, layout.width, device=device)
         diagonal = 0.0
-        for number, gradient in enumerate(gradients(model, weights, examples, forward, loss)):
-            for name, mask in gone.items():
-                gradient[name] = gradient[name].masked_fill(mask, 0.0)
-            rows[:, number] = packed = layout.pack(gradient)
-            diagonal += float(packed.double().square().sum())
+        with self.moved(model, weights, examples):
+            for number, gradient in enumerate(gradients(model, weights, examples, forward, loss)):
+                for name, mask in gone.items():
+                    gradient[name] = gradient[name].masked_fill(mask, 0.0)
+                rows[:, number] = packed = layout.pack(gradient)
+                diagonal += float(packed.double().square().sum())
         scale = self.scale(torch.tensor(diagonal / self.gradients), sum(layout.counts.values()))
         gram = Gram(rows, scale)
         try:

@@ -35,9 +35,10 @@ class OBD(GradientPruner):
     ) -> Fitted:
         examples = chunks(batches, self.gradients, self.batch, self.seed)
         layout = Layout.of(weights, 64)  # of the diagonal any will do
-        seen = fisher(
-            model, weights, examples, layout, gone=gone, forward=forward, loss=loss, blocks=False, memory=self.bytes
-        )
+        with self.moved(model, weights, examples):
+            seen = fisher(
+                model, weights, examples, layout, gone=gone, forward=forward, loss=loss, blocks=False, memory=self.bytes
+            )
         scale = self.scale(seen.diagonal, sum(layout.counts.values()))
         diagonal = layout.unpack(seen.diagonal + scale)
         keys = {name: weight.detach().double().square() * diagonal[name] / 2 for name, weight in weights.items()}

@@ -113,11 +113,11 @@ def parse(spec: str | Compressor | Specification, pruners: Mapping[str, type[Pru
 
 
 def _settings(kind: str, text: str, pruners: Mapping[str, type[Pruner]]) -> dict[str, object]:
-    """Read ``name=value,…``, the names those of the pruner's settings."""
+    """Read ``name=value,…``, the names those of the pruner's settings; papermill reads no "=" in a parameter, so also ``name:value``."""
     known = [field.name for field in fields(pruners[kind])]
     found: dict[str, object] = {}
     for item in filter(None, text.split(",")):
-        name, _, value = (part.strip() for part in item.partition("="))
+        name, _, value = (part.strip() for part in re.sub("[:=]", "\0", item, count=1).partition("\0"))
         if name not in known:
             raise ValueError(unknown(f"setting of {kind}", name, known))
         if name in found:

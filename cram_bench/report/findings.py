@@ -278,11 +278,39 @@ def _verdicts_of(label: str, own: pd.DataFrame) -> str:
     return f"{label} is {listed(texts) if texts else f'more stable in 0 of {len(own)} quantities'}"
 
 
+def _pruners(tables: Tables) -> str:
+    """Say, at every sparsity, the best pruner of every method, and what the difference between methods becomes with it."""
+    runs, table = tables.values()
+    pruned = table[(table["sparsity"] > 0) & (table["pattern"] != "chosen")].dropna(subset=["accuracy"])
+    if pruned.empty:
+        return ""
+    how = ["method", "sparsity", "pattern", "correction"]
+    means = pruned.groupby(how, sort=False)[["accuracy", "held_out_loss"]].mean().reset_index()
+    blind = means[(means["pattern"] == "global") & (means["correction"] == "batchnorm")]
+    looks = means.loc[means.groupby(["method", "sparsity"], sort=False)["held_out_loss"].idxmin()]
+    methods, texts = list(dict.fromkeys(runs["method"])), []
+    for level in sorted(means["sparsity"].unique()):
+        parts = []
+        for method in methods:
+            ours = looks[(looks["method"] == method) & (looks["sparsity"] == level)]
+            theirs = blind[(blind["method"] == method) & (blind["sparsity"] == level)]
+            if len(ours) and len(theirs):
+                best = ours.iloc[0]
+                before, after = (100 * float(value) for value in (theirs["accuracy"].iloc[0], best["accuracy"]))
+                parts.append(f"{label(method)} {before:.1f} → {after:.1f} ({best['pattern']})")
+        if parts:
+            texts.append(f"at {_at(float(level))}, {listed(parts)}")
+    said = "magnitude with BatchNorm tuned → the pruner of least held-out loss, test accuracy in %: "
+    return f"{_sentence(said + '; '.join(texts))} {_behind(runs)}" if texts else ""
+
+
 _FINDINGS: dict[str, tuple[tuple[str, ...], Callable[[Tables], str]]] = {
     "accuracy_vs_sparsity": (("runs", "accuracy_vs_sparsity"), _accuracy),
     "loss_stability": (("verdicts", "stability"), _stability),
     "equal_cost": (("equal_cost_runs", "accuracy_by_cost"), _equal_cost),
     "ablations": (("ablations_runs", "ablations"), _ablations),
     "transfer": (("transfer_runs", "transfer"), _transfer),
+    "better_pruner": (("better_pruner_runs", "better_pruner"), _pruners),
+    "second_order": (("second_order_runs", "second_order"), _pruners),
     "language": (("language_runs", "language_curves"), _accuracy),
 }

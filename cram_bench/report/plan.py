@@ -10,7 +10,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from cram_bench import compress, recipes
+from cram_bench import prune, recipes
 from cram_bench.checks import instance, integer, items, needs, unknown
 from cram_bench.data import is_folder
 from cram_bench.experiment import Experiment
@@ -66,7 +66,7 @@ def plan(
     given = _given(chosen, dataset, profile, seeds, parameters or {})
     wanted = list(dict.fromkeys(wanted for notebook in chosen for wanted in _experiments(notebook, given)))
     if "sparsities" in given or "patterns" in given:
-        compress.grid(given.get("patterns", ["global"]), given.get("sparsities", [0.5]))
+        prune.grid(given.get("patterns", ["global"]), given.get("sparsities", [0.5]))
     title = re.sub(r"[:/\\]", "-", f"{Path(wanted[0].data.dataset).name}-{wanted[0].model}")
     asked = [notebook.name for notebook in chosen]
     unusual = [] if asked == usual else [name.replace("_", "-") for name in asked]

@@ -1,0 +1,61 @@
+"""Pruners against each other: accuracy, a row a pruner, a panel a sparsity."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.lines import Line2D
+
+from cram_bench.checks import columns
+from cram_bench.plots._style import Figure, below, in_order, look, of_runs, per_cent, style, visible
+
+
+def pruners(table: pd.DataFrame, by: str = "method") -> Figure:
+    """Draw accuracy after pruning, a row a pruner, a panel a sparsity; means with bars of ± one standard deviation over seeds.
+
+    Args:
+        table: of `cram_bench.probes.pruners`: columns pattern, sparsity, correction, accuracy, and perhaps method and seed.
+        by: what has a colour and a marker each: ``method``, with one row per pruner and correction, or ``correction``.
+    """
+    table = of_runs(table)
+    columns(table, "method", "seed", "pattern", "sparsity", "correction", "accuracy")
+    if by not in ("method", "correction"):
+        raise ValueError(f"by must be method or correction, not {by!r}")
+    shown = table[(table["sparsity"] > 0) & table["accuracy"].notna()]
+    several = shown.loc[shown["pattern"] != "chosen", "correction"].nunique() > 1
+    names = {
+        (pattern, correction): pattern
+        if by == "correction" or not several or pattern == "chosen"
+        else f"{pattern}, {correction}"
+        for pattern, correction in shown[["pattern", "correction"]].drop_duplicates().itertuples(index=False)
+    }
+    shown = shown.assign(row=[names[key] for key in zip(shown["pattern"], shown["correction"], strict=True)])
+    rows = list(dict.fromkeys(shown["row"]))
+    levels = sorted(shown["sparsity"].unique())
+    groups = in_order(shown) if by == "method" else list(dict.fromkeys(shown["correction"]))
+    looks = {"none": ("as pruned", "#888888", "o"), "batchnorm": ("BatchNorm tuned", "#009E73", "s"),
+             "statistics": ("statistics corrected", "#0072B2", "D"), "chosen": ("chosen", "#000000", "P")}  # fmt: skip
+    with style():
+        figure = Figure(figsize=(2.7 * max(1, len(levels)) + 2.2, 0.3 * len(rows) + 1.6))
+        axes = figure.subplots(1, max(1, len(levels)), sharey=True, squeeze=False)[0]
+        for axis, level in zip(axes, levels, strict=False):
+            part = shown[shown["sparsity"] == level]
+            for place, group in enumerate(groups):
+                _, colour, marker = look(group) if by == "method" else looks[group]
+                own = part[part[by] == group].groupby("row")["accuracy"].agg(["mean", "std"]).reindex(rows)
+                offset = 0.5 * ((place + 0.5) / len(groups) - 0.5)
+                axis.errorbar(
+                    own["mean"], [row + offset for row in range(len(rows))], xerr=own["std"].fillna(0.0), fmt=marker,
+                    color=colour, markersize=5, elinewidth=1.2, linestyle="",
+                )  # fmt: skip
+            axis.set_yticks(range(len(rows)), [visible(row) for row in rows])
+            axis.set_ylim(len(rows) - 0.5, -0.5)
+            axis.set_title(f"{100 * level:g} % zeros")
+            axis.set_xlabel("test accuracy, %")
+            per_cent(axis.xaxis)
+        handles = []
+        for group in groups:
+            text, colour, marker = look(group) if by == "method" else looks[group]
+            handles.append(Line2D([], [], color=colour, marker=marker, linestyle="", label=visible(text)))
+        seeds = int(shown.groupby(["method", "row", "sparsity"])["seed"].nunique().max()) if len(shown) else 0
+        below(figure, handles, (f"mean ± std of {seeds} seeds",) if seeds > 1 else ())
+    return figure
