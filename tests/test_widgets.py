@@ -37,14 +37,23 @@ def shown(explorer):
 def measured(run, spec, tuned, sample=500, calibration=250):
     train, test = run.experiment.load_data()
     table = cb.probes.sparsity_curve(
-        run.load_model(), test.sample(sample), [spec], train.calibration(calibration, batch_size=AT_ONCE)
+        run.load_model(), test.sample(sample), [spec], train.calibration(calibration, batch_size=AT_ONCE), batches=train
     )
-    compressor = parse(spec)
+    compressor = cb.prune.parse(spec)
     row = table[(table["pattern"] == compressor.pattern) & (table["calibrated"] == tuned)].iloc[-1]
     return round(100 * row["accuracy"], 1)
 
 
-@pytest.mark.parametrize(("pattern", "bits"), [("global", "float32"), ("uniform", "8 bits"), ("2:4", "float32")])
+@pytest.mark.parametrize(
+    ("pattern", "bits"),
+    [
+        ("global", "float32"),
+        ("uniform", "8 bits"),
+        ("2:4", "float32"),
+        ("greedy(gradients=128)", "8 bits"),
+        ("2:4+obs(gradients=128)", "float32"),
+    ],
+)
 @pytest.mark.parametrize("tuned", [True, False])
 def test_the_numbers_are_those_of_the_probe(pattern, bits, tuned, runs):
     explorer = cb.widgets.explorer(runs)
@@ -56,7 +65,7 @@ def test_the_numbers_are_those_of_the_probe(pattern, bits, tuned, runs):
     )
     assert explorer.wait()
     spec = (pattern if ":" in pattern else f"{pattern}@0.9") + cb.widgets.BITS[bits]
-    assert spec in explorer.numbers.value
+    assert str(cb.prune.parse(spec)) in explorer.numbers.value
     assert "ready" in explorer.status.value
     assert list(shown(explorer).values()) == pytest.approx([measured(run, spec, tuned) for run in runs], abs=0.11)
     pictures = (explorer.curve, explorer.layers, explorer.slice, explorer.flips)

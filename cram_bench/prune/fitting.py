@@ -24,6 +24,7 @@ def fitted(
     exclude: Iterable[str] = (),
     forward: Forward | None = None,
     loss: Loss | None = None,
+    known: dict[Pruner, Fitted] | None = None,
 ) -> list[Compressor]:
     """Return compressors of this model for specifications; compressors that look at nothing come back as they are.
 
@@ -36,12 +37,13 @@ def fitted(
         batches: what pruners look at; needed where there is one.
         exclude: shell patterns over parameter names that stay dense.
         forward, loss: as the probes take them.
+        known: pruners that have looked at this model before; those that look now are added.
 
     Raises:
         ValueError: a pruner has nothing to look at, or as `Pruner.fit`.
     """
     exclude = list(exclude) if not isinstance(exclude, str) else exclude
-    known: dict[Pruner, Fitted] = {}
+    known = {} if known is None else known
     found: list[Compressor] = []
     for spec in specs:
         if isinstance(spec, Compressor):

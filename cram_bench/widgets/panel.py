@@ -15,15 +15,19 @@ import pandas as pd
 
 from cram_bench import plots
 from cram_bench.checks import instance, integer, needs, number
-from cram_bench.compress import Compressor, Magnitude, parse
+from cram_bench.compress import Compressor, Magnitude
 from cram_bench.data import AT_ONCE
 from cram_bench.probes import layer_profile
+from cram_bench.prune import Specification, grid
 from cram_bench.runs import Run
 from cram_bench.widgets import texts
 from cram_bench.widgets.subject import FEW, Subject
 
 _CURVE = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
 PATTERNS = ("global", "uniform", "2:4", "4:8")
+PRUNERS = ("greedy", "obs", "cap", "obd", "global+obs", "2:4+obs")
+"""Pruners that look at `_GRADIENTS` gradients of eight training examples each, or at fewer where there are not so many."""
+_GRADIENTS = 128
 BITS = {"float32": "", "8 bits": "+int8", "4 bits": "+int4"}
 _HINT = "hold Ctrl or Shift to choose several runs"
 _ALT = {
@@ -92,7 +96,10 @@ class Explorer:
             continuous_update=True, layout=wide,
         )  # fmt: skip
         fits = ipw.Layout(max_width="100%")
-        self.pattern = ipw.Dropdown(options=PATTERNS, description="pattern", style=style, layout=fits)
+        self._looked_at, gradients = train, max(1, min(_GRADIENTS, len(train) // 8))
+        pruners = [(name, f"{name}(gradients={gradients})") for name in PRUNERS]
+        options = [*((name, name) for name in PATTERNS), *pruners]
+        self.pattern = ipw.Dropdown(options=options, description="pattern", style=style, layout=fits)
         self.bits = ipw.Dropdown(options=list(BITS), description="weights", style=style, layout=fits)
         self.tune = ipw.Checkbox(value=True, description="tune BatchNorm after pruning", indent=False, layout=fits)
         hint = ipw.HTML(
@@ -134,11 +141,9 @@ class Explorer:
         self.widget.close()
 
     @property
-    def compressor(self) -> Compressor:
+    def compressor(self) -> Compressor | Specification:
         """What the controls ask for."""
-        pattern = self.pattern.value
-        spec = pattern if ":" in pattern else f"{pattern}@{round(self.sparsity.value, 2)!r}"
-        return parse(spec + BITS[self.bits.value])
+        return grid([self.pattern.value + BITS[self.bits.value]], [round(self.sparsity.value, 2)])[0]
 
     def wait(self, timeout: float = 60.0) -> bool:
         """Wait until everything asked for is shown; tell whether that was in time."""
@@ -187,7 +192,7 @@ class Explorer:
         if label not in self._subjects:
             run = self._runs[label]
             self._subjects[label] = Subject(
-                run.load_model(), self.sample, self._calibration[run.experiment.data.augment]
+                run.load_model(), self.sample, self._calibration[run.experiment.data.augment], self._looked_at
             )
         return self._subjects[label]
 
@@ -245,10 +250,14 @@ class Explorer:
         self.flips.value = texts.picture(plots.examples(pictures, captions, title), _ALT["flips"])
 
     def _show_layers(self, current: Callable[[], bool]) -> bool:
-        tables = {label: layer_profile(self._subjects[label].model, self.compressor) for label in self.runs.value}
+        tables = {label: self._profile(label) for label in self.runs.value}
         self._draw_layers(tables)
         self.blamed.value = ""
         return current()
+
+    def _profile(self, label: str) -> pd.DataFrame:
+        subject = self._subjects[label]
+        return layer_profile(subject.model, subject.operator(self.compressor))
 
     def _show_blame(self, current: Callable[[], bool]) -> bool:
         tables = {}
@@ -275,7 +284,7 @@ class Explorer:
     def _fill_curve(self, current: Callable[[], bool]) -> bool:
         """Work out the rest of the curve, a point at a time, so that a move of the slider does not wait long."""
         pattern, tuned, suffix = self.pattern.value, self.tune.value, BITS[self.bits.value]
-        levels = [] if ":" in pattern else [parse(f"{pattern}@{level!r}{suffix}") for level in _CURVE]
+        levels = [] if ":" in pattern else grid([pattern + suffix], _CURVE)
         for compressor in levels:
             for label in self.runs.value:
                 self._subjects[label].answer(compressor, tuned)
