@@ -8,13 +8,15 @@ from cram_bench.optim.base import TwoPass, Wrapper
 from cram_bench.optim.bases import SGD, AdamW, Base
 from cram_bench.optim.cram import CrAM, CrAMPlusStep, CrAMSingle, CrAMSingleStep, CrAMStep
 from cram_bench.optim.held import PRUNINGS, HeldMasks, OneShot
+from cram_bench.optim.looking import CrAMLookingStep
 from cram_bench.optim.sam import SAM, MomentumSAM, MomentumSAMStep, SAMStep
 from cram_bench.optim.step import Plain, Step
 
 BASES: dict[str, type[Base]] = {part.kind: part for part in (SGD, AdamW)}
 """Base optimizers by the name that settings use."""
 STEPS: dict[str, type[Step]] = {
-    part.kind: part for part in (Plain, SAMStep, MomentumSAMStep, CrAMStep, CrAMPlusStep, CrAMSingleStep)
+    part.kind: part
+    for part in (Plain, SAMStep, MomentumSAMStep, CrAMStep, CrAMPlusStep, CrAMSingleStep, CrAMLookingStep)
 }
 """Rules of a step by the name that settings use."""
 

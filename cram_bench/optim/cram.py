@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from cram_bench.callbacks import Callback, Ramp
 from cram_bench.checks import number
 from cram_bench.compress import Compressor, Masks, check_leaves, parse, prunable
+from cram_bench.data import Dataset
 from cram_bench.optim.base import (
     Ascent,
     Closure,
@@ -374,7 +375,7 @@ class CompressingStep(Step):
         left_out = (1 + self.plain) / 2 if self.ramp else self.plain
         return 1 + (super().cost() - 1) * (1 - left_out)
 
-    def callbacks(self) -> Sequence[Callback]:
+    def callbacks(self, train: Dataset) -> Sequence[Callback]:
         return [Ramp()] if self.ramp else []
 
     def _settings_of_draw(self, seed: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from cram_bench.callbacks import Callback
+from cram_bench.data import Dataset
 from cram_bench.settings import Part
 
 
@@ -36,8 +37,8 @@ class Step(Part):
         """Return how often a step evaluates the gradient at an image, on average over the training."""
         return 1.0 if self.halved else float(self.passes)
 
-    def callbacks(self) -> Sequence[Callback]:
-        """Return what has to be called as training goes."""
+    def callbacks(self, train: Dataset) -> Sequence[Callback]:
+        """Return what has to be called as training on these data goes."""
         return ()
 
 

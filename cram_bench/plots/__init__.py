@@ -21,7 +21,7 @@ from cram_bench.plots.landscapes import (
     loss_slice,
 )
 from cram_bench.plots.layers import layer_profile, layer_sensitivity, weight_histogram
-from cram_bench.plots.pruners import pruners
+from cram_bench.plots.pruners import pruners, specialist
 
 __all__ = [
     "STYLE",
@@ -44,6 +44,7 @@ __all__ = [
     "pruners",
     "sharpness",
     "sharpness_over_radii",
+    "specialist",
     "spectral_density",
     "stability",
     "style",

@@ -59,3 +59,46 @@ def pruners(table: pd.DataFrame, by: str = "method") -> Figure:
         seeds = int(shown.groupby(["method", "row", "sparsity"])["seed"].nunique().max()) if len(shown) else 0
         below(figure, handles, (f"mean ± std of {seeds} seeds",) if seeds > 1 else ())
     return figure
+
+
+def specialist(table: pd.DataFrame) -> Figure:
+    """Draw accuracy on the target classes, a row per pruner, correction and where its samples came from, a panel per sparsity.
+
+    Points are draws, the line their mean.
+
+    Args:
+        table: of `cram_bench.probes.specialist`: columns pattern, sparsity, looked, corrected, correction, accuracy, task_accuracy.
+    """
+    columns(table, "pattern", "sparsity", "looked", "corrected", "correction", "accuracy", "task_accuracy")
+    shown = table[table["sparsity"] > 0].fillna("")
+    looked = shown["looked"].map(lambda text: f", looked at {text}" if text else "")
+    corrected = shown["correction"] + shown["corrected"].map(lambda text: f" on {text}" if text else "")
+    shown = shown.assign(row=shown["pattern"] + looked + "; " + corrected)
+    rows, levels = list(dict.fromkeys(shown["row"])), sorted(shown["sparsity"].unique())
+    kinds = {"accuracy": ("among all classes", "#0072B2", "o", -0.12), "task_accuracy": ("among the target classes", "#E69F00", "s", 0.12)}  # fmt: skip
+    dense = table[table["sparsity"] == 0]
+    with style():
+        figure = Figure(figsize=(2.7 * max(1, len(levels)) + 3.6, 0.3 * len(rows) + 1.6))
+        axes = figure.subplots(1, max(1, len(levels)), sharey=True, squeeze=False)[0]
+        for axis, level in zip(axes, levels, strict=False):
+            part = shown[shown["sparsity"] == level]
+            for value, (_, colour, marker, offset) in kinds.items():
+                for place, row in enumerate(rows):
+                    own = part.loc[part["row"] == row, value]
+                    axis.plot(own, [place + offset] * len(own), marker, color=colour, markersize=3, alpha=0.45)
+                    axis.plot(
+                        [own.mean()] * 2, [place + offset - 0.14, place + offset + 0.14], color=colour, linewidth=2.2
+                    )
+                if len(dense):
+                    axis.axvline(dense[value].mean(), color=colour, linestyle=":", linewidth=1.1)
+            axis.set_yticks(range(len(rows)), [visible(row) for row in rows])
+            axis.set_ylim(len(rows) - 0.5, -0.5)
+            axis.set_title(f"{100 * level:g} % zeros")
+            axis.set_xlabel("accuracy on the task, %")
+            per_cent(axis.xaxis)
+        handles = [
+            Line2D([], [], color=colour, marker=marker, label=text) for text, colour, marker, _ in kinds.values()
+        ]
+        handles.append(Line2D([], [], color="#888888", linestyle=":", label="dense"))
+        below(figure, handles)
+    return figure

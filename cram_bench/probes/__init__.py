@@ -29,6 +29,7 @@ from cram_bench.probes.paths import loss_along_path, loss_at, loss_on_plane
 from cram_bench.probes.pruners import CORRECTIONS, chosen_against, chosen_by_loss, pruner_table, pruners
 from cram_bench.probes.sharpness import cram_gap, sam_sharpness, sharpness_over_radii
 from cram_bench.probes.sparsity import LEVELS, sparsity_curve
+from cram_bench.probes.specialist import specialist, specialist_table
 from cram_bench.probes.stability import comparable, stability, verdict_table, verdicts, with_random_directions
 
 __all__ = [
@@ -65,6 +66,8 @@ __all__ = [
     "seeds_left",
     "sharpness_over_radii",
     "sparsity_curve",
+    "specialist",
+    "specialist_table",
     "spectral_density",
     "stability",
     "transfer_accuracy",

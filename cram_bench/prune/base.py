@@ -6,9 +6,10 @@ import abc
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from cram_bench.compress import Compressor, Masks, Weights, dense_of, prunable, zeros_for
@@ -27,6 +28,9 @@ class Pruner(Part):
     """
 
     role: ClassVar[str] = "pruner"
+
+    seed: Annotated[int, Field(ge=0, lt=2**31, description="from 0 to 2**31 - 1")] = 0
+    """Of the draw of examples."""
 
     @property
     @abc.abstractmethod

@@ -40,8 +40,6 @@ class GradientPruner(Pruner):
     """Examples whose mean loss each gradient is of; F scales with about one over it."""
     damping: Positive = 0.03
     """λ over the mean diagonal of F, positive."""
-    seed: Annotated[int, Field(ge=0, lt=2**31, description="from 0 to 2**31 - 1")] = 0
-    """Of the draw of examples."""
     memory: Positive = 2.0
     """GiB that blocks and gradients may take at a time; what does not fit is collected in several passes."""
     at: Text = ""

@@ -140,7 +140,7 @@ def _train(experiment: Experiment, store: Store, how: Machine, progress: bool, g
     )  # before the first step: code may be changed later
     callbacks: list[Callback] = [
         Checkpoint(work / "checkpoint.pt", write=group.first),
-        *experiment.step.callbacks(),
+        *experiment.step.callbacks(begun.train),
         *([Progress(describe(experiment))] if progress and group.first else []),
     ]
     try:
