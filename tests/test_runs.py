@@ -56,7 +56,7 @@ def test_the_same_experiment_is_never_trained_twice(monkeypatch):
     assert ensure(tiny()) == first
 
 
-@pytest.mark.parametrize("method", ["sgd", "sam", "cram+-multi", "cram-half", "cram-single"])
+@pytest.mark.parametrize("method", ["sgd", "sam", "cram+-multi", "cram-half", "cram-single", "cram+-looking"])
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_resume_equals_uninterrupted_training(method, epoch, tmp_path, monkeypatch):
     straight = ensure(tiny(method), Store(tmp_path / "straight"))

@@ -60,12 +60,13 @@ class Look(Callback):
         self.held: dict[int, Masks] = {}
 
     def on_start(self, fit: Fit) -> None:
-        """Go on with the masks of a checkpoint."""
+        """Go on with the masks of a checkpoint, which was written before the look of its epoch."""
         fit.optimizer.draw.held.update(self.held)  # type: ignore[attr-defined]
+        self.on_epoch(fit)
 
     def on_epoch(self, fit: Fit) -> None:
         """Look, where it is time."""
-        if fit.epoch % self.every or fit.epoch == fit.epochs:
+        if fit.epoch % self.every or fit.epoch in (0, fit.epochs):
             return
         draw = fit.optimizer.draw  # type: ignore[attr-defined]
         fitted = replace(self.pruner, seed=fit.epoch).fit(fit.model, self.train)

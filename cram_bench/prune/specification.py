@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 from cram_bench.checks import instance, shown, suggestion, unknown
 from cram_bench.compress import Compressor, Quantize, zeros_for
@@ -112,10 +113,10 @@ def parse(spec: str | Compressor | Specification, pruners: Mapping[str, type[Pru
     return Specification(pruner, sparsity, steps, bool(match["spacing"]), quantize=quantize)
 
 
-def _settings(kind: str, text: str, pruners: Mapping[str, type[Pruner]]) -> dict[str, object]:
+def _settings(kind: str, text: str, pruners: Mapping[str, type[Pruner]]) -> dict[str, Any]:
     """Read ``name=value,…``, the names those of the pruner's settings; papermill reads no "=" in a parameter, so also ``name:value``."""
     known = [field.name for field in fields(pruners[kind])]
-    found: dict[str, object] = {}
+    found: dict[str, Any] = {}
     for item in filter(None, text.split(",")):
         name, _, value = (part.strip() for part in re.sub("[:=]", "\0", item, count=1).partition("\0"))
         if name not in known:
