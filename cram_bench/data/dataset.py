@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from cram_bench.checks import instance, integer, labels_within, pairs
+from cram_bench.checks import instance, integer, items, labels_within, pairs, unknown
 
 AT_ONCE = 125
 """Images in a batch of an evaluation: few, so that activations of a small network stay in the processor's cache."""
@@ -132,6 +132,22 @@ class Dataset(ABC):
         if not len(indices):
             indices = indices.long()  # an empty list has no type
         return self._but(**{name: getattr(self, name)[indices] for name in (self.per_example, "labels")})
+
+    def of_classes(self, classes: Sequence[str]) -> Self:
+        """Return the examples of some classes, in order; labels and class names stay those of all classes.
+
+        Args:
+            classes: their names.
+
+        Raises:
+            ValueError: a name is none of a class, or none is given.
+            TypeError: it is no list of names.
+        """
+        for name in (chosen := items("classes", classes, "names of classes")):
+            if name not in self.classes:
+                raise ValueError(unknown("class", name, self.classes))
+        wanted = torch.tensor([self.classes.index(name) for name in chosen], device=self.labels.device)
+        return self.take(torch.isin(self.labels, wanted).nonzero().flatten())
 
     def sample(self, count: int, seed: int = 0) -> Dataset:
         """Return `count` examples drawn without replacement; all, in order, when there are no more than that.

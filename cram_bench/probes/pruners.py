@@ -9,7 +9,7 @@ import pandas as pd
 from torch import nn
 
 from cram_bench.checks import columns, items, unknown
-from cram_bench.compress import Compressor, Magnitude, apply_
+from cram_bench.compress import Compressor, Magnitude, apply_, correct_statistics, layer_statistics
 from cram_bench.data import AT_ONCE, Batches
 from cram_bench.preserve import preserved
 from cram_bench.probes.common import Forward, Loss, Problem, looked, probing, tuning_data
@@ -71,8 +71,6 @@ def pruners(
         second = None if held_out is None else Problem(model, held_out, forward, loss, batch_size)
         reference = None
         if "statistics" in corrections:
-            from cram_bench.compress.statistics import correct_statistics, layer_statistics
-
             reference = layer_statistics(model, problem.fitted(tuning or []), forward=forward)
 
         def row(where: tuple[object, ...], cost: tuple[object, ...]) -> None:

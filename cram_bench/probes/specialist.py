@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from cram_bench.checks import columns, instance, integer, items, unknown
-from cram_bench.compress import apply_, tune_batchnorm
+from cram_bench.compress import apply_, correct_statistics, layer_statistics, tune_batchnorm
 from cram_bench.data import AT_ONCE, Dataset
 from cram_bench.preserve import preserved
 from cram_bench.probes.common import Problem, classes_of, looked, probing
@@ -63,8 +63,6 @@ def specialist(
     for name in (corrections := items("corrections", corrections, "names of corrections")):
         if name not in _CORRECTIONS:
             raise ValueError(unknown("correction", name, list(_CORRECTIONS)))
-    from cram_bench.compress.statistics import correct_statistics, layer_statistics
-
     task, own = train.of_classes(classes), test.of_classes(classes)
     outputs = sorted(train.classes.index(name) for name in classes)
     rows: list[tuple[object, ...]] = []
@@ -130,7 +128,7 @@ def specialist_table(table: pd.DataFrame, value: str = "accuracy") -> pd.DataFra
         mean, n = 100 * own.mean(), len(own)
         half = 100 * own.std() / math.sqrt(n) * float(t.ppf(0.975, n - 1)) if n > 1 else math.nan
         text = f"{mean:.1f}" if math.isnan(half) else f"{mean:.1f} ± {half:.1f}"
-        cells.setdefault(tuple(map(str, where)), {})[f"{100 * float(level):g} %"] = text
+        cells.setdefault(tuple(map(str, where)), {})[f"{100 * float(str(level)):g} %"] = text
     laid_out = pd.DataFrame.from_dict(cells, orient="index")
     if len(laid_out):
         laid_out.index = pd.MultiIndex.from_tuples(

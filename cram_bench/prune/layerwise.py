@@ -42,8 +42,6 @@ class LayerwisePruner(Pruner):
     """Examples whose inputs are looked at."""
     damping: Positive = 0.01
     """λ over the mean diagonal of H of each layer, positive."""
-    seed: Annotated[int, Field(ge=0, lt=2**31, description="from 0 to 2**31 - 1")] = 0
-    """Of the draw of examples."""
     memory: Positive = 2.0
     """GiB that the H of layers may take at a time; what does not fit is collected in several passes."""
     ends: Annotated[Literal["dense", "pruned"], Field(description="dense or pruned")] = "dense"

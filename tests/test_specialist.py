@@ -1,0 +1,73 @@
+import pandas as pd
+import pytest
+import torch
+
+import cram_bench as cb
+
+
+@pytest.fixture(scope="module")
+def world():
+    train, test = cb.data.load("digits")
+    torch.manual_seed(0)
+    model = cb.models.create("convnet", 10, 1, 8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    cb.train.fit(model, optimizer, train, epochs=2, batch_size=128)
+    return model, train, test
+
+
+def test_of_classes_keeps_order_labels_and_names(world):
+    _, train, _ = world
+    some = train.of_classes(["8", "3"])
+    assert some.classes == train.classes
+    assert some.labels.tolist() == [label for label in train.labels.tolist() if label in (3, 8)]
+    assert torch.equal(some.images, train.images[(train.labels == 3) | (train.labels == 8)])
+
+
+@pytest.mark.parametrize(("classes", "words"), [(["eight"], "'eight'"), ([], "empty")])
+def test_of_classes_refuses_in_one_line(classes, words, world):
+    with pytest.raises(ValueError, match=words):
+        world[1].of_classes(classes)
+
+
+def test_a_crossing_is_every_pair_of_sources_and_the_model_stays(world):
+    model, train, test = world
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    table = cb.probes.specialist(
+        model, train, test, ["3", "8"], ["global@0.5", "exactobs(samples=64)@0.5"], samples=64, draws=2,
+        corrections=["none", "batchnorm", "statistics"],
+    )  # fmt: skip
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    looks = table[table["pattern"] == "exactobs(samples=64)"]
+    assert looks.groupby(["draw", "looked", "corrected", "correction"]).size().eq(1).all()
+    assert len(looks) == 2 * 2 * (1 + 2 + 2)
+    blind = table[table["pattern"] == "global"]
+    assert set(blind["looked"]) == {""}
+    assert len(blind) == 2 * (1 + 2 + 2)
+    assert (table["task_accuracy"] >= table["accuracy"]).all()  # two classes are easier than ten
+    dense = table[table["pattern"] == "dense"].iloc[0]
+    own = test.of_classes(["3", "8"])
+    assert dense["accuracy"] == pytest.approx(cb.train.evaluate(model, own)["accuracy"])
+    with torch.no_grad():
+        (inputs, labels), *_ = own.batches(len(own))
+        logits = model.eval()(inputs)
+        chosen = torch.tensor([3, 8])[logits[:, [3, 8]].argmax(1)]
+    assert dense["task_accuracy"] == pytest.approx(float((chosen == labels).float().mean()))
+
+
+def test_the_correction_is_taken_from_the_source_that_is_named(world):
+    model, train, test = world
+    options = {"samples": 32, "draws": 1, "corrections": ["batchnorm"]}
+    table = cb.probes.specialist(model, train, test, ["3"], ["global@0.8"], **options)
+    with cb.compress.applied(model, "global@0.8"):
+        for source, data in (("task", train.of_classes(["3"])), ("random", train)):
+            cb.compress.tune_batchnorm(model, list(data.sample(32, seed=0).batches(32)))
+            found = cb.train.evaluate(model, test.of_classes(["3"]))["accuracy"]
+            assert table.loc[table["corrected"] == source, "accuracy"].iloc[0] == pytest.approx(found)
+
+
+def test_the_interval_is_students(world):
+    rows = pd.DataFrame(
+        {"pattern": "p", "sparsity": 0.9, "looked": "task", "corrected": "task", "correction": "statistics",
+         "accuracy": [0.5, 0.6, 0.7]}
+    )  # fmt: skip
+    assert cb.probes.specialist_table(rows)["90 %"].tolist() == ["60.0 ± 24.8"]  # 4.303 · 10 / √3
