@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cram_bench.files import holder, write
+from cram_bench.untrusted import printable
 
 Settings = dict[str, Any]
 """What `Experiment.settings` returns: plain values, ready for JSON."""
@@ -132,7 +133,7 @@ def work(
             write(Path(notes) / f"{experiment.id}.json", json.dumps({"reason": reason, "again": again}))
             if again:
                 raise
-            print(f"{experiment.id}: {reason}", file=sys.stderr, flush=True)
+            print(printable(f"{experiment.id}: {reason}"), file=sys.stderr, flush=True)
 
 
 def _end_with(path: Path, parent: int) -> None:

@@ -17,6 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cram_bench.untrusted import printable
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -191,7 +193,7 @@ class Holder:
     def __str__(self) -> str:
         if not self.pid:
             return "a process that left no note"
-        on = f"process {self.pid} on {self.host}, since {self.since}"
+        on = printable(f"process {self.pid} on {self.host}, since {self.since}")
         return f"{on}, which is stopped: kill -CONT {self.pid} lets it go on" if self.stopped else on
 
 

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 
+import matplotlib.font_manager  # noqa: F401  its cache is no file that a test finds
 import nbformat
 import pandas as pd
 import papermill
@@ -273,6 +274,8 @@ NOTEBOOKS = [
     ("seeds true", {}, {"seeds": True}, TypeError, ("seeds", "integer", "True")),
     ("name a number", {}, {"name": 5}, TypeError, ("name", "text", "5")),
     ("name upwards", {}, {"name": "a/../../b"}, ValueError, ("name", "one folder", "'a/../../b'")),
+    ("paths a text", {}, {"paths": "no"}, TypeError, ("paths", "True or False", "'no'")),
+    ("keep_runs a number", {}, {"keep_runs": 1}, TypeError, ("keep_runs", "True or False", "not 1")),
     ("profile none", {}, {"profile": None}, TypeError, ("profile", "str", "None")),
 ]  # fmt: skip
 

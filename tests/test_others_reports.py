@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import cram_bench as cb
-from cram_bench import cli, report, runs, untrusted
+from cram_bench import cli, executors, files, report, runs, untrusted
 from cram_bench.files import sealed
 from cram_bench.report import ReportError, folders, pages
 from cram_bench.report.page import fact
@@ -180,6 +180,25 @@ def test_nothing_that_is_printed_commands_the_terminal(tmp_path, monkeypatch, ca
     with cb.progress.working(ESCAPE, log):
         pass
     assert "\x1b" not in log.getvalue() + cb.progress.Progress(ESCAPE, log).label
+
+
+def test_nothing_that_a_sweep_or_a_probe_prints_commands_the_terminal(tmp_path, monkeypatch, capsys):
+    experiment = cb.experiment.Experiment(method=ESCAPE)
+    log = io.StringIO()
+    cb.sweep.View([experiment], log).show({experiment.id: cb.sweep.State("failed", ESCAPE)})
+    cb.probes.over_runs([runs.Run(tmp_path, experiment, failure=ESCAPE)], len, progress=True)
+
+    def fails(*_, **__):
+        raise ValueError(ESCAPE)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "ensure", fails)
+        executors.work([experiment.settings()], str(tmp_path / "runs"), str(tmp_path / "notes"), {})
+    said = capsys.readouterr()
+    printed = [log.getvalue(), said.out, said.err, str(files.Holder(1, ESCAPE, "now"))]
+    for each in printed:
+        assert "\\x1b[2J" in each
+        assert not set(each) & {"\x1b", "\x9b", "\x07"}
 
 
 # ---------------------------------------------------------------- what is published

@@ -1,7 +1,11 @@
 """Image folders of many sizes, decoded by worker processes; and the recipe that is made for them."""
 
+import os
 import re
 import shlex
+import signal
+import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -345,3 +349,28 @@ def test_streamed_images_are_the_same_under_any_defaults_of_torch(workers, folde
     assert len(usual) == len(other) == 8
     assert same(usual, other)
     assert all(inputs.dtype is torch.float32 for inputs, _ in other)
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["sleeps", "is stopped"])
+def test_workers_that_hang_are_ended_and_named(folder, monkeypatch, stopped):
+    """As on a file system that does not answer; one that is stopped is deaf to SIGTERM."""
+
+    def hangs(*_):
+        if stopped:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(1000)
+
+    train, _ = streaming.load(folder, CROP, workers=1)
+    assert train.patience == streaming.PATIENCE == 600
+    monkeypatch.setattr(streaming._Images, "__getitem__", hangs)
+    with pytest.raises(DataError) as caught:
+        next(replace(train, patience=1.0).batches(4))
+    said = str(caught.value)
+    found = re.fullmatch(
+        r"the processes that decode images \((\d+)\) gave no batch for 1 s and were ended; its first image is '(.*)': "
+        "see whether it can be read, or give patience= more seconds",
+        said,
+    )
+    assert found[2] == str(folder / "train" / "across" / "00.jpg")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(found[1]), 0)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cram_bench import untrusted
 from cram_bench._defaults import usual_defaults
-from cram_bench.checks import integer, one_line
+from cram_bench.checks import integer, one_line, shown
 from cram_bench.data.dataset import Dataset
 from cram_bench.data.decoding import MOST_BYTES, DataError, decode
 from cram_bench.data.folders import listed
@@ -25,6 +25,9 @@ from cram_bench.data.images import Images, normalised, scale_of
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's training images per channel, as everybody uses them."""
+
+PATIENCE = 600.0
+"""Seconds for which worker processes may decode one batch: on a file system that does not answer they would hang for ever."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,6 +50,7 @@ class Streamed(Dataset):
         files: paths in it, as bytes in one array, which worker processes share.
         crop: pixels a side of what the network sees.
         workers: processes that decode; 0 decodes in this one.
+        patience: seconds that a batch may take them, after which they are ended.
     """
 
     per_example: ClassVar[str] = "places"
@@ -63,6 +67,7 @@ class Streamed(Dataset):
     files: np.ndarray
     crop: int
     workers: int
+    patience: float = PATIENCE
 
     @property
     def form(self) -> str:
@@ -121,7 +126,7 @@ class Streamed(Dataset):
         """Yield (inputs, labels) once over the data, as `Dataset.batches` says.
 
         Raises:
-            DataError: a file is not readable as an image.
+            DataError: a file is not readable as an image, or the processes that decode gave no batch for `patience` seconds.
             ValueError: as `Dataset.batches`.
         """
         order, _ = self._order(batch_size, seed, augment, drop_last)
@@ -140,21 +145,47 @@ class Streamed(Dataset):
         """Yield a uint8 tensor (b, 3, crop, crop) for each of several tensors of places; without seed, the middles."""
         from torch.utils.data import DataLoader
 
+        workers = min(self.workers, len(wanted))
         asked = ([(place, seed) for place in places.tolist()] for places in wanted)
         with usual_defaults():
             loader: DataLoader[Any] = DataLoader(
                 _Images(self.folder, self.files, self.crop, self.flip),
                 batch_sampler=asked,  # type: ignore[arg-type]
-                num_workers=min(self.workers, len(wanted)),
+                num_workers=workers,
+                timeout=self.patience if workers else 0,
                 collate_fn=_together,
                 pin_memory=self.labels.device.type == "cuda",
                 generator=torch.Generator(),  # torch's own would be advanced, and dropout draws from that
             )
             batches = iter(loader)
-        for batch in batches:
+        for places in wanted:
+            try:
+                batch = next(batches)
+            except RuntimeError as error:
+                if "timed out" not in str(error):
+                    raise
+                raise DataError(self._ended(batches, places)) from None
             if isinstance(batch, str):
                 raise DataError(batch)
             yield batch
+
+    def _ended(self, batches: Any, places: Tensor) -> str:
+        """End the worker processes, also one that is stopped or deaf to SIGTERM, and say which and what they were at."""
+        from torch.utils.data._utils import signal_handling
+
+        processes = batches._workers
+        signal_handling._remove_worker_pids(id(batches))  # or torch raises wherever this process is when they die
+        batches._worker_pids_set = False
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.join(1.0)  # one that waits for a device dies when that answers
+        first = Path(self.folder, os.fsdecode(self.files[int(places[0])]))
+        numbers = ", ".join(str(process.pid) for process in processes)
+        return (
+            f"the processes that decode images ({numbers}) gave no batch for {self.patience:g} s and were ended; its first "
+            f"image is {shown(str(first))}: see whether it can be read, or give patience= more seconds"
+        )
 
 
 class _Images(torch.utils.data.Dataset[Any]):

@@ -12,6 +12,7 @@ from cram_bench.checks import columns, instance, unknown
 from cram_bench.experiment import names, setting
 from cram_bench.recipes import label
 from cram_bench.runs import Run
+from cram_bench.untrusted import printable
 
 
 def over_runs(
@@ -62,7 +63,7 @@ def over_runs(
         tables.append(table)
         if progress:
             took = f"{time.perf_counter() - start:.1f} s" if run.failure is None else f"failed: {run.failure}"
-            print(f"{run.label}: {took}", flush=True)  # noqa: T201
+            print(printable(f"{run.label}: {took}"), flush=True)  # noqa: T201
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["method", "seed"])
 
 

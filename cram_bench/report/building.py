@@ -76,6 +76,8 @@ def build(
     """
     if name is not None:
         check_name(name)
+    instance("keep_runs", keep_runs, bool, "True or False")
+    instance("paths", paths, bool, "True or False")  # "no" would publish them
     check_writable(reports, "--reports")  # before hours of training, not after
     planned = plan(dataset, profile, seeds, parameters, questions, notebooks)
     names = {} if paths else planned.folders
