@@ -54,3 +54,13 @@ def test_a_table_of_accuracies_has_a_column_for_what_is_quantized_alone():
         "50 %": "15.0",
         "int8": "20.0",
     }
+
+
+def test_the_head_of_a_table_says_of_how_many_seeds_it_is_where_some_failed():
+    """The most that a method has; a method with fewer says so itself."""
+    rows = [(m, s, "global", 0.5, True, 0.7) for m, seeds in (("sam", (0, 1)), ("sgd", (0, 1, 2))) for s in seeds]
+    rows.append(("sam", 2, None, None, None, None))
+    curves = pd.DataFrame(rows, columns=["method", "seed", "pattern", "sparsity", "calibrated", "accuracy"])
+    shown = cb.probes.accuracy_table(curves)
+    assert shown.index.name == "accuracy, % ± std (n = 3)"
+    assert sorted(shown.index) == ["SAM (2 of 3 seeds)", "SGD"]

@@ -1072,8 +1072,9 @@ def test_seeds_that_failed_are_counted_where_a_mean_is_drawn():
     assert "SGD: 2 of 4 seeds failed" in below(figure)
     summary = cb.probes.accuracy_table(pd.concat([frame, lost], ignore_index=True))
     cost = frame.assign(epochs=1, gradients=1)
-    figure = cb.plots.equal_cost(cost, pd.concat([cost, lost], ignore_index=True))  # failed at equal cost alone
-    assert "SGD: 2 of 4 seeds failed" in below(figure)
+    both = pd.concat([cost, lost], ignore_index=True)
+    for tables in ((cost, both), (both, cost)):  # failed at equal cost alone, or at equal epochs
+        assert "SGD: 2 of 4 seeds failed" in below(cb.plots.equal_cost(*tables))
     assert "SGD (2 of 4 seeds)" in summary.index
     assert "CrAM+-Multi" in summary.index
 
@@ -1125,6 +1126,14 @@ def test_spectra_of_very_different_reach_share_an_axis_that_shows_both():
     assert cb.plots.spectral_density(spectra[spectra["method"] == "dense"]).axes[0].get_xscale() == "linear"
     below_zero = spectra.assign(eigenvalue=[-1.0, 0.0, 0.9, -100.0, 0.0, 0.95])  # far apart on that side alone
     assert cb.plots.spectral_density(below_zero).axes[0].get_xscale() == "symlog"
+
+
+def test_spectra_of_several_seeds_have_one_label_a_method():
+    rows = [(method, seed, x) for method in ("sgd", "sam") for seed in (0, 1, 2) for x in (-0.1, 0.0, 1.0)]
+    spectra = pd.DataFrame(rows, columns=["method", "seed", "eigenvalue"]).assign(density=0.5)
+    figure = cb.plots.spectral_density(spectra)
+    assert len(figure.axes[0].get_lines()) == 6
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["SGD", "SAM"]
 
 
 @pytest.mark.parametrize(("lowest", "highest"), [(0.3, 300.0), (0.004, 100.0)])

@@ -110,6 +110,31 @@ def test_the_dense_model_is_one_row_whoever_asks_for_it():
     assert curve["sparsity"].tolist() == [0, 0.5]
 
 
+def test_the_gap_of_a_pattern_that_leaves_layers_dense_says_what_it_reached():
+    """Of 5 · 8 weights, which four does not divide, none goes, of 8 · 3 the half."""
+    assert cb.probes.cram_gap(network(), DATA, ["2:4"])["sparsity"].tolist() == [0.1875]
+
+
+@pytest.mark.parametrize("loss", [None, F.cross_entropy])
+def test_what_stops_the_blame_ends_it_before_the_next_evaluation(loss):
+    """Traced, and from the beginning."""
+    calls = []
+
+    def before():
+        calls.append(1)
+        if len(calls) == 2:
+            raise InterruptedError
+
+    model = network()
+    start = copy.deepcopy(model.state_dict())
+    with pytest.raises(InterruptedError):
+        cb.probes.layer_blame(model, DATA, "global@0.5", before=before, loss=loss)
+    assert all(torch.equal(value, start[name]) for name, value in model.state_dict().items())
+    calls[:] = [1, 1]
+    cb.probes.layer_blame(model, DATA, "global@0.5", before=before, loss=loss)
+    assert len(calls) == 2 + 2 * (len(DATA) if loss is None else 1)
+
+
 def test_one_output_has_a_loss_and_no_accuracy():
     model = nn.Sequential(nn.Linear(5, 1))
     table = cb.probes.sparsity_curve(

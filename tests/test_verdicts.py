@@ -7,7 +7,7 @@ import torch
 from scipy.stats import t as student
 
 import cram_bench as cb
-from cram_bench.probes.stability import LOSS_FACTOR, LOSS_NATS, QUANTITIES
+from cram_bench.probes.stability import LOSS_FACTOR, LOSS_NATS, QUANTITIES, _holm
 
 
 def welch(one, other):
@@ -154,6 +154,12 @@ def test_untrained_networks_are_not_more_stable_than_trained_ones():
     assert (found["mean"] < found["baseline_mean"]).mean() > 0.8
     assert ((found["p"] < 0.05) & (found["mean"] < found["baseline_mean"])).any()  # they would have won
     assert set(found.loc[found["weights"] == "dense", "quantity"]) == set(QUANTITIES)
+
+
+def test_a_corrected_p_is_no_less_than_that_of_a_smaller_p():
+    found = _holm(pd.Series([0.02, np.nan, 0.011, 0.9, 0.6]))
+    assert found.tolist() == pytest.approx([0.06, np.nan, 0.044, 1, 1], nan_ok=True)
+    assert _holm(pd.Series([0.011, 0.01])).tolist() == pytest.approx([0.02, 0.02])
 
 
 def test_random_directions_are_the_mean_rise_at_the_half_width():
