@@ -81,6 +81,10 @@ def test_the_histogram_counts_every_weight(model):
     assert -table["low"].min() == pytest.approx(widest)
     with pytest.raises(ValueError, match="not 0"):
         cb.probes.weight_histogram(model, bins=0)
+    nothing = torch.nn.Linear(3, 2)
+    torch.nn.init.zeros_(nothing.weight)
+    table = cb.probes.weight_histogram(nothing, bins=3)
+    assert (table["low"].min(), table["high"].max(), table["count"].tolist()) == (-1, 1, [0, 6, 0])
 
 
 def test_flips_are_the_examples_whose_class_changes(model, digits):
