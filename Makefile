@@ -65,7 +65,7 @@ check: install
 counts: install
 	rm -f reports/.robustness.json
 	CRAM_BENCH_COUNTS=$(CURDIR)/reports/.robustness.json CRAM_BENCH_TEST_ROUNDS=200 $(BIN)/python -m pytest \
-	  tests/test_crash.py tests/test_sweep.py tests/test_bad_input_cli.py
+	  tests/test_crash.py tests/test_sweep.py tests/test_bad_input_cli.py tests/test_store.py tests/test_streaming.py
 	mv reports/.robustness.json reports/robustness.json
 	$(MAKE) readme
 

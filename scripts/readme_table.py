@@ -61,7 +61,10 @@ def counts(reports: Path) -> str:
     """Return the table of what was done to the run store, as `tests` counted it, as Markdown."""
     found = json.loads((reports / "robustness.json").read_text(encoding="utf-8"))
     sweeps = [found.get(name, "not run") for name in ("kills in a local sweep", "kills in a sweep on Slurm")]
-    bits = sum(number for name, number in found.items() if name.startswith("bits flipped"))
+
+    def all_of(kind: str) -> int | str:
+        return sum(number for name, number in found.items() if name.startswith(kind)) or "not run"
+
     rows = [
         ("`kill -9` of a training, before each change of a file", found["kills before a change of a file"]),
         ("`kill -9` of a training, at random times", found["kills at random times"]),
@@ -71,7 +74,18 @@ def counts(reports: Path) -> str:
         ),
         ("`kill -9` in a sweep of 24 trainings, on this machine and on Slurm", f"{sweeps[0]}, {sweeps[1]}"),
         ("processes at once that ask for overlapping experiments, one of them killed", found["processes at once"]),
-        ("bits flipped in a finished run", bits),
+        ("bits flipped in a finished run", all_of("bits flipped")),
+        ("`kill -9` of a writer of the index of many runs", found.get("kills of a writer of the index", "not run")),
+        ("a damaged run among sound ones", all_of("damaged neighbours")),
+        (
+            "a process that holds a lock and is stopped; a lock that is a link to a file",
+            f"{found['stopped holders']}, {found['locks that are links']}",
+        ),
+        ("a lock removed underneath; a file system without locks", f"{all_of('locks removed')}, {all_of('no locks')}"),
+        (
+            "a clock that is hours ahead; a process that decodes and hangs",
+            f"{all_of('clocks ahead')}, {all_of('workers that hang')}",
+        ),
         ("wrong settings, files and shapes", found["wrong inputs"]),
     ]
     lines = ["| tried | times |", "| --- | --: |", *(f"| {what} | {number} |" for what, number in rows)]

@@ -856,6 +856,27 @@ def test_images_that_came_went_or_moved_are_noticed(folder):
     assert len(set(noted)) == 5
 
 
+def test_an_image_replaced_by_one_of_its_size_and_time_is_decoded_anew(folder):
+    """What the cache of decoded images is named by has a time that nobody can set."""
+    image = folder / "train" / "cat" / "0.png"
+    before, noted = cb.data.load(folder)[0], data.fingerprint(str(folder))
+    time, content = image.stat().st_mtime_ns, image.read_bytes()
+    other = (folder / "train" / "cat" / "1.png").read_bytes()
+    size = max(len(content), len(other))
+    for name in (image.name, "1.png"):  # what follows the end of a PNG is no part of it
+        path = image.with_name(name)
+        path.write_bytes(path.read_bytes().ljust(size, b"\0"))
+        os.utime(path, ns=(time, time))
+    padded, noted = cb.data.load(folder)[0], data.fingerprint(str(folder))
+    assert torch.equal(padded.images, before.images)
+    image.write_bytes(other.ljust(size, b"\0"))
+    os.utime(image, ns=(time, time))
+    after = cb.data.load(folder)[0]
+    assert data.fingerprint(str(folder)) == noted  # as its docstring says
+    assert torch.equal(after.images[0], before.images[1])
+    assert not torch.equal(after.images[0], before.images[0])
+
+
 def test_classes_are_in_the_order_of_torchvisions_image_folder(folder):
     """Capitals before small letters, and 10 before 9: networks of others have their outputs in this order."""
     import torchvision.datasets

@@ -84,7 +84,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_run_is_named_once_and_hides_no_other(damage, tmp_path, trained):
+def test_a_damaged_run_is_named_once_and_hides_no_other(damage, tmp_path, trained, counted):
     store = stocked(tmp_path / "store", trained, 3)
     bad = store.root / tiny(seed=1).id
     DAMAGES[damage](bad)
@@ -96,6 +96,7 @@ def test_a_damaged_run_is_named_once_and_hides_no_other(damage, tmp_path, traine
     assert store.open(tiny(seed=2).id[:9]).experiment.seed == 2
     assert store.find(tiny(seed=7)) is None
     assert cb.sweep.table([tiny(seed=seed) for seed in range(3)], store)["state"].tolist()[::2] == ["finished"] * 2
+    counted(f"damaged neighbours: {damage}", 1)
 
 
 def test_a_copy_of_a_run_is_named_and_not_taken_for_one(tmp_path, trained):
@@ -213,7 +214,7 @@ def held(path):
 
 
 @needs_proc
-def test_who_waits_for_a_stopped_process_says_for_whom_and_not_for_ever(tmp_path, capsys):
+def test_who_waits_for_a_stopped_process_says_for_whom_and_not_for_ever(tmp_path, capsys, counted):
     store = Store()
     work = store.root / ".training" / tiny().id
     work.mkdir(parents=True)
@@ -237,9 +238,10 @@ def test_who_waits_for_a_stopped_process_says_for_whom_and_not_for_ever(tmp_path
         process.send_signal(signal.SIGCONT)
     assert store.table()["state"].tolist() == ["interrupted"]
     assert "holder" not in (cli.main(["runs"]), capsys.readouterr().out)[1]
+    counted("stopped holders", 1)
 
 
-def test_a_lock_that_is_a_link_is_refused_and_what_it_leads_to_stays(tmp_path, capsys):
+def test_a_lock_that_is_a_link_is_refused_and_what_it_leads_to_stays(tmp_path, capsys, counted):
     store, kept = Store(), tmp_path / "thesis.tex"
     kept.write_text("years of work")
     path = store.root / ".locks" / f"{tiny().id}.lock"
@@ -253,10 +255,11 @@ def test_a_lock_that_is_a_link_is_refused_and_what_it_leads_to_stays(tmp_path, c
     with pytest.raises(OSError, match="it is a link"):
         holder(path)
     assert kept.read_text() == "years of work"
+    counted("locks that are links", 1)
 
 
 @pytest.mark.parametrize("code", ["ENOLCK", "ENOTSUP", "EOPNOTSUPP"])
-def test_a_file_system_without_locks_is_one_line_that_says_what_to_do(code, monkeypatch, capsys):
+def test_a_file_system_without_locks_is_one_line_that_says_what_to_do(code, monkeypatch, capsys, counted):
     def none(*_):
         raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
 
@@ -266,9 +269,10 @@ def test_a_file_system_without_locks_is_one_line_that_says_what_to_do(code, monk
     assert said.count("\n") == 1
     assert "has no locks" in said
     assert "set CRAM_BENCH_RUNS to a folder" in said
+    counted(f"no locks: {code}", 1)
 
 
-def test_a_lock_whose_file_is_removed_is_not_held_any_more(tmp_path):
+def test_a_lock_whose_file_is_removed_is_not_held_any_more(tmp_path, counted):
     path = tmp_path / "lock"
     with locked(path) as lock:
         assert lock.held()
@@ -283,9 +287,10 @@ def test_a_lock_whose_file_is_removed_is_not_held_any_more(tmp_path):
         path.unlink()
     assert holder(path) is None
     assert not path.exists()  # a look makes no file
+    counted("locks removed: while held", 2)
 
 
-def test_who_waits_while_the_lock_is_removed_gets_one_that_holds(tmp_path):
+def test_who_waits_while_the_lock_is_removed_gets_one_that_holds(tmp_path, counted):
     path, got = tmp_path / "lock", []
 
     def waits():
@@ -299,9 +304,10 @@ def test_who_waits_while_the_lock_is_removed_gets_one_that_holds(tmp_path):
         path.unlink()
         thread.join()
     assert got == [True]
+    counted("locks removed: while waited for", 1)
 
 
-def test_a_lock_file_removed_between_opening_and_locking_is_not_taken_for_one(tmp_path, monkeypatch):
+def test_a_lock_file_removed_between_opening_and_locking_is_not_taken_for_one(tmp_path, monkeypatch, counted):
     path, flock, calls = tmp_path / "lock", fcntl.flock, []
 
     def late(file, kind):
@@ -314,16 +320,18 @@ def test_a_lock_file_removed_between_opening_and_locking_is_not_taken_for_one(tm
     with locked(path, wait=0) as lock:
         assert lock.held()
     assert len(calls) == 2
+    counted("locks removed: before it is held", 1)
 
 
 @pytest.mark.parametrize("hours", [1, 5])
-def test_a_clock_that_is_ahead_deletes_nobodys_work(hours, tmp_path, monkeypatch):
+def test_a_clock_that_is_ahead_deletes_nobodys_work(hours, tmp_path, monkeypatch, counted):
     other = tmp_path / ".table.csv.1-abc.part"
     other.write_text("being written")
     now = time.time
     monkeypatch.setattr(time, "time", lambda: now() + 3600 * hours)
     files.write(tmp_path / "table.csv", "a\n")
     assert other.exists()
+    counted(f"clocks ahead: {hours} hours", 1)
 
 
 TRAINS = """

@@ -352,7 +352,7 @@ def test_streamed_images_are_the_same_under_any_defaults_of_torch(workers, folde
 
 
 @pytest.mark.parametrize("stopped", [False, True], ids=["sleeps", "is stopped"])
-def test_workers_that_hang_are_ended_and_named(folder, monkeypatch, stopped):
+def test_workers_that_hang_are_ended_and_named(folder, monkeypatch, stopped, counted):
     """As on a file system that does not answer; one that is stopped is deaf to SIGTERM."""
 
     def hangs(*_):
@@ -374,3 +374,4 @@ def test_workers_that_hang_are_ended_and_named(folder, monkeypatch, stopped):
     assert found[2] == str(folder / "train" / "across" / "00.jpg")
     with pytest.raises(ProcessLookupError):
         os.kill(int(found[1]), 0)
+    counted(f"workers that hang: {stopped}", 1)
