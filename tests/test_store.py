@@ -696,21 +696,21 @@ def test_a_fabricated_store_is_of_real_runs(tmp_path):
 def test_pickles_of_a_sweep_are_their_owners_alone(tmp_path, monkeypatch):
     from cram_bench import executors
 
-    folder = executors._private(tmp_path / "sweep" / "logs")
+    folder = executors.worker.private(tmp_path / "sweep" / "logs")
     assert folder.stat().st_mode & 0o777 == 0o700
     pickled = folder / "7_submitted.pkl"
     pickled.write_bytes(b"")
-    executors._check_own(pickled)
+    executors.worker.check_own(pickled)
     (folder / "link.pkl").symlink_to(pickled)
     with pytest.raises(executors.SweepError, match="link.pkl is a link, and pickles in it may run anything"):
-        executors._check_own(folder / "link.pkl")
+        executors.worker.check_own(folder / "link.pkl")
     monkeypatch.setattr(os, "geteuid", lambda: pickled.stat().st_uid + 1)
     with pytest.raises(executors.SweepError, match="belongs to another user, number"):
-        executors._check_own(pickled)
+        executors.worker.check_own(pickled)
     monkeypatch.undo()
     folder.chmod(0o770)
     with pytest.raises(executors.SweepError, match=r"can be entered by others than its owner \(mode 770\)"):
-        executors._private(folder)
+        executors.worker.private(folder)
 
 
 def test_a_worker_does_not_read_a_pickle_in_a_folder_that_others_can_enter(tmp_path):
