@@ -144,7 +144,7 @@ def test_bad_input_is_one_line(capsys, arguments, message):
     ],
 )
 def test_values_are_read_as_one_expects(text, value):
-    read = cli._values([["name", text]])["name"]
+    read = cli.commands._values([["name", text]])["name"]
     assert (read, type(read)) == (value, type(value))
 
 
@@ -189,7 +189,9 @@ def test_what_settings_lists_of_a_method_is_what_it_takes_with_its_defaults(caps
     """Every default is read back as `-s` reads it, and gives the recipe itself."""
     status, out, _ = run(capsys, "settings", method, "--csv")
     table = pd.read_csv(io.StringIO("\n".join(out)), keep_default_na=False).set_index("setting")
-    values = cli._values([[name, text] for name, text in table["default"].items() if not name.startswith("--")])
+    values = cli.commands._values(
+        [[name, text] for name, text in table["default"].items() if not name.startswith("--")]
+    )
     wanted = recipe("digits", method)
     assert recipe("digits", method, **values) == wanted
     assert table.loc["--method", "default"] == method

@@ -1,0 +1,167 @@
+"""The words of the command line: its commands, their options, and what each means."""
+
+from __future__ import annotations
+
+import argparse
+
+from cram_bench import __version__
+from cram_bench.cli import commands
+
+
+def parser_of_commands() -> argparse.ArgumentParser:
+    """Return the parser; `run` of what it reads is the function of the command."""
+    parser = argparse.ArgumentParser(
+        prog="cram-bench",
+        description="Train, prune and probe networks; regenerate the reports that compare them.",
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--version", action="version", version=f"cram-bench {__version__}")
+    kinds = parser.add_subparsers(required=True, metavar="command")
+
+    train = kinds.add_parser("train", help="train one experiment, or find it trained; print its folder", add_help=False)
+    train.add_argument("-h", "--help", action="store_true", help="show this, and the data sets, methods and recipes")
+    train.add_argument("--dataset", default="digits", help="one of those below, or an image folder (default: digits)")
+    train.add_argument("--method", default="sgd", help="one of those below (default: sgd)")
+    train.add_argument(
+        "--recipe", metavar="NAME", help="settings of a paper, one of those below (default: for two cores)"
+    )
+    train.add_argument("--epochs", type=int, help="passes over the data (default: the recipe's)")
+    train.add_argument("--seed", type=int, default=0)
+    _settings(train)
+    _machine(train)
+    train.add_argument("--workers", type=int, help="processes that decode streamed images (default: one a CPU)")
+    train.set_defaults(run=commands.run_train, parser=train)
+
+    sweep = kinds.add_parser("sweep", help="train many experiments over the cores of this machine, or over Slurm")
+    sweep.add_argument("file", metavar="SWEEP.yaml", help="a grid or a list of experiments")
+    sweep.add_argument("--executor", choices=["local", "slurm"], default="local", help="where (default: local)")
+    sweep.add_argument("--workers", type=int, help="jobs at once (default: GPUs or else cores; on Slurm, what it lets)")
+    sweep.add_argument("--per-job", type=int, default=1, help="experiments that a job trains in turn (default: 1)")
+    sweep.add_argument("--retries", type=int, default=3, help="new tries of one whose worker died (default: 3)")
+    sweep.add_argument("--retry-failed", action="store_true", help="train those anew that diverged before")
+    sweep.add_argument(
+        "--slurm", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"),
+        help="a parameter of sbatch, such as --slurm partition gpu, --slurm timeout 120 (minutes; default: 60), "
+        "--slurm cpus 4, --slurm mem 8GB or --slurm gres gpu:1",
+    )  # fmt: skip
+    sweep.add_argument("--folder", help="for results.csv (default: the sweep's own in the store)")
+    sweep.add_argument("--csv", action="store_true", help="print the results as CSV")
+    _machine(sweep)
+    sweep.set_defaults(run=commands.run_sweep)
+
+    report = kinds.add_parser(
+        "report", help="train what is missing, execute the notebooks, write reports/NAME/", add_help=False
+    )
+    report.add_argument("-h", "--help", action="store_true", help="show this, and the notebooks with their parameters")
+    report.add_argument(
+        "--dataset",
+        help="one of those of `cram-bench train --help`, or an image folder (default: the notebook's)",
+    )
+    report.add_argument(
+        "--notebook", action="append", metavar="NAME",
+        help="execute this notebook; may be repeated (default: the first two of those below)",
+    )  # fmt: skip
+    report.add_argument(
+        "--profile", default="", help="quick (a first look) or full (numbers to quote) (default: the notebook's)"
+    )
+    report.add_argument("--seeds", type=int, help="how many seeds, 0 … N-1 (default: 3 for digits, else 1)")
+    report.add_argument("--reports", default="reports", help="folder to write to (default: reports)")
+    report.add_argument("--name", help="of the report's folder (default: DATASET-MODEL, with -quick for that profile)")
+    report.add_argument("--notebooks", help="folder of the notebooks (default: those of this package)")
+    report.add_argument("--keep-runs", action="store_true", help="copy the finished seed-0 runs beside the report")
+    report.add_argument(
+        "--paths", action="store_true", help="publish where image folders are (default: their names alone)"
+    )
+    report.add_argument(
+        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters",
+        help="set a notebook parameter, such as -p epochs 30; VALUE is read as YAML",
+    )  # fmt: skip
+    _machine(report)
+    report.set_defaults(run=commands.run_report, parser=report)
+
+    probe = kinds.add_parser("probe", help="measure a finished run: accuracy against sparsity, and local loss")
+    probe.add_argument(
+        "folder", metavar="RUN",
+        help="a run's folder or the beginning of its id; or a file of weights: .safetensors, or .pth and .pt, of which "
+        "only weights are loaded",
+    )  # fmt: skip
+    probe.add_argument("--arch", help="of a file: the model, such as resnet20 or torchvision:resnet18")
+    probe.add_argument("--data", help="of a file: a data set or an image folder to probe on")
+    probe.add_argument(
+        "--rename", action="append", default=[], metavar="OLD=NEW",
+        help="of a file: what the model calls a part of its names, such as --rename downsample=shortcut "
+        "--rename fc=linear",
+    )  # fmt: skip
+    probe.add_argument(
+        "--crop", type=int, default=0,
+        help="of a file: cut images of any size to CROP pixels a side and normalise as for ImageNet, as torchvision's "
+        "own weights expect (224 for most); without it images must be of one size, and are normalised by the training "
+        "images'",
+    )  # fmt: skip
+    probe.add_argument(
+        "--calibration", type=int, default=2000, help="training images for BatchNorm tuning (default: 2000)"
+    )
+    probe.add_argument(
+        "--sample", type=int, default=1000, help="training images for the local-loss probes (default: 1000)"
+    )
+    probe.add_argument(
+        "--prune", action="append", default=[], metavar="SPEC",
+        help="pruners for the sparsity curve beside magnitude, such as greedy@0.9 or 2:4+obs; a name alone, such as "
+        "greedy, at every level",
+    )  # fmt: skip
+    probe.add_argument("--out", help="folder to write tables/*.csv to")
+    probe.set_defaults(run=commands.run_probe)
+
+    again = kinds.add_parser("reproduce", help="train and build a report again, and say what differs")
+    again.add_argument("report", metavar="REPORT", help="the report's folder")
+    again.add_argument(
+        "--into", default="reproduced", help="folder for the new report and its runs (default: reproduced)"
+    )
+    again.add_argument(
+        "--reuse-runs", action="store_true", help="take finished runs from the store instead of training"
+    )
+    again.add_argument(
+        "--folder", action="append", default=[], metavar="NAME=PATH",
+        help="where an image folder is that the report names; may be repeated",
+    )  # fmt: skip
+    again.add_argument("--notebooks", help="folder of the notebooks (default: those of this package)")
+    again.add_argument("--csv", action="store_true", help="print as CSV")
+    again.set_defaults(run=commands.run_reproduce)
+
+    renew = kinds.add_parser(
+        "renew", help="draw and judge a report anew from its own tables, training and measuring nothing"
+    )
+    renew.add_argument("report", metavar="REPORT", help="the report's folder")
+    renew.add_argument("--notebooks", help="folder of the notebooks (default: those of this package)")
+    renew.set_defaults(run=commands.run_renew)
+
+    runs = kinds.add_parser("runs", help="list the runs in the store")
+    runs.add_argument("--csv", action="store_true", help="print as CSV")
+    runs.set_defaults(run=commands.run_runs)
+
+    settings = kinds.add_parser("settings", help="list what -s can set, with type, default and meaning")
+    settings.add_argument("method", nargs="?", default="", metavar="METHOD", help="only what this method looks at")
+    settings.add_argument("--dataset", default="digits", help="whose defaults to list (default: digits)")
+    settings.add_argument("--csv", action="store_true", help="print as CSV")
+    settings.set_defaults(run=commands.run_settings)
+    return parser
+
+
+def _settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-s", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="settings",
+        help="change any other setting, such as -s lr 0.2 or -s model vgg16_bn; VALUE is read as YAML; "
+        "`cram-bench settings` lists them",
+    )  # fmt: skip
+
+
+def _machine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="cpu or cuda (default: a GPU if there is one)")
+    parser.add_argument("--threads", type=int, help="torch threads on the CPU")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, help="torch.compile (default: for long trainings)"
+    )
+    parser.add_argument(
+        "--wait", type=float, metavar="SECONDS",
+        help="how long to wait for another process that trains the same run (default: without a limit)",
+    )  # fmt: skip
