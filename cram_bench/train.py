@@ -267,7 +267,7 @@ def evaluate(
 
     Args:
         model: any classifier, of any floating-point type, that returns logits in the ways that `cram_bench.probes`
-        reads.
+            reads.
         data: a `Dataset`, or anything that yields (inputs, labels).
         batch_size: where `data` is a `Dataset`.
         group: processes that share a `Dataset` out; every one of them gets the result for all of it.

@@ -282,7 +282,7 @@ def test_probes_within_no_grad_and_inference_mode(name, context):
     with context():
         pd.testing.assert_frame_equal(PROBES[name](model, [(x.clone(), y.clone()) for x, y in DATA]), expected)
     with torch.no_grad():
-        assert common.loss_and_gradient(network(), DATA)[1]
+        assert common.Problem(network(), DATA).gradient()[1]
     with torch.inference_mode():
         inside = network()
     with pytest.raises(ValueError, match=r"0.weight of the model was made in inference_mode.*make it outside"):

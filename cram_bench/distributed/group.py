@@ -165,7 +165,7 @@ def joined(device: str | None = None, timeout: float = 600.0) -> Iterator[Group]
 
     Args:
         device: ``cuda`` (NCCL; torchrun's LOCAL_RANK picks the GPU) or ``cpu`` (gloo); by default GPUs if there are
-        any.
+            any.
         timeout: seconds that a process waits in a step for the others before it takes them for dead.
 
     Raises:

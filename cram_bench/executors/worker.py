@@ -45,7 +45,7 @@ def work(
         options: of `runs.ensure`.
         command: what the user called, for the run's description.
         alive: a file that the sweep keeps locked; the worker ends soon after the lock is free. Empty: it lives by
-        itself.
+            itself.
         gpu: the only GPU to use, as ``CUDA_VISIBLE_DEVICES`` names it; empty for those that are visible.
         threads: of torch, where neither `options` nor ``OMP_NUM_THREADS`` says; 0 for what Slurm grants, if it does.
     """

@@ -29,7 +29,7 @@ def accuracy_vs_sparsity(table: pd.DataFrame, pattern: str | None = None, chance
 
     Args:
         table: columns method, seed, pattern, sparsity, calibrated, accuracy; without method and seed, it is that of one
-        model.
+            model.
         pattern: which sparsity pattern the curve is of, by default ``global`` where it is there, else the first; the
             dense model belongs to all.
         chance: accuracy of guessing, a fraction, drawn as a dotted line.
@@ -69,7 +69,7 @@ def equal_cost(at_epochs: pd.DataFrame, at_cost: pd.DataFrame) -> Figure:
 
     Args:
         at_epochs: columns method, seed, epochs, gradients (evaluations an image), pattern, sparsity, calibrated,
-        accuracy.
+            accuracy.
         at_cost: the same columns, of the trainings at equal cost.
 
     Raises:

@@ -274,17 +274,6 @@ class Problem:
         return [(fit(b[0]), *b[1:]) if isinstance(b, (tuple, list)) and b else fit(b) for b in calibration]
 
 
-def loss_and_gradient(
-    model: nn.Module, data: Batches, batch_size: int = AT_ONCE, forward: Forward | None = None, loss: Loss | None = None
-) -> tuple[float, dict[str, Tensor]]:
-    """Return the mean loss over all the data, in nats if it is the cross-entropy, and its gradient by parameter name.
-
-    Raises:
-        ValueError: as `Problem.gradient`.
-    """
-    return Problem(model, data, forward, loss, batch_size).gradient()
-
-
 def _correct(outputs: Any, targets: Tensor) -> float:
     """Count the right classes; NaN where outputs and targets are not logits (n, classes) and integer labels (n,)."""
     if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] < 2:

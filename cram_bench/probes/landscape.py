@@ -119,7 +119,7 @@ def loss_along_compression(
         end: 1 ends at C(θ); a little more looks beyond.
         before: called before every evaluation; what it raises ends the probe.
         forward, loss: how outputs are read, and what is measured in place of the cross-entropy:
-        `cram_bench.probes.common`.
+            `cram_bench.probes.common`.
         batches: what a pruner looks at (`cram_bench.prune`), training data.
 
     Returns:
@@ -178,7 +178,7 @@ def loss_in_ball(
         seed: direction i is drawn from seed + i.
         compressor: look around C(θ) instead of θ; the directions are normalised by its filters.
         forward, loss: how outputs are read, and what is measured in place of the cross-entropy:
-        `cram_bench.probes.common`.
+            `cram_bench.probes.common`.
         batches: what a pruner looks at (`cram_bench.prune`), training data.
 
     Returns:
@@ -218,7 +218,7 @@ def loss_in_plane(
         seed: of the first direction; the second is drawn from seed + 1.
         compressor: look around C(θ) instead of θ.
         forward, loss: how outputs are read, and what is measured in place of the cross-entropy:
-        `cram_bench.probes.common`.
+            `cram_bench.probes.common`.
         batches: what a pruner looks at (`cram_bench.prune`), training data.
 
     Returns:

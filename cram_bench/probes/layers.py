@@ -39,7 +39,7 @@ def layer_sensitivity(
         calibration: data for BatchNorm tuning after the pruning; none if not given.
         exclude: shell patterns over parameter names to leave out.
         forward, loss: how outputs are read, and what is measured in place of the cross-entropy:
-        `cram_bench.probes.common`.
+            `cram_bench.probes.common`.
         pruner: empty for magnitude, or one that looks, such as ``greedy``; it looks once.
         batches: what it looks at; `calibration` if not given.
 
@@ -124,7 +124,7 @@ def layer_blame(
         exclude: shell patterns over parameter names that stay dense.
         before: called before every evaluation; what it raises ends the probe.
         forward, loss: how outputs are read, and what is measured in place of the cross-entropy:
-        `cram_bench.probes.common`.
+            `cram_bench.probes.common`.
         batches: what a pruner looks at (`cram_bench.prune`), training data.
 
     Returns:

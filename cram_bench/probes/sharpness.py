@@ -157,7 +157,7 @@ def cram_gap(
         calibration: data for BatchNorm tuning at C_k(θ + ρ g); none if not given. Untuned, a gap is to a large part
             that of BatchNorm's statistics, which are those of θ.
         forward, loss: how outputs are read, and what is measured in place of the cross-entropy:
-        `cram_bench.probes.common`.
+            `cram_bench.probes.common`.
         batches: what a pruner looks at (`cram_bench.prune`), training data; `calibration` if not given.
 
     Returns:

@@ -42,7 +42,7 @@ def sparsity_curve(
         exclude: shell patterns over parameter names that stay dense.
         batch_size: of evaluation, where `data` is a `Dataset`.
         forward, loss: how outputs are read, and what is measured in place of the cross-entropy:
-        `cram_bench.probes.common`.
+            `cram_bench.probes.common`.
         batches: what a pruner looks at (`cram_bench.prune`), training data; `calibration` if not given.
 
     Returns:
@@ -58,8 +58,7 @@ def sparsity_curve(
           sparsity.
 
         and, where a pruner looks, seconds: what looking, shared by the sparsities of a pruner, and this pruning took;
-        and
-        gradients: examples that were looked at.
+        and gradients: examples that were looked at.
 
     Raises:
         ValueError: a specification cannot be read, the data are empty, or as `cram_bench.prune.Pruner.fit`.

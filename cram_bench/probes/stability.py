@@ -74,7 +74,7 @@ def stability(
         few: a smaller sample for the curvature (`curvature`), by default `data`.
         seed: of the random vectors for the trace.
         forward, loss: how outputs are read, and what is measured in place of the cross-entropy:
-        `cram_bench.probes.common`.
+            `cram_bench.probes.common`.
         batches: what a pruner looks at (`cram_bench.prune`), training data; `calibration` if not given.
 
     Returns:

@@ -43,7 +43,7 @@ def recipe(dataset: str, method: str = "sgd", **changes: Any) -> Experiment:
 
     Raises:
         ValueError: a name is unknown (with a suggestion), no part of the experiment has the setting, or a value is not
-        allowed.
+            allowed.
         TypeError: a value has another type than its setting.
 
     >>> recipe("cifar10", "cram+-multi", seed=1).step.compressors[:2]

@@ -45,7 +45,7 @@ def reproduce(
             is trained.
         progress: show the trainings.
         notebooks: the folder of the notebooks; by default those of this package. A report has no say in it: they are
-        code.
+            code.
         folders: where the image folders are that the report names without their paths.
 
     Returns:

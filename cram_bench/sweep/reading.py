@@ -47,7 +47,7 @@ def experiments(spec: Any) -> list[Experiment]:
 
     Raises:
         ValueError: a name is unknown (with a suggestion), a value not allowed, or there are none or too many
-        experiments.
+            experiments.
         TypeError: a setting has another type than its field.
 
     >>> [e.optimizer.lr for e in experiments({"methods": ["sgd"], "grid": {"lr": [0.1, 0.2]}})]

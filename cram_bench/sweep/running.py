@@ -59,7 +59,7 @@ def run(
         workers: jobs at once; by default, as many processes as GPUs or else cores, and on Slurm what Slurm lets.
         per_job: experiments that a job trains one after the other; more than one repays where a training takes seconds.
         retries: how often an experiment is tried again after its worker died, counted anew after each job that saved an
-        epoch.
+            epoch.
         retry_failed: train those anew that diverged before.
         slurm: parameters for `slurm_parameters`.
         patience: seconds for which squeue, or sbatch once it took a job, may fail; and after which a job is given up,
