@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from cram_bench.distributed import Group
 
 
+def _machine(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in ("device", "threads", "compile", "wait")}
+
+
 def run_train(arguments: argparse.Namespace) -> int:
     """Train one experiment, with the processes that torchrun started."""
     from cram_bench import distributed
@@ -39,10 +43,7 @@ def _train_together(arguments: argparse.Namespace, group: Group) -> int:
     recipe = recipes.named(arguments.recipe)
     run = runs.ensure(
         recipe(arguments.dataset, arguments.method, **changes),
-        device=arguments.device,
-        threads=arguments.threads,
-        compile=arguments.compile,
-        wait=arguments.wait,
+        **_machine(arguments),
         workers=arguments.workers,
         group=group,
     )
@@ -81,10 +82,7 @@ def run_sweep(arguments: argparse.Namespace) -> int:
         retries=arguments.retries,
         retry_failed=arguments.retry_failed,
         slurm=_values(arguments.slurm),
-        device=arguments.device,
-        threads=arguments.threads,
-        compile=arguments.compile,
-        wait=arguments.wait,
+        **_machine(arguments),
     )
     path = sweep.save(results, arguments.folder or store.root / ".sweeps" / name)
     if arguments.csv:
@@ -133,10 +131,7 @@ def run_report(arguments: argparse.Namespace) -> int:
         keep_runs=arguments.keep_runs,
         paths=arguments.paths,
         command=shlex.join(["cram-bench", *arguments.argv]),
-        device=arguments.device,
-        threads=arguments.threads,
-        compile=arguments.compile,
-        wait=arguments.wait,
+        **_machine(arguments),
     )
     for name, error in built.failures.items():
         say(f"the notebook {name} failed: {error}")

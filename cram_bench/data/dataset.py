@@ -186,7 +186,6 @@ class Dataset(ABC):
         order = shuffled(len(self), torch.Generator().manual_seed(seed))
         return self.take(order[count:].sort().values), self.take(order[:count].sort().values)
 
-    @abstractmethod
     def batches(
         self,
         batch_size: int,
@@ -216,11 +215,6 @@ class Dataset(ABC):
             ValueError: the batch size is not positive, larger than the data while `drop_last`, or augmentation
                 has no seed.
         """
-
-    def _order(
-        self, batch_size: int, seed: int | None, augment: bool, drop_last: bool
-    ) -> tuple[Tensor, torch.Generator]:
-        """Check what `batches` is asked for; return the order of the examples, and the generator that drew it."""
         integer("batch_size", batch_size, 1)
         if drop_last and batch_size > len(self):
             raise ValueError(f"batch_size {batch_size} is larger than the data, {len(self)} {self.noun}")
@@ -228,7 +222,31 @@ class Dataset(ABC):
             raise ValueError("augmentation is random and needs a seed")
         generator = torch.Generator().manual_seed(seed or 0)
         order = torch.arange(len(self), device="cpu") if seed is None else shuffled(len(self), generator)
-        return order[: len(self) - len(self) % batch_size] if drop_last else order, generator
+        order = order[: len(self) - len(self) % batch_size] if drop_last else order
+        parts = self._parts(order, batch_size, None if seed is None else generator)
+        rank, world = share
+        own = [part[rank::world] for part in parts if len(part) > rank]
+        for part, inputs in zip(own, self._inputs(parts, share, generator, seed if augment else None), strict=True):
+            if channels_last and inputs.ndim == 4:
+                inputs = inputs.contiguous(memory_format=torch.channels_last)
+            yield inputs, self.labels[part.to(self.labels.device)]
+
+    def _parts(self, order: Tensor, batch_size: int, generator: torch.Generator | None) -> list[Tensor]:
+        """Cut the places of the examples into batches; `generator` drew their order, None where it is that of the data."""
+        return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+    @abstractmethod
+    def _inputs(
+        self, parts: Sequence[Tensor], share: tuple[int, int], generator: torch.Generator, seed: int | None
+    ) -> Iterator[Tensor]:
+        """Yield what a network gets of the share of each part that has one, changed at random where there is a `seed`.
+
+        Args:
+            parts: places of the examples of a batch each, on the CPU.
+            share: as `batches` takes it.
+            generator: what drew the order of the examples, for what is drawn next.
+            seed: of augmentation; None for none.
+        """
 
     def _drawn(self, count: int, seed: int) -> Self:
         if integer(f"{self.noun} of a sample", count, 1) >= len(self):

@@ -100,31 +100,16 @@ class Images(Dataset):
         """Scale uint8 images to zero mean and unit variance per channel: (x/255 − mean)/std, float32."""
         return normalised(images, self.mean, self.std)
 
-    def batches(
-        self,
-        batch_size: int,
-        *,
-        seed: int | None = None,
-        augment: bool = False,
-        drop_last: bool = False,
-        channels_last: bool = False,
-        share: tuple[int, int] = (0, 1),
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (inputs, labels) once over the data, as `Dataset.batches` says."""
-        order, generator = self._order(batch_size, seed, augment, drop_last)
+    def _inputs(
+        self, parts: Sequence[Tensor], share: tuple[int, int], generator: torch.Generator, seed: int | None
+    ) -> Iterator[Tensor]:
         rank, world = share
-        for start in range(0, len(order), batch_size):
-            whole = order[start : start + batch_size].to(self.labels.device)
-            index = whole[rank::world]
-            images = self.images[index]
-            if augment:
-                images = augmented(images, generator, self.flip, share=(rank, world, len(whole)))
-            if not len(index):
-                continue
-            inputs = self.normalise(images)
-            if channels_last:
-                inputs = inputs.contiguous(memory_format=torch.channels_last)
-            yield inputs, self.labels[index]
+        for part in parts:
+            images = self.images[part[rank::world].to(self.labels.device)]
+            if seed is not None:  # also where there are none: every process draws the same
+                images = augmented(images, generator, self.flip, share=(rank, world, len(part)))
+            if len(images):
+                yield self.normalise(images)
 
 
 def normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ line in `SENTENCES`.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -74,33 +74,23 @@ class Sentences(Dataset):
         """Tokens of the longest sentence."""
         return self.ids.shape[1]
 
-    def batches(
-        self,
-        batch_size: int,
-        *,
-        seed: int | None = None,
-        augment: bool = False,
-        drop_last: bool = False,
-        channels_last: bool = False,
-        share: tuple[int, int] = (0, 1),
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (ids, labels) once, as `Dataset.batches` says; `augment` and `channels_last` do nothing."""
-        order, generator = self._order(batch_size, seed, False, drop_last)
+    def _parts(self, order: Tensor, batch_size: int, generator: torch.Generator | None) -> list[Tensor]:
+        if generator is None:
+            return super()._parts(order, batch_size, generator)
         lengths = (self.ids != self.pad).sum(1).cpu()
-        parts = list(order.split(batch_size))
-        if seed is not None:
-            chunks = [chunk[lengths[chunk].argsort(stable=True)] for chunk in order.split(8 * batch_size)]
-            sorted_parts = [part for chunk in chunks for part in chunk.split(batch_size)]
-            # Shuffled again, among the batches and within each: a half of a batch must not be the shorter half.
-            parts = [
-                sorted_parts[index][shuffled(len(sorted_parts[index]), generator)]
-                for index in shuffled(len(sorted_parts), generator)
-            ]
+        chunks = [chunk[lengths[chunk].argsort(stable=True)] for chunk in order.split(8 * batch_size)]
+        parts = [part for chunk in chunks for part in chunk.split(batch_size)]
+        # Shuffled again, among the batches and within each: a half of a batch must not be the shorter half.
+        return [parts[index][shuffled(len(parts[index]), generator)] for index in shuffled(len(parts), generator)]
+
+    def _inputs(
+        self, parts: Sequence[Tensor], share: tuple[int, int], generator: torch.Generator, seed: int | None
+    ) -> Iterator[Tensor]:
         rank, world = share
+        lengths = (self.ids != self.pad).sum(1).cpu()
         for part in parts:
-            index = part[rank::world].to(self.labels.device)
-            if len(index):
-                yield self.ids[index, : int(lengths[part].max())], self.labels[index]
+            if len(part) > rank:
+                yield self.ids[part[rank::world].to(self.ids.device), : int(lengths[part].max())]
 
 
 def load(name: str, model: str, folder: Path) -> tuple[Sentences, Sentences]:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's training images per channel, as everybody uses them."""
 
 PATIENCE = 600.0
-"""Seconds for which worker processes may decode one batch: on a file system that does not answer they would hang for ever."""
+"""Seconds for which worker processes may decode a batch: on a file system that is silent they would hang for ever."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -105,41 +105,18 @@ class Streamed(Dataset):
         pixels = torch.cat(list(self._pixels(drawn.places.cpu().split(self.at_once)))).to(self.labels.device)
         return Images(self.name, pixels, drawn.labels, self.classes, self.mean, self.std, self.flip)
 
-    def resized(self, size: int) -> Self:
-        """Refuse: what is streamed is scaled by its crop.
+    def _inputs(
+        self, parts: Sequence[Tensor], share: tuple[int, int], generator: torch.Generator, seed: int | None
+    ) -> Iterator[Tensor]:
+        """Decode the parts.
 
         Raises:
-            ValueError: always.
+            DataError: a file is not readable as an image, or the processes that decode gave no batch for `patience` s.
         """
-        raise ValueError(f"streamed images are scaled by crop, which is {self.crop}, not by resize")
-
-    def batches(
-        self,
-        batch_size: int,
-        *,
-        seed: int | None = None,
-        augment: bool = False,
-        drop_last: bool = False,
-        channels_last: bool = False,
-        share: tuple[int, int] = (0, 1),
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (inputs, labels) once over the data, as `Dataset.batches` says.
-
-        Raises:
-            DataError: a file is not readable as an image, or the processes that decode gave no batch for `patience` seconds.
-            ValueError: as `Dataset.batches`.
-        """
-        order, _ = self._order(batch_size, seed, augment, drop_last)
         rank, world = share
-        parts = [part[rank::world] for part in order.split(batch_size)]
-        parts = [part for part in parts if len(part)]
         places, device = self.places.cpu(), self.labels.device
-        wanted = [places[part] for part in parts]
-        for part, pixels in zip(parts, self._pixels(wanted, seed if augment else None), strict=True):
-            inputs = normalised(pixels.to(device, non_blocking=True), self.mean, self.std)
-            if channels_last:
-                inputs = inputs.contiguous(memory_format=torch.channels_last)
-            yield inputs, self.labels[part.to(device)]
+        for pixels in self._pixels([places[part[rank::world]] for part in parts if len(part) > rank], seed):
+            yield normalised(pixels.to(device, non_blocking=True), self.mean, self.std)
 
     def _pixels(self, wanted: Sequence[Tensor], seed: int | None = None) -> Iterator[Tensor]:
         """Yield a uint8 tensor (b, 3, crop, crop) for each of several tensors of places; without seed, the middles."""
