@@ -152,3 +152,13 @@ def _all(names: set[str], comes_from: dict[str, set[str]], depth: int = 2) -> se
     for _ in range(depth):
         names = names | {source for name in names for source in comes_from.get(name, ())}
     return names
+
+
+def test_a_page_of_somebody_elses_is_not_written_over(tmp_path):
+    (tmp_path / "index.html").write_text("<h1>my page</h1>")
+    pages.shelf(tmp_path)
+    assert (tmp_path / "index.html").read_text() == "<h1>my page</h1>"
+    (tmp_path / "index.html").unlink()
+    pages.shelf(tmp_path)
+    pages.shelf(tmp_path)
+    assert "Reports" in (tmp_path / "index.html").read_text()
