@@ -122,7 +122,7 @@ def columns(table: Any, *names: str, empty: bool = False) -> None:
 
 
 def pairs(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the batches, each of which must be (inputs, labels) with a label an input: an integer of any type, or a bool.
+    """Yield the batches, each (inputs, labels) with a label an input: an integer of any type, or a bool.
 
     Inputs may be anything that the model takes; the labels must be a tensor, and are given as int64.
     """

@@ -236,7 +236,7 @@ def differing(experiments: Sequence[Experiment], besides: Sequence[str] = ()) ->
 
 
 def _check_apart(kinds: Sequence[type[Part]], given: Mapping[str, Any] = {}) -> None:
-    """Refuse two parts whose settings have one name, and what is `given` so that two settings may be meant, or twice."""
+    """Refuse two parts whose settings have one name, and what is `given` twice or may mean two settings."""
     owners: dict[str, type[Part]] = {}
     alone: dict[str, list[str]] = {}
     for kind in kinds:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, synchronised to the disk, renamed in one step; and locks."""
+"""Files that are whole or not there: written beside their place, synchronised, renamed in one step; and locks."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ class Holder:
 
     @property
     def stopped(self) -> bool:
-        """Whether it is a process of this machine that was stopped, by Ctrl-Z or SIGSTOP: it holds the lock and does nothing."""
+        """Whether it is a process here that was stopped, by Ctrl-Z or SIGSTOP: it holds the lock and does nothing."""
         if not self.pid or self.host != socket.gethostname():
             return False
         try:
@@ -219,7 +219,7 @@ class Lock:
 
 @contextlib.contextmanager
 def locked(path: Path, wait: float | None = None, waiting: Callable[[Holder], None] | None = None) -> Iterator[Lock]:
-    """Hold the lock on `path` for a block; its file is made, and says who holds it. The system frees it with the process.
+    """Hold the lock on `path` for a block; its file says who holds it. The system frees it with the process.
 
     Args:
         path: the file, in a folder that is there.

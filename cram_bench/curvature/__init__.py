@@ -1,6 +1,7 @@
-"""What the loss and the layers look like around a point: gradients, Fisher blocks, the kernels of Optimal Brain Surgeon.
+"""What loss and layers look like around a point: gradients, Fisher blocks, kernels of Optimal Brain Surgeon.
 
-Pure functions of models, examples and tensors. Pruners (`cram_bench.prune`) and preconditioned optimizers stand on them.
+Pure functions of models, examples and tensors. Pruners (`cram_bench.prune`) and preconditioned optimizers stand on
+them.
 """
 
 from __future__ import annotations

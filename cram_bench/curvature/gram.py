@@ -1,7 +1,7 @@
 """M-FAC's inverse without the matrix: (λI + (1/m) GᵀG)⁻¹ from the m gradients G and their m×m Gram matrix.
 
-With A = (λm I + GGᵀ)⁻¹ it is F⁻¹x = (1/λ)(x − Gᵀ A G x) (Woodbury; arXiv 2107.03356 builds the same by a recursion). The
-Gram matrix is factored in float64. For x in the span of G the difference cancels; there `push` is exact.
+With A = (λm I + GGᵀ)⁻¹ it is F⁻¹x = (1/λ)(x − Gᵀ A G x) (Woodbury; arXiv 2107.03356 builds the same by a recursion).
+The Gram matrix is factored in float64. For x in the span of G the difference cancels; there `push` is exact.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class Gram:
     def joint(self, weights: Tensor, keep: Tensor) -> Tensor:
         """Return the weights with which ½ δᵀFδ is least, what is not in `keep` being zero, as `obs.joint` does.
 
-        w_R + F_RR⁻¹ F_RS w_S, where F_RS w_S = (1/m) G_Rᵀ(G_S w_S) lies in the span of G_R, so that by the push-through form
-        it is w_R + G_Rᵀ (λm I + G_R G_Rᵀ)⁻¹ G_S w_S.
+        w_R + F_RR⁻¹ F_RS w_S, where F_RS w_S = (1/m) G_Rᵀ(G_S w_S) lies in the span of G_R, so that by the push-through
+        form it is w_R + G_Rᵀ (λm I + G_R G_Rᵀ)⁻¹ G_S w_S.
         """
         values = weights.double()
         inner = self._times(values.masked_fill(keep, 0.0))

@@ -20,10 +20,10 @@ _AT_ONCE = 1 << 24  # entries of an unfolded batch
 
 @dataclass(frozen=True)
 class Layer:
-    """A weight as a matrix (outputs, inputs), and the modules that multiply by it: all of one kind, one where it is not shared.
+    """A weight as a matrix (outputs, inputs), and the modules that multiply by it: of one kind, several if it is shared.
 
-    The inputs of a convolution are those of a position: channel, row and column of the kernel, as its weight lies in memory;
-    with groups, those of a group.
+    The inputs of a convolution are those of a position: channel, row and column of the kernel, as its weight lies in
+    memory; with groups, those of a group.
     """
 
     weight: Tensor
@@ -92,7 +92,7 @@ def layers(model: nn.Module, weights: Mapping[str, Tensor]) -> tuple[dict[str, L
 
 
 def groups(known: Mapping[str, Layer], memory: int) -> list[list[str]]:
-    """Split layers so that the moments of each part fit `memory` bytes: a pass over the examples each; a layer is never split."""
+    """Split layers so that each part's moments fit `memory` bytes: a pass over the examples each; no layer is split."""
     parts: list[list[str]] = []
     room = 0
     for name, layer in known.items():
@@ -110,9 +110,10 @@ class Moments:
 
     Attributes:
         matrices: name → H = (2/N) X Xᵀ, shape (groups, inputs, inputs), float64; of layers that ran.
-        counts: name → N, the columns of X: positions of a convolution, rows of a linear layer, over all examples and uses.
-        order: every parameter of more than one dimension whose module ran, by identity, in the order of its first use: embeddings
-            and layers that were not asked for too.
+        counts: name → N, the columns of X: positions of a convolution, rows of a linear layer, over all examples and
+            uses.
+        order: every parameter of more than one dimension whose module ran, by identity, in the order of its first use:
+            embeddings and layers that were not asked for too.
     """
 
     matrices: dict[str, Tensor]
@@ -128,10 +129,11 @@ def moments(
 ) -> Moments:
     """Collect H of layers in one pass, in eval mode; the model is left as it was.
 
-    Convolutions are unfolded with their stride, padding (of any mode) and dilation; grouped ones have an H a group. Linear
-    layers take inputs of any leading dimensions; tokens of padding are left out where the model says which they are
-    (`cram_bench.outputs.tokens_seen`). A layer that is used several times, or a weight that several layers share, sees the
-    inputs of all. Products are in the type of the inputs, at least float32, and summed over batches in float64.
+    Convolutions are unfolded with their stride, padding (of any mode) and dilation; grouped ones have an H a group.
+    Linear layers take inputs of any leading dimensions; tokens of padding are left out where the model says which they
+    are (`cram_bench.outputs.tokens_seen`). A layer that is used several times, or a weight that several layers share,
+    sees the inputs of all. Products are in the type of the inputs, at least float32, and summed over batches in
+    float64.
 
     Args:
         model: any torch model.

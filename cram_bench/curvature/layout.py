@@ -101,6 +101,6 @@ class Layout:
 
 
 def pieces(rows: int, width: int, entries: int = 1 << 20) -> Sequence[slice]:
-    """Cut the blocks into slices whose matrices (blocks, width, width) have about `entries` entries: they stay in the cache."""
+    """Cut the blocks into slices whose matrices (blocks, width, width) have about `entries` entries, for the cache."""
     step = max(1, entries // max(1, width * width))
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]

@@ -65,8 +65,8 @@ def cached(
 ) -> tuple[Images, Images]:
     """Decode with `read`, or take the cache, which is named by the sources' paths, sizes and times.
 
-    Among the times is that of the change of the inode, which nobody can set: an image that was replaced by another of its size
-    and put back to its time of change is decoded anew.
+    Among the times is that of the change of the inode, which nobody can set: an image that was replaced by another of
+    its size and put back to its time of change is decoded anew.
     """
     stats = [(str(path.resolve()), *stamp(path), path.stat().st_ctime_ns) for path in sources]
     key = hashlib.sha256(json.dumps([_FORMAT, stats, len(build["classes"])]).encode()).hexdigest()[:16]

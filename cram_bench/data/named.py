@@ -103,9 +103,9 @@ def image_shape(name: str) -> tuple[int, int, int]:
 def fingerprint(name: str) -> str | None:
     """Hash names, sizes and times of an image folder's images, to notice when they change; None for anything else.
 
-    A copy that keeps the times, on whatever machine, has the same. So has a folder in which somebody replaced an image by
-    another of its size and put its time back: the cache of decoded images tells these apart, what a run noted does not.
-    Nothing is remembered between two calls, for a file that is written in place changes no folder.
+    A copy that keeps the times, on whatever machine, has the same. So has a folder in which somebody replaced an image
+    by another of its size and put its time back: the cache of decoded images tells these apart, what a run noted does
+    not. Nothing is remembered between two calls, for a file that is written in place changes no folder.
     """
     if not is_folder(name) or not (folder := Path(name).expanduser()).is_dir():
         return None

@@ -132,14 +132,15 @@ class CrAM(TwoPass):
                     parameter.grad.add_(gradient)
 
     def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
-        """Return the base optimizer's state and, under ``cram`` in its first group, that of the draw and of held masks."""
+        """Return the base optimizer's state and, as ``cram`` of its first group, that of draw and held masks."""
         return _with(super().state_dict(), {"method": "CrAM", **self.draw.state_dict()})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # type: ignore[override]
         """Restore what `state_dict` returned.
 
         Raises:
-            ValueError: another optimizer saved it, or it is of other compressors, another mask interval or other groups.
+            ValueError: another optimizer saved it, or it is of other compressors, another mask interval or other
+                groups.
         """
         base, own = _without(state_dict, "CrAM")
         with _loaded(self.draw, own):
@@ -159,9 +160,9 @@ class CrAMSingle(Wrapper):
     ``plain`` may be changed while training goes on; `cram_bench.callbacks.Ramp` lowers it from 1.
 
     u is −v, v being the base optimizer's momentum (``ascent="momentum"``, which costs nothing; its sign and, with
-    ``normalize``, its normalisation are momentum-SAM's, arXiv 2401.12033), or the gradient that the last step used, before
-    any clipping (``"gradient"``, which costs one more copy of the weights, in memory and in a checkpoint). The first
-    step has none and only compresses. The method is of this project; nothing published describes it.
+    ``normalize``, its normalisation are momentum-SAM's, arXiv 2401.12033), or the gradient that the last step used,
+    before any clipping (``"gradient"``, which costs one more copy of the weights, in memory and in a checkpoint). The
+    first step has none and only compresses. The method is of this project; nothing published describes it.
 
     BatchNorm's running statistics come from the plain steps alone. The loss returned is that at the point where
     the gradient was taken, so on average it lies above the loss at θ.
@@ -245,7 +246,7 @@ class CrAMSingle(Wrapper):
             self._last = dict(zip(present, clones([p.grad for p in present if p.grad is not None]), strict=True))
 
     def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
-        """Return the base optimizer's state and, under ``cram`` in its first group, the draws', masks and last gradient."""
+        """Return the base optimizer's state and, as ``cram`` of its first group, draws, masks and last gradient."""
         state = {"method": "CrAMSingle", **self.draw.state_dict()}
         if self.ascent == "gradient":
             state["last"] = [self._last.get(p) for p in self._parameters()]
@@ -255,7 +256,8 @@ class CrAMSingle(Wrapper):
         """Restore what `state_dict` returned.
 
         Raises:
-            ValueError: another optimizer saved it, or it is of other compressors, another mask interval or other groups.
+            ValueError: another optimizer saved it, or it is of other compressors, another mask interval or other
+                groups.
         """
         base, own = _without(state_dict, "CrAMSingle")
         with _loaded(self.draw, own):
@@ -279,7 +281,7 @@ def _needed_masks(masks: Masks, weights: Mapping[str, Tensor]) -> Masks | None:
 
 
 def _mask_gradients(weights: Mapping[str, Tensor], masks: Masks | None) -> None:
-    """Mask the gradients of compressed weights, which are put back afterwards: where they tell, they become the mask."""
+    """Mask the gradients of compressed weights, put back afterwards: where they tell, they become the mask."""
     if masks is None:
         masks_of: Mapping[str, Tensor] = {name: weight.detach().ne_(0) for name, weight in weights.items()}
     else:

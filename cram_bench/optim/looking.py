@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CrAMLookingStep(CrAMPlusStep):
-    """A step of CrAM+ whose compressors keep what a pruner that looks would keep; of this project, nothing published describes it.
+    """A step of CrAM+ whose compressors keep what a pruner that looks would keep; of this project, nothing published
+    describes it.
 
-    Each compressor's sparsity k stays; its masks are the pruner's at k, chosen at the dense weights after every `every` epochs, on
-    other training images each time, and held until the next time. Until the first time they are the compressor's own.
-    Values are not corrected in training: the pruner's masks alone are what the weights are prepared for.
+    Each compressor's sparsity k stays; its masks are the pruner's at k, chosen at the dense weights after every `every`
+    epochs, on other training images each time, and held until the next time. Until the first time they are the
+    compressor's own. Values are not corrected in training: the pruner's masks alone are what the weights are prepared
+    for.
     """
 
     kind: ClassVar[str] = "cram+-looking"

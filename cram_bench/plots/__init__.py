@@ -1,9 +1,9 @@
 """Tables → figures, in one style. A method keeps its colour and marker in every figure.
 
-Every function takes a tidy table of `cram_bench.probes` and returns a matplotlib figure: most take one that is stacked over
-runs, or that of a single model; those of layers, planes and paths say what they take. Lines are means over seeds; with two
-seeds or more a band is drawn and named in the legend: ± one standard deviation of accuracies, lowest to highest of losses,
-which are drawn on log scales and may differ by orders of magnitude.
+Every function takes a tidy table of `cram_bench.probes` and returns a matplotlib figure: most take one that is stacked
+over runs, or that of a single model; those of layers, planes and paths say what they take. Lines are means over seeds;
+with two seeds or more a band is drawn and named in the legend: ± one standard deviation of accuracies, lowest to
+highest of losses, which are drawn on log scales and may differ by orders of magnitude.
 """
 
 from __future__ import annotations

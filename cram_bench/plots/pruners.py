@@ -10,10 +10,12 @@ from cram_bench.plots._style import Figure, below, in_order, look, of_runs, per_
 
 
 def pruners(table: pd.DataFrame, by: str = "method") -> Figure:
-    """Draw accuracy after pruning, a row a pruner, a panel a sparsity; means with bars of ± one standard deviation over seeds.
+    """Draw accuracy after pruning, a row a pruner, a panel a sparsity; means with bars of ± one standard deviation over
+    seeds.
 
     Args:
-        table: of `cram_bench.probes.pruners`: columns pattern, sparsity, correction, accuracy, and perhaps method and seed.
+        table: of `cram_bench.probes.pruners`: columns pattern, sparsity, correction, accuracy, and perhaps method and
+            seed.
         by: what has a colour and a marker each: ``method``, with one row per pruner and correction, or ``correction``.
     """
     table = of_runs(table)
@@ -62,12 +64,14 @@ def pruners(table: pd.DataFrame, by: str = "method") -> Figure:
 
 
 def specialist(table: pd.DataFrame) -> Figure:
-    """Draw accuracy on the target classes, a row per pruner, correction and where its samples came from, a panel per sparsity.
+    """Draw accuracy on the target classes, a row per pruner, correction and where its samples came from, a panel per
+    sparsity.
 
     Points are draws, the line their mean.
 
     Args:
-        table: of `cram_bench.probes.specialist`: columns pattern, sparsity, looked, corrected, correction, accuracy, task_accuracy.
+        table: of `cram_bench.probes.specialist`: columns pattern, sparsity, looked, corrected, correction, accuracy,
+            task_accuracy.
     """
     columns(table, "pattern", "sparsity", "looked", "corrected", "correction", "accuracy", "task_accuracy")
     shown = table[table["sparsity"] > 0].fillna("")

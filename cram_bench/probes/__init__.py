@@ -1,8 +1,9 @@
 """Measurements on a trained model → tidy tables, a row a measurement. They leave the model as they found it.
 
 Every probe takes a plain torch model and data: a `cram_bench.data.Dataset`, or anything that yields (inputs,
-labels) whenever it is iterated. A `DataLoader` is read once and held, up to 8 GiB, so that every evaluation of a probe sees
-the same examples. Models with other outputs than logits take ``forward=``, other tasks ``loss=`` (`probes.common`). A new probe is a new file and a line here.
+labels) whenever it is iterated. A `DataLoader` is read once and held, up to 8 GiB, so that every evaluation of a probe
+sees the same examples. Models with other outputs than logits take ``forward=``, other tasks ``loss=``
+(`probes.common`). A new probe is a new file and a line here.
 """
 
 from cram_bench.probes.examples import calibration_curve, flips, predictions

@@ -2,9 +2,9 @@
 
 A model need not return logits as a tensor. Without `forward`, outputs are read so: a tensor as it is; ``.logits``
 (transformers); ``["logits"]`` or ``["out"]`` (torchvision's segmentation); of a tuple the first. What ``forward(model,
-inputs)`` returns is taken as it is. The loss is the cross-entropy of logits (n, classes) with integer labels (n,), or with
-``loss(outputs, targets)`` what that returns: one number, the mean over the examples of a batch; targets are then any
-tensor with an entry an example. Accuracy is NaN where outputs and targets are not logits and labels.
+inputs)`` returns is taken as it is. The loss is the cross-entropy of logits (n, classes) with integer labels (n,), or
+with ``loss(outputs, targets)`` what that returns: one number, the mean over the examples of a batch; targets are then
+any tensor with an entry an example. Accuracy is NaN where outputs and targets are not logits and labels.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _MOST = 2**33  # bytes of batches that are held
 def probing(model: nn.Module) -> Iterator[nn.Module]:
     """Put the model in eval mode, so that losses are functions of the weights alone; put it back as it was after.
 
-    Gradients can be taken inside, also where the caller is in ``no_grad`` or ``inference_mode``; those of sparse embeddings
-    are dense there.
+    Gradients can be taken inside, also where the caller is in ``no_grad`` or ``inference_mode``; those of sparse
+    embeddings are dense there.
 
     Raises:
         ValueError: as `ready`.
@@ -85,16 +85,17 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
         if parameter.dtype not in (torch.float32, torch.float64):
             kind = str(parameter.dtype).removeprefix("torch.")
             raise ValueError(
-                f"gradients need weights in float32 or float64, and {name} is {kind}: probe a copy, copy.deepcopy(model).float()"
+                f"gradients need weights in float32 or float64, and {name} is {kind}: "
+                "probe a copy, copy.deepcopy(model).float()"
             )
     return list(found.values())
 
 
 def held(data: Batches | Problem) -> Any:
-    """Return data that are the same whenever they are read: batches of anything but a `Dataset` or a list are read once.
+    """Return data that are the same whenever read: batches of anything but a `Dataset` or a list are read once.
 
-    So a `DataLoader` that shuffles, or a data set that augments, gives every evaluation of a probe the same examples. The
-    batches stay in memory for as long as the probe takes.
+    So a `DataLoader` that shuffles, or a data set that augments, gives every evaluation of a probe the same examples.
+    The batches stay in memory for as long as the probe takes.
 
     Raises:
         TypeError: `data` are an iterator, which could be read only once, or nothing to iterate over.
@@ -132,7 +133,8 @@ def looked(
     forward: Forward | None = None,
     loss: Loss | None = None,
 ) -> list[Compressor]:
-    """Return operators for specifications: a pruner that looks (`cram_bench.prune`) looks at `batches` now, once for all sparsities.
+    """Return operators for specifications: a pruner that looks (`cram_bench.prune`) looks at `batches` now, once for
+    all sparsities.
 
     Raises:
         ValueError: a specification cannot be read, or a pruner has nothing to look at.
@@ -246,7 +248,8 @@ class Problem:
         """Return the mean loss over all the data, and its gradient by parameter name.
 
         Raises:
-            ValueError: the data are empty, a label has no output, no parameter asks for a gradient, or the loss has none.
+            ValueError: the data are empty, a label has no output, no parameter asks for a gradient, or the loss has
+                none.
         """
         trainable(self.model)
         self.model.zero_grad()

@@ -1,4 +1,4 @@
-"""Pruners against each other on one model, with every way to correct statistics after; and a rule that chooses among them."""
+"""Pruners against each other on one model, with every way to correct statistics after; and a rule that chooses."""
 
 from __future__ import annotations
 
@@ -41,20 +41,21 @@ def pruners(
         data: what to evaluate on.
         compressors: operators and pruners, or their specifications; a pruner looks once for all its sparsities.
         calibration: training data for the corrections: ``batchnorm`` re-estimates BatchNorm's statistics
-            (`cram_bench.compress.tune_batchnorm`), ``statistics`` matches every layer's outputs to those of the dense model
-            (`cram_bench.compress.correct_statistics`), ``none`` leaves them.
+            (`cram_bench.compress.tune_batchnorm`), ``statistics`` matches every layer's outputs to those of the dense
+            model (`cram_bench.compress.correct_statistics`), ``none`` leaves them.
         batches: what pruners look at, training data; `calibration` if not given.
         held_out: training data that neither looked at, to choose by; no held_out_loss if not given.
         corrections: which of them.
         exclude: shell patterns over parameter names that stay dense.
         batch_size: of evaluation, where data are a `Dataset`.
-        forward, loss: how outputs are read, and what is measured in place of the cross-entropy: `cram_bench.probes.common`.
+        forward, loss: how outputs are read, and what is measured in place of the cross-entropy:
+            `cram_bench.probes.common`.
 
     Returns:
-        A row per compressor and correction, the dense model (``dense``, uncorrected) first: pattern, sparsity (a fraction of the
-        prunable weights), correction, accuracy (a fraction), loss (nats), held_out_accuracy and held_out_loss, dense_weights
-        (of matrices in which nothing was pruned), seconds (what looking, shared by a pruner's sparsities, and pruning took),
-        gradients (examples that were looked at).
+        A row per compressor and correction, the dense model (``dense``, uncorrected) first: pattern, sparsity (a
+        fraction of the prunable weights), correction, accuracy (a fraction), loss (nats), held_out_accuracy and
+        held_out_loss, dense_weights (of matrices in which nothing was pruned), seconds (what looking, shared by a
+        pruner's sparsities, and pruning took), gradients (examples that were looked at).
 
     Raises:
         ValueError: as `cram_bench.probes.sparsity_curve`, or a correction is unknown.
@@ -107,7 +108,8 @@ def chosen_by_loss(table: pd.DataFrame, among: Sequence[str] = ()) -> pd.DataFra
         among: patterns to choose among; all if empty.
 
     Returns:
-        The rows that were chosen, their pattern and correction in column chosen, and ``chosen`` in pattern and correction.
+        The rows that were chosen, their pattern and correction in column chosen, and ``chosen`` in pattern and
+        correction.
 
     >>> table = pd.DataFrame({"pattern": ["global", "greedy"], "sparsity": 0.9, "correction": "none",
     ...                       "accuracy": [0.1, 0.6], "held_out_loss": [4.0, 1.1]})
@@ -125,14 +127,16 @@ def chosen_by_loss(table: pd.DataFrame, among: Sequence[str] = ()) -> pd.DataFra
 
 
 def chosen_against(table: pd.DataFrame, pattern: str = "global", correction: str = "batchnorm") -> pd.DataFrame:
-    """Compare what `chosen_by_loss` chooses with one pruner and correction: a row per method and sparsity, in per cent, means over seeds.
+    """Compare what `chosen_by_loss` chooses with one pruner and correction: a row per method and sparsity, in per cent,
+    means over seeds.
 
     Args:
         table: of `pruners` stacked over runs, with columns method and seed.
         pattern, correction: what it is compared with.
 
     Returns:
-        Columns method (label), sparsity (per cent), seeds, chosen (how often each was), accuracy of both, points between them.
+        Columns method (label), sparsity (per cent), seeds, chosen (how often each was), accuracy of both, points
+        between them.
     """
     columns(table, "method", "seed", "pattern", "sparsity", "correction", "accuracy", "held_out_loss")
     best = chosen_by_loss(table)
@@ -150,8 +154,8 @@ def chosen_against(table: pd.DataFrame, pattern: str = "global", correction: str
 def pruner_table(table: pd.DataFrame, correction: str = "") -> pd.DataFrame:
     """Lay out accuracy in per cent, mean ± std over seeds: a row per method and pruner, a column per sparsity.
 
-    Of several corrections a cell has the one that is asked for, or, where none is, of each method, pruner and sparsity the one of
-    the least mean held-out loss, and says which.
+    Of several corrections a cell has the one that is asked for, or, where none is, of each method, pruner and sparsity
+    the one of the least mean held-out loss, and says which.
 
     Args:
         table: of `pruners` stacked over runs, with columns method and seed.

@@ -41,8 +41,8 @@ def specialist(
         train: where the samples are drawn from.
         test: evaluated are its examples of the target classes alone.
         classes: names of the target classes, as `Dataset.of_classes` takes them.
-        compressors: operators and pruners, or their specifications. Of one that looks at the weights alone only the correction
-            differs.
+        compressors: operators and pruners, or their specifications. Of one that looks at the weights alone only the
+            correction differs.
         samples: how many examples pruners look at, and as many the correction.
         draws: how often.
         corrections: ``none``, ``batchnorm`` or ``statistics``, as in `cram_bench.probes.pruners`.
@@ -50,9 +50,10 @@ def specialist(
         batch_size: of evaluation.
 
     Returns:
-        A row per compressor, draw, looked (``task`` or ``random``; empty where nothing looks), corrected (likewise) and correction:
-        pattern, sparsity, draw, looked, corrected, correction, accuracy (of all classes' outputs, a fraction), task_accuracy
-        (the largest among the outputs of the target classes), loss (nats). First the dense model, as ``dense``.
+        A row per compressor, draw, looked (``task`` or ``random``; empty where nothing looks), corrected (likewise) and
+        correction: pattern, sparsity, draw, looked, corrected, correction, accuracy (of all classes' outputs, a
+        fraction), task_accuracy (the largest among the outputs of the target classes), loss (nats). First the dense
+        model, as ``dense``.
 
     Raises:
         ValueError: there are fewer examples than that, or a pruner wants more.
@@ -112,7 +113,8 @@ def _accuracies(problem: Problem, outputs: Sequence[int]) -> tuple[float, float,
 
 
 def specialist_table(table: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
-    """Lay out a measurement in per cent with its 95 % confidence interval over draws (Student's t), a row per pruner and crossing.
+    """Lay out a measurement in per cent with its 95 % confidence interval over draws (Student's t), a row per pruner
+    and crossing.
 
     Args:
         table: of `specialist`, perhaps stacked over runs.

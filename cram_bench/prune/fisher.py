@@ -30,8 +30,8 @@ Update = Annotated[Literal["none", "single", "joint"], Field(description="none, 
 class GradientPruner(Pruner):
     """Looks at m gradients, of the mean loss over small batches each, in eval mode.
 
-    The empirical Fisher F = (1/m) Σ g gᵀ stands for the Hessian; F + λI is used, λ being `damping` times the mean of F's
-    diagonal over all prunable weights: an absolute λ would mean something else for every model.
+    The empirical Fisher F = (1/m) Σ g gᵀ stands for the Hessian; F + λI is used, λ being `damping` times the mean of
+    F's diagonal over all prunable weights: an absolute λ would mean something else for every model.
     """
 
     gradients: Count = 512
@@ -98,7 +98,7 @@ class BlockPruner(GradientPruner, abc.ABC):
     block: Count = 64
     """B, consecutive weights whose interaction is seen; blocks end where a tensor ends."""
     update: Update = "joint"
-    """What stays is corrected by the exact joint solve, by the sum of what every removed weight asks alone, or not at all."""
+    """What stays is corrected by the joint solve, by the sum of what every removed weight asks alone, or not at all."""
 
     @abc.abstractmethod
     def rank(self, inverses: Tensor, weights: Tensor, present: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Layer by layer: keep every layer's outputs on a few inputs (ExactOBS as in TACO, arXiv 2303.14409; SparseGPT, 2301.00774)."""
+"""Keep every layer's outputs on a few inputs (ExactOBS as in TACO, arXiv 2303.14409; SparseGPT, 2301.00774)."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _BLOCK = 128  # columns that SparseGPT chooses among at once
 class LayerwisePruner(Pruner):
     """For every layer min ‖WX − ŴX‖² over sparse Ŵ, X being the inputs of the dense model: no loss, no gradient.
 
-    With H = (2/N) X Xᵀ, which all outputs of a layer share (`cram_bench.curvature.inputs`), this is ½ δᵀHδ in every row.
-    H + λI is used, λ being `damping` times the mean diagonal of H over inputs that are not always zero. An input that is
-    always zero (a dead column) gets H_jj = 1 and counts as W_:j = 0, so that its weights go first and at no cost. What
-    stays of them keeps its value.
+    With H = (2/N) X Xᵀ, which all outputs of a layer share (`cram_bench.curvature.inputs`), this is ½ δᵀHδ in every
+    row. H + λI is used, λ being `damping` times the mean diagonal of H over inputs that are not always zero. An input
+    that is always zero (a dead column) gets H_jj = 1 and counts as W_:j = 0, so that its weights go first and at no
+    cost. What stays of them keeps its value.
     """
 
     samples: Count = 1024
@@ -121,11 +121,12 @@ class LayerwisePruner(Pruner):
 
 @dataclass(frozen=True)
 class ExactOBS(LayerwisePruner):
-    """Remove the weights of every row greedily and exactly, then sort those of a layer by their increments (arXiv 2303.14409).
+    """Remove the weights of every row greedily and exactly, then sort those of a layer by their increments (arXiv
+    2303.14409).
 
-    A row of d inputs costs about 2d³/3 operations, whatever the sparsities: for layers of thousands of inputs take `SparseGPT`.
-    An increment that is smaller than one before it in its row counts as that one. What stays is corrected by the exact
-    joint solve, for any masks.
+    A row of d inputs costs about 2d³/3 operations, whatever the sparsities: for layers of thousands of inputs take
+    `SparseGPT`. An increment that is smaller than one before it in its row counts as that one. What stays is corrected
+    by the exact joint solve, for any masks.
     """
 
     kind: ClassVar[str] = "exactobs"
@@ -149,9 +150,9 @@ class ExactOBS(LayerwisePruner):
 class SparseGPT(LayerwisePruner):
     """The fast variant: columns from left to right, those to the right corrected (arXiv 2301.00774).
 
-    With U the upper Cholesky factor of (H + λI)⁻¹, in every block of 128 columns the weights of least w²/U_jj² go, all rows
-    of a layer together, as many as the sparsity asks of the columns so far: the published code prunes one more. Weights on
-    the left of what goes are not corrected. All layers are pruned alike.
+    With U the upper Cholesky factor of (H + λI)⁻¹, in every block of 128 columns the weights of least w²/U_jj² go, all
+    rows of a layer together, as many as the sparsity asks of the columns so far: the published code prunes one more.
+    Weights on the left of what goes are not corrected. All layers are pruned alike.
     """
 
     kind: ClassVar[str] = "sparsegpt"
@@ -193,11 +194,12 @@ class _Layerwise(Fitted):
     def masks(self, sparsity: float, names: Iterable[str] | None = None) -> Masks:
         """Return which weights stay at a sparsity of all prunable weights together.
 
-        The first and last layer stay dense, where the pruner's `ends` says so, and what no layer was seen of; the others are
-        pruned the more. Where `names` has none but first and last layers, these are pruned.
+        The first and last layer stay dense, where the pruner's `ends` says so, and what no layer was seen of; the
+        others are pruned the more. Where `names` has none but first and last layers, these are pruned.
 
         Raises:
-            ValueError: the sparsity is more than the others have weights, or a layer has more weights that were pruned before.
+            ValueError: the sparsity is more than the others have weights, or a layer has more weights that were pruned
+                before.
         """
         chosen = list(self.keys if names is None else names)
         dense = {name: self.others[name] for name in chosen if name in self.others}
@@ -289,7 +291,8 @@ def sweep(
     gone: Tensor | None = None,
     block: int = _BLOCK,
 ) -> tuple[Tensor, Tensor]:
-    """Prune columns from left to right, correcting those to the right: w_{i+1:} ← w_{i+1:} − (w_i / U_ii) U_{i,i+1:} where w_i goes.
+    """Prune columns from left to right, correcting those to the right: w_{i+1:} ← w_{i+1:} − (w_i / U_ii) U_{i,i+1:}
+    where w_i goes.
 
     Args:
         upper: U, with H⁻¹ = UᵀU, shape (groups, d, d), float64.

@@ -1,4 +1,4 @@
-"""What a report found, in one or two sentences computed from its tables. What speaks against a claim is said as what speaks for it."""
+"""What a report found, in a sentence or two computed from its tables: what speaks for a claim, and what against."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ def counted(number: int, word: str) -> str:
 def percents(specs: Sequence[str]) -> str:
     """Say what a method is trained at: sparsities in per cent, and what else there is as it is called.
 
-    >>> percents([f"global@{s / 10:g}" for s in range(3, 10)]), percents(["global@0.7", "global@0.95", "2:4"]), percents([])
+    >>> many, few = [f"global@{s / 10:g}" for s in range(3, 10)], ["global@0.7", "global@0.95", "2:4"]
+    >>> percents(many), percents(few), percents([])
     ('30, 40 … 90 %', '70 and 95 %, 2:4', 'dense')
     """
     shares = [round(100 * float(spec.partition("@")[2]), 6) for spec in specs if spec.startswith("global@")]

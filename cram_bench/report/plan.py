@@ -1,4 +1,4 @@
-"""What a report consists of: its notebooks, their parameters, the experiments they need. All is checked here, before anything trains."""
+"""What a report consists of: notebooks, parameters, experiments. All is checked here, before anything trains."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def plan(
     questions: Sequence[str] | None = None,
     notebooks: str | os.PathLike[str] | None = None,
 ) -> Plan:
-    """Check everything that a report was asked for, as `cram_bench.report.build` says; nothing is trained or written."""
+    """Check all that a report was asked for, as `cram_bench.report.build` says; nothing is trained or written."""
     instance("parameters", parameters, (Mapping, type(None)), "a mapping of names to values")
     if seeds is not None:
         integer("seeds", seeds, 1)

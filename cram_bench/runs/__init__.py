@@ -3,7 +3,7 @@
     store/
       1f0c…/               a finished run: settings.json, history.csv, model.safetensors, environment.json
       .training/1f0c…/     one that trains, was interrupted or failed: settings.json, checkpoint.pt or failed.json
-      .locks/1f0c….lock    held by the process that trains it, which it names; the system frees it when that process dies
+      .locks/1f0c….lock    held by the process that trains it, which it names; free when that process dies
       .index/              what the folders hold, for quick answers; may be deleted (index.py)
 
 A folder gets its final name by one rename when everything in it is written, so what has the name is whole. Its

@@ -1,11 +1,11 @@
-"""What the folders of a store hold, remembered between two looks. The folders are the truth: the index may be deleted at any time.
+"""What the folders of a store hold, remembered. The folders are the truth: the index may be deleted at any time.
 
     store/.index/names-1f0c….json    the folders that are runs, and those whose settings have another id than their name
     store/.index/rows-1f0c….jsonl    a line for each run: the state of its files, and what tables say of it
 
-Both are named by the settings' defaults, on which ids depend: versions of this package side by side keep an index each. A line
-and a file carry a checksum; what does not match it, such as the last line of a writer that was killed, is read from the
-folders again. A store that cannot be written is indexed in memory.
+Both are named by the settings' defaults, on which ids depend: versions of this package side by side keep an index each.
+A line and a file carry a checksum; what does not match it, such as the last line of a writer that was killed, is read
+from the folders again. A store that cannot be written is indexed in memory.
 
 The settings' defaults stand beside the code that trains, which needs torch. Which they are is therefore noted, too:
 
@@ -133,7 +133,8 @@ class Index:
     def rows(
         self, names: Iterable[str], read: Callable[[Path], Row], needs: str = "model.safetensors"
     ) -> dict[str, Row | Exception]:
-        """Return a row for each folder that holds a file: the remembered one while its files are the same, else what `read` returns.
+        """Return a row for each folder that holds a file: the remembered one while its files are the same, else what
+        `read` returns.
 
         In place of a row stands the ValueError of `read`, if it raises one.
         """

@@ -195,7 +195,7 @@ class Store:
         raise RunError(f"no finished run in {self.root} is called {id!r}; `cram-bench runs` lists them")
 
     def runs(self) -> list[Run]:
-        """Return all finished runs, ordered by their settings. A folder that is none, or is damaged, is warned about."""
+        """Return all finished runs, ordered by their settings; warn about folders that are none or damaged."""
         from cram_bench.experiment import Experiment
 
         listed = []
@@ -209,9 +209,9 @@ class Store:
     def table(self) -> pd.DataFrame:
         """List finished, failed and unfinished runs, a row each.
 
-        Columns: run (the id), dataset, model, method, seed, epochs, state (``finished``, ``failed``, ``training``, ``stopped``:
-        the process that trains it was, ``interrupted``), epoch (the last), accuracy (on the test set, a fraction), holder (the
-        process that trains it).
+        Columns: run (the id), dataset, model, method, seed, epochs, state (``finished``, ``failed``, ``training``,
+        ``stopped``: the process that trains it was, ``interrupted``), epoch (the last), accuracy (on the test set, a
+        fraction), holder (the process that trains it).
         """
         rows = []
         for _, _, row in self._rows():
@@ -302,7 +302,7 @@ class Store:
         return [Index(self.root), *(Index(root, keep=False) for root in self.also)]
 
     def _rows(self) -> list[tuple[Index, str, Row]]:
-        """Return index, folder and row of all finished runs, of each id one, ordered by their settings; warn of what is left out."""
+        """Return index, folder and row of all finished runs, one an id, ordered by settings; warn of what is left out."""
         found: dict[str, tuple[Index, str, Row]] = {}
         for index in reversed(self._indices()):
             for name in foreign(index.root):

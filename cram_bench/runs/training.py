@@ -295,7 +295,7 @@ class Checkpoint(Callback):
 
 
 def _inherit(model: nn.Module, experiment: Experiment, store: Store) -> Masks | None:
-    """Start `model` from a finished run: pruned if asked, with a fresh head where the data are others. Return the masks."""
+    """Start `model` from a finished run: pruned if asked, with a fresh head for other data. Return the masks."""
     if (store.root / ".training" / experiment.start / "failed.json").exists():
         raise DivergedError(f"the run it starts from, {experiment.start}, failed")
     run = store.finished(experiment.start)

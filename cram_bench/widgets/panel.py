@@ -26,7 +26,7 @@ from cram_bench.widgets.subject import FEW, Subject
 _CURVE = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
 PATTERNS = ("global", "uniform", "2:4", "4:8")
 PRUNERS = ("greedy", "obs", "cap", "obd", "global+obs", "2:4+obs")
-"""Pruners that look at `_GRADIENTS` gradients of eight training examples each, or at fewer where there are not so many."""
+"""Pruners that look at `_GRADIENTS` gradients of eight training examples each, or at fewer where there are fewer."""
 _GRADIENTS = 128
 BITS = {"float32": "", "8 bits": "+int8", "4 bits": "+int4"}
 _HINT = "hold Ctrl or Shift to choose several runs"
@@ -89,7 +89,8 @@ class Explorer:
         wide = ipw.Layout(width="auto")
         style = {"description_width": "9em"}
         self.runs = ipw.SelectMultiple(
-            options=labels, value=tuple(dict.fromkeys((labels[0], labels[-1]))), rows=min(6, len(labels)), description="runs", style=style, layout=wide,
+            options=labels, value=tuple(dict.fromkeys((labels[0], labels[-1]))), rows=min(6, len(labels)),
+            description="runs", style=style, layout=wide,
         )  # fmt: skip
         self.sparsity = ipw.FloatSlider(
             value=0.8, min=0.0, max=0.99, step=0.01, description="sparsity", readout_format=".0%", style=style,

@@ -23,7 +23,7 @@ FEW = 200
 
 @dataclass(frozen=True)
 class Answer:
-    """What a compressed network does on the sample: accuracy (a fraction), loss (nats), predicted classes, their probabilities.
+    """What a compressed network does on the sample: accuracy (a fraction), loss (nats), classes, their probabilities.
 
     And what was compressed: zeros and weights of what is prunable, and the matrices in which nothing was pruned.
     """
