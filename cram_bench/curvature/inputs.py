@@ -20,7 +20,7 @@ _AT_ONCE = 1 << 24  # entries of an unfolded batch
 
 @dataclass(frozen=True)
 class Layer:
-    """A weight as a matrix (outputs, inputs), and the modules that multiply by it: of one kind, several if it is shared.
+    """A weight as a matrix (outputs, inputs), and the modules that multiply by it: of one kind, several if shared.
 
     The inputs of a convolution are those of a position: channel, row and column of the kernel, as its weight lies in
     memory; with groups, those of a group.
@@ -61,7 +61,7 @@ class Layer:
 
 
 def supported(module: nn.Module) -> bool:
-    """Tell whether `moments` knows the inputs of a module: linear layers, Conv1d, Conv2d and transformers' ``Conv1D``."""
+    """Tell if `moments` knows the inputs of a module: linear layers, Conv1d, Conv2d and transformers' ``Conv1D``."""
     return isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)) or _is_conv1d(module)
 
 

@@ -232,7 +232,7 @@ class Dataset(ABC):
             yield inputs, self.labels[part.to(self.labels.device)]
 
     def _parts(self, order: Tensor, batch_size: int, generator: torch.Generator | None) -> list[Tensor]:
-        """Cut the places of the examples into batches; `generator` drew their order, None where it is that of the data."""
+        """Cut the places of the examples into batches; `generator` drew their order, None where nothing is shuffled."""
         return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
     @abstractmethod

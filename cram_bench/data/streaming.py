@@ -147,7 +147,7 @@ class Streamed(Dataset):
             yield batch
 
     def _ended(self, batches: Any, places: Tensor) -> str:
-        """End the worker processes, also one that is stopped or deaf to SIGTERM, and say which and what they were at."""
+        """End the worker processes, also one that is stopped or deaf to SIGTERM; say which, and what they were at."""
         from torch.utils.data._utils import signal_handling
 
         processes = batches._workers
@@ -160,8 +160,8 @@ class Streamed(Dataset):
         first = Path(self.folder, os.fsdecode(self.files[int(places[0])]))
         numbers = ", ".join(str(process.pid) for process in processes)
         return (
-            f"the processes that decode images ({numbers}) gave no batch for {self.patience:g} s and were ended; its first "
-            f"image is {shown(str(first))}: see whether it can be read, or give patience= more seconds"
+            f"the processes that decode images ({numbers}) gave no batch for {self.patience:g} s and were ended; its "
+            f"first image is {shown(str(first))}: see whether it can be read, or give patience= more seconds"
         )
 
 

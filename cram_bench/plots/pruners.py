@@ -79,7 +79,10 @@ def specialist(table: pd.DataFrame) -> Figure:
     corrected = shown["correction"] + shown["corrected"].map(lambda text: f" on {text}" if text else "")
     shown = shown.assign(row=shown["pattern"] + looked + "; " + corrected)
     rows, levels = list(dict.fromkeys(shown["row"])), sorted(shown["sparsity"].unique())
-    kinds = {"accuracy": ("among all classes", "#0072B2", "o", -0.12), "task_accuracy": ("among the target classes", "#E69F00", "s", 0.12)}  # fmt: skip
+    kinds = {
+        "accuracy": ("among all classes", "#0072B2", "o", -0.12),
+        "task_accuracy": ("among the target classes", "#E69F00", "s", 0.12),
+    }
     dense = table[table["sparsity"] == 0]
     with style():
         figure = Figure(figsize=(2.7 * max(1, len(levels)) + 3.6, 0.3 * len(rows) + 1.6))

@@ -280,7 +280,7 @@ def _verdicts_of(label: str, own: pd.DataFrame) -> str:
 
 
 def _pruners(tables: Tables) -> str:
-    """Say, at every sparsity, the best pruner of every method, and what the difference between methods becomes with it."""
+    """Say, at every sparsity, the best pruner of every method, and what their difference becomes with it."""
     runs, table = tables.values()
     pruned = table[(table["sparsity"] > 0) & (table["pattern"] != "chosen")].dropna(subset=["accuracy"])
     if pruned.empty:

@@ -302,7 +302,7 @@ class Store:
         return [Index(self.root), *(Index(root, keep=False) for root in self.also)]
 
     def _rows(self) -> list[tuple[Index, str, Row]]:
-        """Return index, folder and row of all finished runs, one an id, ordered by settings; warn of what is left out."""
+        """Return index, folder and row of all finished runs, one an id, ordered by settings; warn of the rest."""
         found: dict[str, tuple[Index, str, Row]] = {}
         for index in reversed(self._indices()):
             for name in foreign(index.root):
