@@ -1102,12 +1102,39 @@ RUNS = [
     ("ensure_all: one", lambda w: ensure_all(Experiment()), TypeError, ("experiments", "list", "Experiment(")),
 ]
 
+
+def look(spec, **options):
+    return lambda w: cb.prune.apply_(w.model, spec, **({"batches": w.few} | options))
+
+
+PRUNE = [
+    ("unknown", look("gredy@0.9"), ValueError, ("unknown", "'gredy@0.9'", "did you mean 'greedy'")),
+    ("no sparsity", look("greedy"), ValueError, ("'greedy'", "needs a sparsity", "greedy@0.9")),
+    ("negative", look("greedy@-0.1"), ValueError, ("'greedy@-0.1'", "[0, 1]", "greedy@0.9")),
+    ("above one", look("greedy@1.5"), ValueError, ("sparsity", "[0, 1]", "1.5")),
+    ("setting", look("greedy(blok=3)@0.9"), ValueError, ("'blok'", "did you mean 'block'")),
+    ("setting twice", look("obs(block=3,block=4)@0.9"), ValueError, ("block", "twice")),
+    ("block: zero", look("obs(block=0)@0.9"), ValueError, ("block", "at least 1", "0")),
+    ("block: text", look("obs(block=a)@0.9"), TypeError, ("block", "int", "'a'")),
+    ("damping: zero", look("obd(damping=0)@0.9"), ValueError, ("damping", "positive", "0")),
+    ("update", look("obs(update=some)@0.9"), ValueError, ("update", "none, single or joint", "'some'")),
+    ("group", look("obert(group=5)@0.9"), ValueError, ("group", "divide", "48")),
+    ("steps", look("obsx0@0.9"), ValueError, ("steps", "at least 1", "not 0")),
+    ("masks and sparsity", look("2:4+obs@0.9"), ValueError, ("2:4", "sparsity", "one step")),
+    ("number", look(0.9), TypeError, ("compressor or pruner", "greedy@0.9", "0.9")),
+    ("no examples", look("obd@0.5", batches=None), ValueError, ("obd@0.5", "batches=")),
+    ("too few", look("obd@0.5"), ValueError, ("512 batches of 8", "4,096 examples", "there are 40", "fewer")),
+    ("exclude: text", look("obd@0.5", exclude="a"), TypeError, ("exclude", "list of patterns", "'a'")),
+    ("in a draw", lambda w: cb.compress.parse("greedy@0.9"), ValueError, ("greedy@0.9", "CrAM", "cb.prune.apply_")),
+]
+
 ROWS = [
     (f"{room}: {name}", call, error, words)
     for room, rows in (
         ("settings", SETTINGS),
         ("data", DATA),
         ("models", MODELS),
+        ("prune", PRUNE),
         ("optim", OPTIM),
         ("train", TRAIN),
         ("probes", PROBES),

@@ -62,6 +62,18 @@ __all__ = [
 ]
 
 
+_LOOKING = (
+    "obd",
+    "mfac",
+    "obert",
+    "obs",
+    "cap",
+    "greedy",
+    "exactobs",
+    "sparsegpt",
+)  # the pruners of `cram_bench.prune`
+
+
 def parse(spec: str | Compressor) -> Compressor:
     """Read a compressor's specification: ``global@0.9``, ``uniform@0.5``, ``2:4``, ``int8``, ``global@0.9+int8``.
 
@@ -90,6 +102,11 @@ def parse(spec: str | Compressor) -> Compressor:
         prune, quantize = (parse(part) for part in spec.split("+"))
         if isinstance(quantize, Quantize) and not isinstance(prune, Quantize):
             return PruneThenQuantize(prune, quantize)
+    if any(re.split(r"x[0-9]|[(@]", part, maxsplit=1)[0] in _LOOKING for part in spec[:500].split("+")):
+        raise ValueError(
+            f"{shown(spec)} looks at gradients or inputs, so it is no compressor, which needs the weights alone and is drawn at "
+            f"every step of CrAM; cb.prune.apply_(model, {shown(spec)}, batches=...) prunes with it, and probes take it"
+        )
     raise ValueError(f"unknown compressor {shown(spec)}: write global@0.9, uniform@0.9, 2:4, int8 or global@0.9+int8")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +81,7 @@ def fisher(
         The mean over all batches.
 
     Raises:
-        ValueError: a gradient is not finite, or all are zero.
+        ValueError: a gradient is not finite, here or in another process.
     """
     own = {name: weights[name] for name in layout.shapes}
     device = next(iter(own.values())).device
@@ -98,15 +99,27 @@ def fisher(
         diagonal.add_(together.double().square_().sum(1))
         kept.clear()
 
-    for gradient in gradients(model, own, batches[rank::world], forward, loss):
-        for name, mask in (gone or {}).items():
-            if name in gradient:
-                gradient[name] = gradient[name].masked_fill(mask, 0.0)
-        kept.append(layout.pack(gradient))
-        if len(kept) == most:
+    failed: Exception | None = None
+    try:
+        with closing(gradients(model, own, batches[rank::world], forward, loss)) as stream:
+            for gradient in stream:
+                for name, mask in (gone or {}).items():
+                    if name in gradient:
+                        gradient[name] = gradient[name].masked_fill(mask, 0.0)
+                kept.append(layout.pack(gradient))
+                if len(kept) == most:
+                    add()
+        if kept:
             add()
-    if kept:
-        add()
+    except Exception as error:
+        failed = error
+    if world > 1:  # who failed says so first, for the others would wait for it
+        failures = torch.tensor(float(failed is not None), device=device)
+        distributed.all_reduce(failures)
+        if failed is None and bool(failures):
+            failed = ValueError("another process could not compute its gradients; its own message says why")
+    if failed is not None:
+        raise failed
     if world > 1:
         for total in (diagonal,) if found is None else (diagonal, found):
             distributed.all_reduce(total)

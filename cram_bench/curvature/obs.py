@@ -77,6 +77,9 @@ def removal(inverses: Tensor, weights: Tensor, present: Tensor) -> tuple[Tensor,
         increments of the modelled loss, likewise, infinite where none is left. Their sum to t is the least increase
         for the set of the first t, up to nothing but rounding, for removal one by one ends where the joint solve does.
 
+    Raises:
+        NotDefinite: a diagonal entry is no longer positive, so rounding has eaten the matrix.
+
     >>> order, increments = removal(torch.eye(2)[None], torch.tensor([[3.0, 1.0]]), torch.ones(1, 2, dtype=torch.bool))
     >>> order.tolist(), increments.tolist()
     ([[1, 0]], [[0.5, 4.5]])
@@ -86,6 +89,7 @@ def removal(inverses: Tensor, weights: Tensor, present: Tensor) -> tuple[Tensor,
     order = torch.full((rows, width), -1, dtype=torch.long, device=weights.device)
     increments = torch.full((rows, width), torch.inf, dtype=inverses.dtype, device=weights.device)
     every = torch.arange(rows, device=weights.device)
+    lost = torch.zeros(rows, dtype=torch.bool, device=weights.device)
     for step in range(int(present.sum(1).max()) if rows else 0):
         scores = singles(matrices, values).masked_fill(~left, torch.inf)
         increment, chosen = scores.min(1)
@@ -94,6 +98,7 @@ def removal(inverses: Tensor, weights: Tensor, present: Tensor) -> tuple[Tensor,
         increments[:, step] = torch.where(there, increment, torch.inf)
         column = matrices[every, :, chosen]  # (n, B), symmetric
         pivot = column[every, chosen]
+        lost |= there & ~(pivot > 0)
         column = column * there[:, None]
         values.sub_(column * (values[every, chosen] / pivot)[:, None])
         values[every, chosen] = torch.where(there, 0.0, values[every, chosen])
@@ -101,6 +106,8 @@ def removal(inverses: Tensor, weights: Tensor, present: Tensor) -> tuple[Tensor,
         # what went is out of all that follows; its diagonal only has to stay positive
         matrices[every, chosen, chosen] = torch.where(there, 1.0, matrices[every, chosen, chosen])
         left[every, chosen] = False
+    if bool(lost.any()):
+        raise NotDefinite(int(lost.nonzero()[0, 0]))
     return order, increments
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from cram_bench.checks import instance, integer
+from cram_bench.checks import instance, integer, labels_within, shown
 from cram_bench.data import Batches, Dataset, batches_of
 from cram_bench.losses import CrossEntropy
 from cram_bench.outputs import classes_of, fitting, logits_of, normal, rows_of
@@ -94,22 +95,21 @@ def gradients(
         forward, loss: as the probes take them: how outputs are read, and what is minimised in place of the cross-entropy.
 
     Raises:
-        ValueError: a gradient is not finite, or the loss has none.
+        ValueError: a gradient is not finite, the loss has none or is no single number, or a label has no output.
     """
+    if isinstance(model, DistributedDataParallel):
+        model = model.module  # its forward would wait for the other processes, which look at other batches
     fit, flags = fitting(model), {name: weight.requires_grad for name, weight in weights.items()}
     try:
-        with torch.inference_mode(False), modes_kept(model), buffers_kept(model), torch.enable_grad():
+        with modes_kept(model), buffers_kept(model):
             model.eval()
             for weight in weights.values():
                 weight.requires_grad_(True)
             for number, (inputs, labels) in enumerate(batches, 1):
-                inputs, targets = fit(inputs), normal(labels)
-                outputs = logits_of(model(inputs)) if forward is None else forward(model, inputs)
-                targets = targets.to(outputs.device) if isinstance(outputs, Tensor) else targets
-                value = CrossEntropy()(classes_of(outputs), targets, inputs) if loss is None else loss(outputs, targets)
-                if not value.requires_grad:
-                    raise ValueError("the loss has no gradient: does the model, forward or loss run under no_grad?")
-                found = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
+                # no mode of autograd lasts over a yield: it would be that of whoever takes the gradients
+                with torch.inference_mode(False), torch.enable_grad():
+                    value = _mean_loss(model, fit(inputs), normal(labels), forward, loss)
+                    found = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
                 named = {
                     name: torch.zeros_like(weight) if gradient is None else gradient.detach()
                     for (name, weight), gradient in zip(weights.items(), found, strict=True)
@@ -124,3 +124,19 @@ def gradients(
     finally:
         for name, weight in weights.items():
             weight.requires_grad_(flags[name])
+
+
+def _mean_loss(model: nn.Module, inputs: Any, targets: Tensor, forward: Forward | None, loss: Loss | None) -> Tensor:
+    outputs = logits_of(model(inputs)) if forward is None else forward(model, inputs)
+    targets = targets.to(outputs.device) if isinstance(outputs, Tensor) else targets
+    if loss is None:
+        labels_within(targets, classes_of(outputs).shape[1])
+        value = CrossEntropy()(outputs, targets, inputs)
+    else:
+        value = loss(outputs, targets)
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else shown(value)
+        raise ValueError(f"loss must return one number, the mean over the examples as a tensor, not {what}")
+    if not value.requires_grad:
+        raise ValueError("the loss has no gradient: does the model, forward or loss run under no_grad, or detach?")
+    return value.reshape(())

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from cram_bench.checks import integer, shown
-from cram_bench.compress import Compressor, Masks, check_leaves
+from cram_bench.compress import Compressor, Masks, PruneThenQuantize, check_leaves
+from cram_bench.prune import Fixed, Specification
 
 
 class Draw:
@@ -40,6 +41,12 @@ class Draw:
         if not self.compressors:
             raise ValueError("CrAM needs at least one compressor, such as cb.compress.Magnitude(0.5)")
         for choice in self.compressors:
+            looking = choice.prune if isinstance(choice, PruneThenQuantize) else choice
+            if isinstance(looking, (Fixed, Specification)):
+                raise TypeError(
+                    f"CrAM draws compressors that need the weights alone, such as cb.compress.Magnitude(0.5), and {choice} "
+                    "looks at gradients or inputs: prune with it after the training, by cb.prune.apply_"
+                )
             if not isinstance(choice, Compressor):
                 raise TypeError(
                     f"compressors must be compressors such as cb.compress.Magnitude(0.5), not {shown(choice)}"

@@ -103,12 +103,10 @@ def grid(patterns: Sequence[str], sparsities: Sequence[float]) -> list[Compresso
 def is_name(text: str) -> bool:
     """Tell whether a text is a pruner without a sparsity, with settings or not.
 
-    >>> is_name("greedy(block=32)"), is_name("greedy@0.9"), is_name("2:4+obs")
+    >>> is_name("greedy(block=32)x4"), is_name("greedy@0.9"), is_name("2:4+obs")
     (True, False, False)
     """
-    name, _, settings = text.partition("(")
-    text = name + settings.rpartition(")")[2]
-    return "@" not in text and "+" not in text and name.partition("x")[0] in PRUNERS
+    return specification.is_name(text, PRUNERS)
 
 
 def apply_(

@@ -85,7 +85,8 @@ class Pruner(Part):
         """The specification, with the settings that differ from the defaults."""
         own = [(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default]
         settings = ",".join(
-            f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in own
+            f"{name}={value!r}".removesuffix(".0") if isinstance(value, float) else f"{name}={value}"
+            for name, value in own
         )
         return f"{self.kind}({settings})" if settings else self.kind
 
@@ -138,10 +139,12 @@ class Fitted(abc.ABC):
         """Prune the model that was looked at, in place; return the masks.
 
         Raises:
-            ValueError: its weights are no longer those that were looked at, or a matrix cannot be factored; nothing is
+            ValueError: its weights are not those that were looked at, or no longer, or a matrix cannot be factored; nothing is
                 changed then.
         """
         known = prunable(model)
+        if missing := [name for name in self.weights if name not in known]:
+            raise ValueError(f"{self.pruner} looked at {missing[0]}, which this model has not: fit it to this model")
         return self.at(sparsity).apply_(Weights({name: known[name] for name in self.weights}, self.dense, known.stored))
 
 
@@ -165,7 +168,9 @@ class Fixed(Compressor):
         return self.name or str(self.fitted.pruner)
 
     def __str__(self) -> str:
-        return self.pattern if self.chooser is not None else f"{self.pattern}@{self.sparsity!r}".removesuffix(".0")
+        if self.chooser is not None:
+            return f"{self.chooser}+{self.fitted.pruner}"
+        return f"{self.pattern}@{self.sparsity!r}".removesuffix(".0")
 
     @property
     def seconds(self) -> float:

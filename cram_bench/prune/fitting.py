@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -53,7 +54,8 @@ def fitted(
             raise ValueError(f"{spec} looks at examples: give batches=, training data such as a Dataset")
         options: dict[str, Any] = {"forward": forward, "loss": loss}
         if spec.steps > 1:
-            compressor: Compressor = Fixed(_stepwise(spec, model, batches, exclude, options), spec.sparsity)
+            path = _stepwise(spec, model, batches, exclude, options)
+            compressor: Compressor = Fixed(path, spec.sparsity, name=replace(spec, quantize=None).pattern)
         else:
             if spec.pruner not in known:
                 known[spec.pruner] = spec.pruner.fit(model, batches, exclude, **options)

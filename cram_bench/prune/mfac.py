@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -57,8 +58,11 @@ class MFACPruner(GradientPruner):
         device = next(iter(weights.values())).device
         rows = torch.empty(layout.rows, self.gradients, layout.width, device=device)
         diagonal = 0.0
-        with self.moved(model, weights, examples):
-            for number, gradient in enumerate(gradients(model, weights, examples, forward, loss)):
+        with (
+            self.moved(model, weights, examples),
+            closing(gradients(model, weights, examples, forward, loss)) as stream,
+        ):
+            for number, gradient in enumerate(stream):
                 for name, mask in gone.items():
                     gradient[name] = gradient[name].masked_fill(mask, 0.0)
                 rows[:, number] = packed = layout.pack(gradient)

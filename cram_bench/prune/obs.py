@@ -27,8 +27,8 @@ class OBS(BlockPruner):
 class OBERT(BlockPruner):
     """The pruner of oBERT's public code: ranked as `OBS`, corrected by the sum of single-weight updates (arXiv 2203.07259).
 
-    With ``group`` 4 the weights go in fours, consecutive ones, ranked by ½ w_Qᵀ ([F⁻¹]_QQ)⁻¹ w_Q (equation 5); how many go is
-    then the nearest multiple of four. Its recipe prunes in many steps with new gradients each: ``obertx16@0.9``.
+    With ``group`` 4 the weights go in fours, consecutive ones, ranked by ½ w_Qᵀ ([F⁻¹]_QQ)⁻¹ w_Q (equation 5). How many go is
+    exact all the same, so the last of the groups may go in part. Its recipe prunes in many steps with new gradients each: ``obertx16@0.9``.
     """
 
     kind: ClassVar[str] = "obert"

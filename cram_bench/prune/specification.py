@@ -64,7 +64,7 @@ class Specification:
 
 
 _FORM = re.compile(
-    r"(?:(?P<masks>[0-9]+:[0-9]+|(?:global|uniform)@[0-9.e-]+)\+)?"
+    r"(?:(?P<masks>[0-9]+:[0-9]+(?:-reference)?|(?:global|uniform)(?:-reference)?@[0-9.e-]+)\+)?"
     r"(?P<kind>[a-z][a-z0-9-]*?)(?:\((?P<settings>[^()]*)\))?(?:x(?P<steps>[0-9]{1,4})(?P<spacing>g)?)?"
     r"(?:@(?P<sparsity>[0-9]*\.?[0-9]+(?:e-?[0-9]+)?))?(?:\+int(?P<bits>[0-9]{1,2}))?"
 )
@@ -86,12 +86,15 @@ def parse(spec: str | Compressor | Specification, pruners: Mapping[str, type[Pru
     instance("a compressor or pruner", spec, str, "a text such as 'global@0.9' or 'greedy@0.9'")
     match = _FORM.fullmatch(spec) if len(spec) < 500 else None
     if match is None or match["kind"] not in pruners:
+        kind = match["kind"] if match is not None else re.split(r"x[0-9]|[(@+]", spec[:500], maxsplit=1)[0]
+        if kind in pruners:
+            ways = f"{kind}@0.9, {kind}(damping=0.1)@0.9, {kind}x16@0.9, {kind}@0.9+int8 or 2:4+{kind}"
+            raise ValueError(f"{shown(spec)} is not understood: write {ways}, with a sparsity in [0, 1]")
         try:
             return blind(spec)
         except ValueError as error:
             if not str(error).startswith("unknown"):
                 raise
-            kind = match["kind"] if match is not None else spec.partition("@")[0]
             hint = suggestion(kind, [*pruners, "global", "uniform"])
             raise ValueError(
                 f"{error}; or a pruner ({', '.join(pruners)}), as in greedy@0.9 or 2:4+obs{hint}"
@@ -111,6 +114,12 @@ def parse(spec: str | Compressor | Specification, pruners: Mapping[str, type[Pru
     sparsity = float(match["sparsity"])
     zeros_for(sparsity, 1)
     return Specification(pruner, sparsity, steps, bool(match["spacing"]), quantize=quantize)
+
+
+def is_name(text: str, pruners: Mapping[str, type[Pruner]]) -> bool:
+    """Tell whether a text is a pruner without a sparsity, with settings and steps or not."""
+    match = _FORM.fullmatch(text)
+    return match is not None and match["kind"] in pruners and not (match["masks"] or match["sparsity"] or match["bits"])
 
 
 def _settings(kind: str, text: str, pruners: Mapping[str, type[Pruner]]) -> dict[str, Any]:
