@@ -24,7 +24,7 @@ FEW = settings(max_examples=30, deadline=None)
 def close(ours, theirs, relative):
     """Compare relative to the largest entry."""
     torch.testing.assert_close(
-        ours.double(), theirs.double(), rtol=0, atol=relative * float(theirs.abs().max()), check_dtype=False
+        ours.double(), theirs.double(), rtol=0, atol=relative * float(theirs.abs().max()) + 1e-14, check_dtype=False
     )
 
 
@@ -520,5 +520,5 @@ def test_pieces_of_wide_blocks_are_summed():
 
 def test_a_gram_matrix_that_cannot_be_factored_names_its_block():
     with pytest.raises(obs.NotDefinite) as caught:
-        Gram(torch.stack([torch.eye(2), torch.ones(2, 2)]), 0.0).factor()
+        Gram(torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 0.0]]]), 0.0).factor()
     assert caught.value.row == 1

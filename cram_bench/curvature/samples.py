@@ -118,7 +118,7 @@ def gradients(
                     if not bool(gradient.isfinite().all()):
                         raise ValueError(
                             f"the gradient of {name} at batch {number} is not finite: look at the model's loss there, "
-                            f"{float(value):g}, and at its inputs"
+                            f"{float(value.detach()):g}, and at its inputs"
                         )
                 yield named
     finally:
