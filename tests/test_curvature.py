@@ -106,7 +106,7 @@ def test_packing_round_trips_and_groups_are_whole_tensors(shapes, size, most):
 
 def images(count):
     x = torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(count, 1, 2, 2).contiguous()
-    return cb.data.Dataset("own", x, torch.arange(count) % 3, ("a", "b", "c"), torch.zeros(1), torch.ones(1))
+    return cb.data.Images("own", x, torch.arange(count) % 3, ("a", "b", "c"), torch.zeros(1), torch.ones(1))
 
 
 def test_chunks_of_a_data_set_are_a_draw_without_replacement():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -81,7 +81,7 @@ def gradients(
     batches: Sequence[tuple[Any, Tensor]],
     forward: Forward | None = None,
     loss: Loss | None = None,
-) -> Iterator[dict[str, Tensor]]:
+) -> Generator[dict[str, Tensor], None, None]:
     """Yield for every batch the gradient of its mean loss with respect to `weights`, by name, in eval mode.
 
     With batches of one example these are per-sample gradients; the gradient of a larger batch is their mean, and
