@@ -62,16 +62,8 @@ __all__ = [
 ]
 
 
-_LOOKING = (
-    "obd",
-    "mfac",
-    "obert",
-    "obs",
-    "cap",
-    "greedy",
-    "exactobs",
-    "sparsegpt",
-)  # the pruners of `cram_bench.prune`
+# the pruners of `cram_bench.prune`
+_LOOKING = ("obd", "mfac", "obert", "obs", "cap", "greedy", "exactobs", "sparsegpt", "layerwise")
 
 
 def parse(spec: str | Compressor) -> Compressor:
