@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import cram_bench as cb
 from benchmarks import peer
+from benchmarks.pruning import pruning
 from benchmarks.store import fabricate
 from benchmarks.timing import REPEATS, Ratio, in_turns, seconds
 from cram_bench.compress import select
@@ -417,6 +418,7 @@ SECTIONS: dict[str, Callable[[], Iterator[Ratio]]] = {
     "curve": curve,
     "hessian": hessian,
     "memory": memory,
+    "pruning": pruning,
     "report": report,
     "store": store,
     "start-up": start_up,

@@ -75,7 +75,8 @@ class Pruner(Part):
                 cannot be factored.
         """
         start = time.perf_counter()
-        with torch.inference_mode(False), preserved(model):
+        # What ranks and solves keeps no graph; gradients are enabled where they are taken.
+        with torch.inference_mode(False), torch.no_grad(), preserved(model):
             weights = prunable(model, exclude)
             fitted = self.look(model.eval(), weights, batches, gone=gone or {}, forward=forward, loss=loss)
         fitted.seconds += time.perf_counter() - start
