@@ -88,15 +88,16 @@ def fisher(
     width, rows = layout.width, layout.rows
     found = torch.zeros(rows, width, width, device=device) if blocks else None
     diagonal = torch.zeros(rows, width, dtype=torch.float64, device=device)
-    most = max(1, min(_TOGETHER, memory // 2 // (4 * rows * width)))
+    most = max(1, min(_TOGETHER, memory // 4 // (4 * rows * width))) if blocks else 1  # they are held twice
     rank, world = (distributed.get_rank(), distributed.get_world_size()) if _several() else (0, 1)
     kept: list[Tensor] = []
 
     def add() -> None:
-        together = torch.stack(kept, 1).float()  # (rows, some gradients, B)
+        for gradient in kept:
+            diagonal.add_(gradient.double().square())
         if found is not None:
+            together = torch.stack(kept, 1).float()  # (rows, some gradients, B)
             found.baddbmm_(together.mT, together)
-        diagonal.add_(together.double().square_().sum(1))
         kept.clear()
 
     failed: Exception | None = None
