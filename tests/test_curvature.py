@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import cram_bench as cb
 from cram_bench.compress import prunable
 from cram_bench.curvature import Gram, Layout, chunks, gradients, joint, obs, removal, singles
-from cram_bench.curvature.fisher import fisher, groups
+from cram_bench.curvature.fisher import Fisher, fisher, groups
 from cram_bench.curvature.layout import pieces
 
 FEW = settings(max_examples=30, deadline=None)
@@ -522,3 +522,17 @@ def test_a_gram_matrix_that_cannot_be_factored_names_its_block():
     with pytest.raises(obs.NotDefinite) as caught:
         Gram(torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 0.0]]]), 0.0).factor()
     assert caught.value.row == 1
+
+
+def test_a_layer_of_far_greater_gradients_has_a_damping_that_float32_resolves():
+    layout = Layout({"small": (4,), "large": (4,)}, 4)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(200, 2, 4, generator=generator) * torch.tensor([1.0, 1e6])[:, None]
+    rows[:, 1, 1:] = rows[:, 1, :1]  # of rank one, so that rounding makes its least eigenvalues negative
+    blocks = torch.einsum("mri,mrj->rij", rows, rows) / 200
+    found = Fisher(layout, blocks, (rows.double().square().sum(0) / 200), 200)
+    damped = found.damped(slice(0, 2), 1e-3)
+    own = found.diagonal
+    assert torch.equal(damped[0].diagonal(), own[0] + 1e-3)
+    assert torch.equal(damped[1].diagonal(), own[1] + 1e-6 * own[1].max())
+    obs.inverse(damped)

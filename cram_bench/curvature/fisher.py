@@ -16,6 +16,7 @@ from cram_bench.curvature.samples import Forward, Loss, gradients
 MEMORY = 2 << 30
 """Bytes that the blocks of a pass and its gradients may take."""
 _TOGETHER = 64  # gradients multiplied at once
+_RESOLVED = 1e-6
 
 
 @dataclass
@@ -35,7 +36,10 @@ class Fisher:
     count: int
 
     def damped(self, rows: slice, damping: float) -> Tensor:
-        """Return F_b + λI of some blocks in float64.
+        """Return F_b + λI of some blocks in float64; λ is at least a millionth of the block's greatest entry.
+
+        Less than that the products in float32 do not resolve: of a layer whose gradients are a thousand times those of the
+        others, F_b + λI with a λ of the others would have negative eigenvalues.
 
         Args:
             rows: which blocks.
@@ -43,7 +47,9 @@ class Fisher:
         """
         assert self.blocks is not None
         matrices = self.blocks[rows].double()
-        matrices.diagonal(dim1=-2, dim2=-1).copy_(self.diagonal[rows] + damping)
+        own = self.diagonal[rows]
+        least = _RESOLVED * own.amax(1, keepdim=True)
+        matrices.diagonal(dim1=-2, dim2=-1).copy_(own + torch.clamp(least, min=damping))
         return matrices
 
 

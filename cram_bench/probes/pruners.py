@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import pandas as pd
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from cram_bench.checks import columns, items, unknown
 from cram_bench.compress import Compressor, Magnitude, apply_, correct_statistics, layer_statistics
@@ -70,9 +72,10 @@ def pruners(
         chosen = looked(model, compressors, batches, exclude, forward, loss)
         problem = Problem(model, data, forward, loss, batch_size)
         second = None if held_out is None else Problem(model, held_out, forward, loss, batch_size)
-        reference = None
+        reference, whole = None, []
         if "statistics" in corrections:
-            reference = layer_statistics(model, problem.fitted(tuning or []), forward=forward)
+            whole = problem.fitted(together(tuning or []))
+            reference = layer_statistics(model, whole, forward=forward)
 
         def row(where: tuple[object, ...], cost: tuple[object, ...]) -> None:
             here = problem.evaluate()
@@ -91,13 +94,19 @@ def pruners(
                             problem.tune(tuning or [])
                         elif correction == "statistics":
                             assert reference is not None
-                            correct_statistics(model, reference, problem.fitted(tuning or []), forward=forward)
+                            correct_statistics(model, reference, whole, forward=forward)
                         if compressor is None:
                             row(("dense", 0.0, "none"), cost)
                         else:
                             row((compressor.pattern, reported(compressor, masks), correction), cost)
     names = ["pattern", "sparsity", "correction", "accuracy", "loss", "held_out_accuracy", "held_out_loss"]
     return pd.DataFrame(rows, columns=[*names, "dense_weights", "seconds", "gradients"])
+
+
+def together(batches: Sequence[Any]) -> list[Any]:
+    """Return batches of images as one, which `cram_bench.compress.correct_statistics` corrects in a single pass; others as they are."""
+    inputs = [batch[0] for batch in batches if isinstance(batch, (tuple, list)) and isinstance(batch[0], Tensor)]
+    return [(torch.cat(inputs),)] if inputs and len(inputs) == len(batches) and inputs[0].ndim == 4 else list(batches)
 
 
 def chosen_by_loss(table: pd.DataFrame, among: Sequence[str] = ()) -> pd.DataFrame:
