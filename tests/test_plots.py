@@ -691,12 +691,62 @@ def examples():
     return figure
 
 
+def pruner_rows():
+    rows = []
+    for method, shift in (("sgd", 0.0), ("cram+-multi", 0.2)):
+        for seed in (0, 1):
+            for pattern, accuracy in (("global", 0.3), ("greedy(gradients=128)", 0.5)):
+                for sparsity in (0.8, 0.95):
+                    value = accuracy + shift + seed / 20 - sparsity / 10
+                    rows.append((method, seed, pattern, sparsity, "batchnorm", value))
+    return pd.DataFrame(rows, columns=["method", "seed", "pattern", "sparsity", "correction", "accuracy"])
+
+
+def pruners():
+    rows = pruner_rows()
+    figure = cb.plots.pruners(rows)
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["80 % zeros", "95 % zeros"]
+    assert tick_texts(figure.axes[0].yaxis) == ["global", "greedy(gradients=128)"]
+    for axis, level in zip(figure.axes, (0.8, 0.95), strict=True):
+        for number, method in enumerate(("sgd", "cram+-multi")):
+            points = [each for each in axis.lines if to_hex(each.get_color()) == cb.plots.look(method)[1].lower()]
+            own = rows[(rows["method"] == method) & (rows["sparsity"] == level)].groupby("pattern")["accuracy"]
+            assert list(points[0].get_xdata()) == pytest.approx(own.mean().tolist())
+            assert [round(float(y)) for y in points[0].get_ydata()] == [0, 1]
+            bars = axis.collections[number].get_segments()
+            assert [bar[1][0] - bar[0][0] for bar in bars] == pytest.approx((2 * own.std()).tolist())
+        check_per_cent(axis.xaxis)
+    assert below(figure) == ["SGD", "CrAM+-Multi", "mean ± std of 2 seeds"] or "mean ± std of 2 seeds" in below(figure)
+    return figure
+
+
+def specialist():
+    rows = [
+        (pattern, 0.9, draw, looked, "task", "statistics", 0.5 + draw / 10, 0.7 + draw / 10)
+        for pattern, looked in (("global", ""), ("exactobs", "task"), ("exactobs", "random"))
+        for draw in (0, 1)
+    ]
+    names = ["pattern", "sparsity", "draw", "looked", "corrected", "correction", "accuracy", "task_accuracy"]
+    found = pd.DataFrame([("dense", 0.0, 0, "", "", "none", 0.9, 0.95), *rows], columns=names)
+    figure = cb.plots.specialist(found)
+    (axis,) = figure.axes
+    assert tick_texts(axis.yaxis) == [
+        "global; statistics on task", "exactobs, looked at task; statistics on task", "exactobs, looked at random; statistics on task"
+    ]  # fmt: skip
+    blue = [each for each in axis.lines if to_hex(each.get_color()) == "#0072b2"]
+    assert list(blue[0].get_xdata()) == [0.5, 0.6]
+    assert set(blue[1].get_xdata()) == {0.55}
+    assert set(blue[-1].get_xdata()) == {0.9}  # the dense model
+    check_per_cent(axis.xaxis)
+    return figure
+
+
 ORACLES = {
     each.__name__: each
     for each in (
         ablations, accuracy_vs_sparsity, calibration_curve, equal_cost, examples, explorer_curve, gaps, layer_profile,
         layer_sensitivity, loss_along_compression, loss_along_path, loss_in_ball, loss_on_plane, loss_planes, loss_slice,
-        sharpness, sharpness_over_radii, spectral_density, stability, transfer, weight_histogram,
+        pruners, sharpness, sharpness_over_radii, specialist, spectral_density, stability, transfer, weight_histogram,
     )
 }  # fmt: skip
 oracle = pytest.mark.parametrize("check", ORACLES.values(), ids=ORACLES.keys())

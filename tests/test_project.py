@@ -71,7 +71,7 @@ def test_a_committed_report_is_small():
 def test_the_readmes_code_runs(tmp_path):
     """Blocks go on from each other; one that names torchrun is a file of its own, and is run by it."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     names = {}
     for block in blocks:
         if command := re.match(r"# (\S+\.py): run it by torchrun (.*)\n", block):

@@ -22,7 +22,7 @@ from cram_bench.checks import unknown
 from cram_bench.probes.over_runs import apart, seeds_left
 from cram_bench.recipes import METHODS
 
-# Okabe and Ito's palette, its yellow replaced, and a wine of Paul Tol's: distinguishable with colour-blind vision, of
+# Okabe and Ito's palette, its yellow replaced, and a wine and an indigo of Paul Tol's: distinguishable with colour-blind vision, of
 # different lightness.
 _PALETTE = (
     "#000000",
@@ -35,6 +35,7 @@ _PALETTE = (
     "#A6761D",
     "#888888",
     "#882255",
+    "#332288",
 )
 _STATES = {"model": 0, "dense": 1, "pruned": 4, "untuned": 8, "tuned": 5}  # places in the palette
 _MARKERS = ("o", "s", "v", "^", "D", "P", "X", "*", "<", "p")
