@@ -215,3 +215,48 @@ def test_anatomy(execute):
     changed = tables["flips"]["index"].head(12).tolist()
     assert changed
     assert drawn["examples"][0][0].equal(test.take(changed).images)
+
+
+PRUNED = {"pruners": ["global", "greedy(gradients=16)"], "corrections": ["none", "batchnorm"], "calibration": 300}
+
+
+def without_times(tables):
+    return {name: table.drop(columns="seconds", errors="ignore") for name, table in tables.items()}
+
+
+@pytest.mark.parametrize("notebook", ["better_pruner", "second_order"])
+def test_pruners_against_each_other(notebook, execute):
+    tables, drawn = execute(notebook, **SMALL, **PRUNED, held_out=250)
+    experiments = cb.recipes.grid("digits", ["sgd", "sam"], 2, epochs=1)
+    runs = cb.runs.ensure_all(experiments, progress=False)
+    train, test, _ = data(experiments[0])
+    looked_at, unseen = train.split(250, seed=1)
+    specs = [f"{pruner}@{level}" for pruner in PRUNED["pruners"] for level in (0.5, 0.9)]
+    table = probes.over_runs(
+        runs, probes.pruners, test, specs, looked_at.calibration(300), looked_at, unseen, PRUNED["corrections"]
+    )
+    ours = {notebook: table, f"{notebook}_summary": probes.pruner_table(table)}
+    if notebook == "better_pruner":
+        chosen = probes.chosen_by_loss(table)
+        ours[f"{notebook}_chosen"] = chosen[["method", "seed", "sparsity", "chosen", "accuracy", "held_out_loss"]]
+        ours[f"{notebook}_against"] = probes.chosen_against(table)
+    else:
+        costs = table[table["sparsity"] > 0].groupby("pattern", sort=False)[["gradients"]].mean()
+        ours[f"{notebook}_costs"] = costs.reset_index()
+    assert others(without_times(tables), without_times(ours)) == []
+    assert drawn["pruners"][1] == ({} if notebook == "better_pruner" else {"by": "correction"})
+    assert drawn["pruners"][0][0].equals(tables[notebook])
+
+
+def test_specialist(execute):
+    options = {"pruners": ["global", "exactobs(samples=32)"], "corrections": ["statistics"], "samples": 32, "draws": 2}
+    tables, drawn = execute("specialist", **(SMALL | {"methods": ["sgd"]}), **options, task=["1", "7"])
+    experiments = cb.recipes.grid("digits", ["sgd"], 2, epochs=1)
+    runs = cb.runs.ensure_all(experiments, progress=False)
+    train, test, _ = data(experiments[0])
+    specs = [f"{pruner}@{level}" for pruner in options["pruners"] for level in (0.5, 0.9)]
+    table = probes.over_runs(runs, probes.specialist, train, test, ["1", "7"], specs, 32, 2, ["statistics"])
+    ours = {"specialist_accuracy": probes.specialist_table(table)}
+    ours["specialist_task_accuracy"] = probes.specialist_table(table, "task_accuracy")
+    assert others(tables, ours) == []
+    assert others({"drawn": drawn["specialist"][0][0]}, {"drawn": table}) == []
