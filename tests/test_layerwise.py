@@ -226,6 +226,37 @@ def test_counts_are_exact_and_the_ends_dense(kind: str) -> None:
     assert pruned.apply_(model, 0.99).zeros == round(0.99 * count)
 
 
+class Transformer(nn.Module):
+    """With parameters of its own, as a model with learned positions has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.zeros(1, 5, 8))
+        self.first = nn.Linear(4, 8)
+        self.blocks = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1)
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.blocks(self.first(x) + self.positions).mean(1))
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+def test_the_ends_of_a_transformer_are_its_layers_and_attention_is_named() -> None:
+    torch.manual_seed(0)
+    model, batches = Transformer().double(), inputs(5, 4, count=16)
+    masks = ExactOBS(samples=16).fit(model, batches).masks(0.3)
+    reasons = {name: matrix.reason for name, matrix in masks.dense.items() if name != "positions"}
+    end, unseen = "the network's first or last layer", "the inputs of a MultiheadAttention are not seen"
+    assert reasons == {
+        "first.weight": end,
+        "last.weight": end,
+        "blocks.layers.0.self_attn.in_proj_weight": unseen,
+        "blocks.layers.0.self_attn.out_proj.weight": unseen,
+    }
+    with pytest.raises(ValueError, match="take greedy, which reaches all"):  # ends=pruned would not do
+        ExactOBS(samples=16).fit(model, batches).masks(0.9)
+
+
 def test_exact_obs_corrects_any_masks_and_is_better() -> None:
     """2:4 and magnitudes too; the outputs of a layer are nearer than those of its masks alone, and sweep is between."""
     model, batches = net(), inputs(3, 8, 8, count=64)

@@ -240,7 +240,7 @@ def test_failing_looks_are_one_line_and_leave_the_model(kind):
     flat = [(torch.ones(24, 3), torch.zeros(24, dtype=torch.long))]
     for model, batches, line in (
         (small(), poisoned(), "gradient of 0.weight at batch .* is not finite"),
-        (small(), data(23), "12 batches of 2 need 24 examples, and there are 23"),
+        (small(), data(23), "gradients=12, of 2 examples each, needs 24 examples, and there are 23"),
         (Zero(3, 2), flat, f"all 12 gradients are zero, so {kind} cannot rank"),
     ):
         model.train()

@@ -43,6 +43,15 @@ def test_rows_are_what_the_parts_give(world):
                 assert row[f"{prefix}loss"] == pytest.approx(found["loss"], rel=1e-4)
 
 
+def test_what_is_quantized_costs_what_its_pruner_looked_at(world):
+    model, looked_at, _, test = world
+    specs = ["greedy(gradients=16)@0.9+int8", "global@0.9+int8"]
+    table = pruners(model, test, specs, looked_at, corrections=["none"])
+    assert table["gradients"].tolist() == [0, 128, 0]
+    curve = cb.probes.sparsity_curve(model, test, specs, calibration=looked_at)
+    assert curve.groupby("pattern")["gradients"].first()["greedy(gradients=16)+int8"] == 128
+
+
 def test_an_unknown_correction_is_one_line(world):
     model, looked_at, _, test = world
     with pytest.raises(ValueError, match=r"unknown correction 'batchnrom'.*batchnorm"):

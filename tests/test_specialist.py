@@ -54,6 +54,15 @@ def test_a_crossing_is_every_pair_of_sources_and_the_model_stays(world):
     assert dense["task_accuracy"] == pytest.approx(float((chosen == labels).float().mean()))
 
 
+def test_what_is_quantized_has_its_control_too(world):
+    model, train, test = world
+    table = cb.probes.specialist(
+        model, train, test, ["3", "8"], ["exactobs(samples=64)@0.5+int8", "global@0.5+int8"], samples=64, draws=1
+    )
+    assert set(table.loc[table["pattern"] == "exactobs(samples=64)+int8", "looked"]) == {"task", "random"}
+    assert set(table.loc[table["pattern"] == "global+int8", "looked"]) == {""}
+
+
 def test_the_correction_is_taken_from_the_source_that_is_named(world):
     model, train, test = world
     options = {"samples": 32, "draws": 1, "corrections": ["batchnorm"]}

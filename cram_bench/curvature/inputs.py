@@ -84,7 +84,10 @@ def layers(model: nn.Module, weights: Mapping[str, Tensor]) -> tuple[dict[str, L
                 holders.setdefault(name, []).append(module)
             else:
                 others[name] = f"the inputs of a {type(module).__name__} are not seen"
+    unseen = {module.out_proj for module in model.modules() if isinstance(module, nn.MultiheadAttention)}
     for name, modules in holders.items():
+        if any(module in unseen for module in modules):  # torch multiplies by its weight without calling it
+            others[name] = "the inputs of a MultiheadAttention are not seen"
         if name not in others and len({(type(m), getattr(m, "groups", 1)) for m in modules}) > 1:
             others[name] = "layers of different kinds share it"
     known = {name: Layer(weights[name], tuple(holders[name])) for name in weights if name in holders}
@@ -112,8 +115,9 @@ class Moments:
         matrices: name → H = (2/N) X Xᵀ, shape (groups, inputs, inputs), float64; of layers that ran.
         counts: name → N, the columns of X: positions of a convolution, rows of a linear layer, over all examples and
             uses.
-        order: every parameter of more than one dimension whose module ran, by identity, in the order of its first use:
-            embeddings and layers that were not asked for too.
+        order: every parameter of more than one dimension of a layer that ran, by identity, in the order of its first use:
+            embeddings and layers that were not asked for too. What holds other modules is no layer, attention excepted:
+            its own parameters, such as the positions of a transformer, are not counted.
     """
 
     matrices: dict[str, Tensor]
@@ -187,7 +191,8 @@ def moments(
         try:
             for module in model.modules():
                 keys = [id(p) for p in module._parameters.values() if p is not None and p.ndim > 1]
-                if keys:
+                layer = isinstance(module, nn.MultiheadAttention) or not any(module.children())
+                if keys and layer:
                     see = hook(holders.get(module), keys)
                     hooks.append(module.register_forward_pre_hook(see, with_kwargs=True))
             for inputs, _ in batches:

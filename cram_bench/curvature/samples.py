@@ -19,7 +19,9 @@ Forward = Callable[[nn.Module, Any], Any]
 Loss = Callable[[Any, Tensor], Tensor]
 
 
-def chunks(batches: Batches, count: int, size: int, seed: int = 0) -> list[tuple[Any, Tensor]]:
+def chunks(
+    batches: Batches, count: int, size: int, seed: int = 0, setting: tuple[str, int] | None = None
+) -> list[tuple[Any, Tensor]]:
     """Return `count` batches of exactly `size` examples each.
 
     Args:
@@ -28,6 +30,7 @@ def chunks(batches: Batches, count: int, size: int, seed: int = 0) -> list[tuple
         count: how many batches.
         size: examples in each.
         seed: of the draw from a `Dataset`.
+        setting: what a reader of the error sets, and how many examples one of it takes; ``gradients`` of `size` if not given.
 
     Raises:
         ValueError: there are fewer examples than that.
@@ -38,9 +41,10 @@ def chunks(batches: Batches, count: int, size: int, seed: int = 0) -> list[tuple
     [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
     """
     wanted = integer("count", count, 1) * integer("size", size, 1)
+    name, each = setting or ("gradients", size)
     if isinstance(batches, Dataset):
         if len(batches) < wanted:
-            raise ValueError(_too_few(wanted, len(batches), count, size))
+            raise ValueError(_too_few(wanted, len(batches), name, each))
         order = torch.randperm(wanted, generator=torch.Generator().manual_seed(seed + 1), device="cpu")
         return list(batches.sample(wanted, seed).take(order).batches(size))
     instance("batches", batches, Iterable, "a Dataset or a list of (inputs, labels)")  # type: ignore[type-abstract]
@@ -57,14 +61,13 @@ def chunks(batches: Batches, count: int, size: int, seed: int = 0) -> list[tuple
         if len(found) == count:
             return found
         rest = (rows_of(inputs, slice(whole * size, None)), labels[whole * size :])
-    raise ValueError(_too_few(wanted, seen, count, size))
+    raise ValueError(_too_few(wanted, seen, name, each))
 
 
-def _too_few(wanted: int, there: int, count: int, size: int) -> str:
-    return (
-        f"{count:,} batches of {size} need {wanted:,} examples, and there are {there:,}: give more, or ask for fewer, "
-        f"such as {there // size:,} batches"
-    )
+def _too_few(wanted: int, there: int, setting: str, each: int) -> str:
+    text = f"{setting}={wanted // each}" + (f", of {each} examples each," if each > 1 else "")
+    fewer = f", or ask for fewer: {setting}={there // each}" if there >= each else ""
+    return f"{text} needs {wanted:,} examples, and there are {there:,}: give more{fewer}"
 
 
 def _joined(first: Any, second: Any) -> Any:

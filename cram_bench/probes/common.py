@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from cram_bench.checks import initialised, instance, items, shown
-from cram_bench.compress import Compressor, tune_batchnorm
+from cram_bench.compress import Compressor, PruneThenQuantize, tune_batchnorm
 from cram_bench.data import AT_ONCE, Batches, Dataset, batches_of
 from cram_bench.losses import CrossEntropy, summed
 from cram_bench.models.folding import folded
 from cram_bench.outputs import classes_of, fitting, logits_of, normal, tensors_of
 from cram_bench.preserve import buffers_kept, modes_kept, preserved
-from cram_bench.prune import Specification, fitted, parse
+from cram_bench.prune import Fixed, Specification, fitted, parse
 from cram_bench.train import Score
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -141,6 +141,15 @@ def looked(
     """
     what = "compressors or pruners such as 'global@0.9' or 'greedy@0.9'"
     return fitted([parse(c) for c in items("compressors", compressors, what)], model, batches, exclude, forward, loss)
+
+
+def cost_of(compressor: Compressor | None) -> tuple[float, int]:
+    """Return what looking took, in seconds, and how many examples were looked at; zeros where nothing looks.
+
+    Where what stays is quantized, it is the pruner that looked.
+    """
+    inner = compressor.prune if isinstance(compressor, PruneThenQuantize) else compressor
+    return (inner.seconds, inner.gradients) if isinstance(inner, Fixed) else (0.0, 0)
 
 
 class Problem:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
-from cram_bench.checks import integer, items, number
+from cram_bench.checks import instance, integer, items, number, shown
 from cram_bench.compress import Compressor, Magnitude, applied, prunable
 from cram_bench.data import Batches
 from cram_bench.preserve import preserved
@@ -49,6 +49,11 @@ def layer_sensitivity(
     """
     batches = calibration if batches is None else batches
     calibration = tuning_data(calibration)
+    instance("pruner", pruner, str, "a text such as 'greedy'")
+    if "@" in pruner:
+        raise ValueError(
+            f"pruner must be without a sparsity, such as 'greedy', for sparsities= says them, not {shown(pruner)}"
+        )
     sparsities = [number("sparsity", level, 0, 1) for level in items("sparsities", sparsities, "numbers in [0, 1]")]
     with probing(model):
         problem = Problem(model, data, forward, loss)

@@ -14,7 +14,7 @@ from cram_bench.checks import columns, items, unknown
 from cram_bench.compress import Compressor, Magnitude, apply_, correct_statistics, layer_statistics
 from cram_bench.data import AT_ONCE, Batches
 from cram_bench.preserve import preserved
-from cram_bench.probes.common import Forward, Loss, Problem, looked, probing, tuning_data
+from cram_bench.probes.common import Forward, Loss, Problem, cost_of, looked, probing, tuning_data
 from cram_bench.probes.over_runs import mean_and_std
 from cram_bench.probes.sparsity import reported
 from cram_bench.prune import Specification
@@ -86,8 +86,9 @@ def pruners(
             with preserved(model):
                 start = time.perf_counter()
                 masks = apply_(model, compressor or Magnitude(0.0), exclude)
-                took = time.perf_counter() - start + getattr(compressor, "seconds", 0.0)
-                cost = masks.dense_weights, round(took, 3), getattr(compressor, "gradients", 0)
+                took = time.perf_counter() - start
+                looking, gradients = cost_of(compressor)
+                cost = masks.dense_weights, round(took + looking, 3), gradients
                 for correction in ("none",) if compressor is None else corrections:
                     with preserved(model):
                         if correction == "batchnorm":

@@ -11,7 +11,7 @@ from torch import nn
 from cram_bench.compress import Compressor, Magnitude, Masks, apply_
 from cram_bench.data import AT_ONCE, Batches
 from cram_bench.preserve import preserved
-from cram_bench.probes.common import Forward, Loss, Problem, looked, probing, tuning_data
+from cram_bench.probes.common import Forward, Loss, Problem, cost_of, looked, probing, tuning_data
 from cram_bench.prune import Specification
 
 LEVELS = (0.5, 0.7, 0.8, 0.9, 0.95)
@@ -73,8 +73,9 @@ def sparsity_curve(
             with preserved(model):
                 start = time.perf_counter()
                 masks = apply_(model, compressor, exclude)
-                took = time.perf_counter() - start + getattr(compressor, "seconds", 0.0)
-                cost = (round(took, 3), getattr(compressor, "gradients", 0))
+                took = time.perf_counter() - start
+                looking, gradients = cost_of(compressor)
+                cost = round(took + looking, 3), gradients
                 for calibrated in (False, True) if calibration is not None else (False,):
                     if calibrated and calibration is not None:
                         problem.tune(calibration)

@@ -13,7 +13,7 @@ from cram_bench.checks import columns, instance, integer, items, unknown
 from cram_bench.compress import apply_, correct_statistics, layer_statistics, tune_batchnorm
 from cram_bench.data import AT_ONCE, Dataset
 from cram_bench.preserve import preserved
-from cram_bench.probes.common import Problem, classes_of, looked, probing
+from cram_bench.probes.common import Problem, classes_of, cost_of, looked, probing
 
 FROM = ("task", "random")
 _CORRECTIONS = ("none", "batchnorm", "statistics")
@@ -79,7 +79,7 @@ def specialist(
             }
             for source in FROM:
                 for compressor in looked(model, compressors, drawn[source], exclude):
-                    looks = source if hasattr(compressor, "gradients") else ""
+                    looks = source if cost_of(compressor)[1] else ""
                     if not looks and source != FROM[0]:
                         continue
                     with preserved(model):

@@ -62,7 +62,7 @@ class LayerwisePruner(Pruner):
         loss: Loss | None,
     ) -> Fitted:
         size = max(size for size in range(1, min(_BATCH, self.samples) + 1) if self.samples % size == 0)
-        examples = chunks(batches, self.samples // size, size, self.seed)
+        examples = chunks(batches, self.samples // size, size, self.seed, ("samples", 1))
         known, others = layers(model, weights)
         passes = 0
         order: list[int] = []
@@ -212,7 +212,12 @@ class _Layerwise(Fitted):
         zeros = zeros_for(sparsity, count) if open_ else 0
         if zeros > room:
             listed = ", ".join(f"{name} ({why})" for name, why in list(dense.items())[:3])
-            remedy = f", or give {self.pruner.kind}(ends=pruned)" if any(name in self.kept for name in dense) else ""
+            ends = sum(self.keys[name].numel() for name in dense if name in self.kept)
+            remedy = (
+                f", or give {self.pruner.kind}(ends=pruned)"
+                if room + ends >= zeros
+                else ", or take greedy, which reaches all"
+            )
             raise ValueError(
                 f"sparsity {sparsity:g} of {count:,} weights is {zeros:,}, and {self.pruner.kind} can prune {room:,}: dense are "
                 f"{listed}; ask for {math.floor(1e4 * room / count) / 1e4:g} at most{remedy}"

@@ -86,9 +86,9 @@ def parse(spec: str | Compressor | Specification, pruners: Mapping[str, type[Pru
     instance("a compressor or pruner", spec, str, "a text such as 'global@0.9' or 'greedy@0.9'")
     match = _FORM.fullmatch(spec) if len(spec) < 500 else None
     if match is None or match["kind"] not in pruners:
-        kind = match["kind"] if match is not None else re.split(r"x[0-9]|[(@+]", spec[:500], maxsplit=1)[0]
+        kind = re.split(r"x[0-9]|[(@+]", spec[:500], maxsplit=1)[0]
         if kind in pruners:
-            ways = f"{kind}@0.9, {kind}(damping=0.1)@0.9, {kind}x16@0.9, {kind}@0.9+int8 or 2:4+{kind}"
+            ways = f"{kind}@0.9, {kind}(damping=0.1)@0.9, {kind}(damping=0.1)x16@0.9, {kind}@0.9+int8 or 2:4+{kind}"
             raise ValueError(f"{shown(spec)} is not understood: write {ways}, with a sparsity in [0, 1]")
         try:
             return blind(spec)
