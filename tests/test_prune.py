@@ -1,6 +1,9 @@
 """Pruners that look: exact counts, nested masks, one look for all sparsities, and a model that stays as it was."""
 
 import copy
+import importlib
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +14,8 @@ from torch import nn
 
 import cram_bench as cb
 from cram_bench.compress import Magnitude, prunable, quantized
-from cram_bench.prune import PRUNERS, Specification, fitted, is_name, parse
+from cram_bench.prune import OBD, PRUNERS, Specification, fitted, is_name, parse
+from cram_bench.prune.obd import Uncorrected
 
 FEW = settings(max_examples=40, deadline=None)
 BLOCKS = ("obert", "obs", "cap", "greedy")
@@ -360,3 +364,43 @@ def test_the_correction_lowers_the_loss_on_the_examples():
         cb.prune.apply_(other, text, [(x, y)])
         losses[text] = float(F.cross_entropy(other(x), y).detach())
     assert losses["greedy(gradients=64,batch=1)@0.4"] < losses["global@0.4"]
+
+
+def test_the_pruner_of_contributing_is_one_file_and_one_line(tmp_path, monkeypatch):
+    """What CONTRIBUTING shows is run as it stands there: by hand, in steps, and what it looked at is counted."""
+    text = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    code = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "(Pruner)" in block)
+    (tmp_path / "snip_of_contributing.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    snip = importlib.import_module("snip_of_contributing").SNIP
+    monkeypatch.setitem(PRUNERS, snip.kind, snip)
+    model, batches = small().eval(), data()
+    F.cross_entropy(model(batches[0][0]), batches[0][1]).backward()
+    asked = (model[4].weight * model[4].weight.grad).abs()
+    with pytest.raises(ValueError, match="samples=128 needs 128 examples, and there are 24: .* samples=24"):
+        cb.prune.apply_(model, "snip@0.5", batches)
+    found = snip(samples=24).fit(model, batches)
+    torch.testing.assert_close(found.keys["4.weight"], asked)
+    assert found.gradients == 24
+    table = cb.probes.sparsity_curve(model, batches, ["snip(samples=24)x4@0.5", "2:4+snip(samples=24)"], batches)
+    assert table["gradients"].tolist()[-2:] == [24, 24]
+    assert 96 in table["gradients"].tolist()
+    masks = cb.prune.apply_(model, "snip(samples=24)x4@0.5", batches)
+    assert masks.sparsity == pytest.approx(0.5, abs=0.01)
+
+
+def test_what_is_gone_goes_first_whatever_a_pruner_says():
+    """Keys may be negative, and a look may forget what was pruned before."""
+
+    class Forgetful(OBD):
+        kind = "forgetful"
+
+        def look(self, model, weights, batches, **options):
+            return Uncorrected(self, weights, {name: -weight.abs() for name, weight in weights.items()})
+
+    model = small()
+    gone = {name: torch.rand(weight.shape) < 0.3 for name, weight in prunable(model).items()}
+    fitted = Forgetful(gradients=2, batch=2).fit(model, data(), gone=gone)
+    masks = fitted.masks(0.6)
+    assert fitted.gradients == 4
+    assert all(not masks[name][mask].any() for name, mask in gone.items())

@@ -48,7 +48,10 @@ class Pruner(Part):
         forward: Forward | None,
         loss: Loss | None,
     ) -> Fitted:
-        """Look at a model that is in eval mode and will be put back as it was; `gone` are weights pruned before."""
+        """Look at a model that is in eval mode and will be put back as it was.
+
+        `gone` are weights pruned before; they are zero, and go first whatever their keys.
+        """
 
     def fit(
         self,
@@ -79,6 +82,9 @@ class Pruner(Part):
         with torch.inference_mode(False), torch.no_grad(), preserved(model):
             weights = prunable(model, exclude)
             fitted = self.look(model.eval(), weights, batches, gone=gone or {}, forward=forward, loss=loss)
+            for name, mask in (gone or {}).items():
+                fitted.keys[name] = fitted.keys[name].masked_fill(mask, -torch.inf)
+        fitted.gradients = fitted.gradients or self.seen
         fitted.seconds += time.perf_counter() - start
         return fitted
 

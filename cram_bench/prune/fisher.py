@@ -154,23 +154,15 @@ class BlockPruner(GradientPruner, abc.ABC):
         keys: dict[str, Tensor] = {}
         for part in parts:
             seen = whole if len(parts) == 1 else collect(part)
-            packed, present, removed = part.pack(weights), part.real().to(whole.diagonal.device), _packed(part, gone)
+            packed, present = part.pack(weights), part.real().to(whole.diagonal.device)
             found = torch.empty_like(seen.diagonal)
             for rows in pieces(part.rows, part.width):
                 with _named(part, rows, self):
-                    key = self.rank(obs.inverse(seen.damped(rows, scale)), packed[rows].double(), present[rows])
-                found[rows] = key if removed is None else key.masked_fill(removed[rows], -1.0)
+                    found[rows] = self.rank(obs.inverse(seen.damped(rows, scale)), packed[rows].double(), present[rows])
             keys |= part.unpack(found)
         fitted = _Blocks(self, weights, keys, parts, whole if len(parts) == 1 else None, collect, scale)
         fitted.gradients = passes * self.seen
         return fitted
-
-
-def _packed(layout: Layout, gone: Mapping[str, Tensor]) -> Tensor | None:
-    if not any(name in gone for name in layout.shapes):
-        return None
-    none = {name: torch.zeros(shape, dtype=torch.bool) for name, shape in layout.shapes.items()}
-    return layout.pack({name: gone.get(name, none[name]) for name in layout.shapes}, fill=False)
 
 
 @contextmanager

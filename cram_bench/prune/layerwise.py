@@ -96,10 +96,8 @@ class LayerwisePruner(Pruner):
                 f"{self.kind} sees the inputs of no prunable layer: {first[0]}: {first[1]}; take greedy, which needs none"
             )
         for name, weight in weights.items():
-            found = keys.get(name)
-            if found is None:
-                found = torch.full_like(weight, torch.inf, dtype=torch.float64)
-            keys[name] = found.masked_fill(gone[name], -1.0) if name in gone else found
+            if name not in keys:
+                keys[name] = torch.full_like(weight, torch.inf, dtype=torch.float64)
         ends = {order[0], order[-1]} if self.ends == "dense" else set()
         kept = {name: "the network's first or last layer" for name, weight in weights.items() if id(weight) in ends}
         fitted = self.fitted(weights, keys)

@@ -77,11 +77,7 @@ class MFACPruner(GradientPruner):
                 f"give more, such as mfac(damping={max(1e-3, 10 * self.damping):g})"
             ) from None
         keys = layout.unpack(found)
-        for name, mask in gone.items():
-            keys[name] = keys[name].masked_fill(mask, -1.0)
-        fitted = _Held(self, weights, keys, layout, gram)
-        fitted.gradients = self.seen
-        return fitted
+        return _Held(self, weights, keys, layout, gram)
 
 
 class _Held(Fitted):

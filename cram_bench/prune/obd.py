@@ -42,11 +42,7 @@ class OBD(GradientPruner):
         scale = self.scale(seen.diagonal, sum(layout.counts.values()))
         diagonal = layout.unpack(seen.diagonal + scale)
         keys = {name: weight.detach().double().square() * diagonal[name] / 2 for name, weight in weights.items()}
-        for name, mask in gone.items():
-            keys[name] = keys[name].masked_fill(mask, -1.0)
-        fitted = Uncorrected(self, weights, keys)
-        fitted.gradients = self.seen
-        return fitted
+        return Uncorrected(self, weights, keys)
 
 
 class Uncorrected(Fitted):
