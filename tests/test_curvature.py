@@ -121,6 +121,10 @@ def test_chunks_of_a_data_set_are_a_draw_without_replacement():
     again, other = chunks(data, 5, 4, seed=3), chunks(data, 5, 4, seed=4)
     assert all(torch.equal(a[0], b[0]) for a, b in zip(found, again, strict=True))
     assert not all(torch.equal(a[0], b[0]) for a, b in zip(found, other, strict=True))
+    some, others = (
+        {float(x) for batch, _ in chunks(data, 2, 4, seed=seed) for x in batch[:, 0, 0, 0]} for seed in (3, 4)
+    )
+    assert some != others  # not the same in another order
     assert len(chunks(data, 23, 1)) == 23
 
 
@@ -238,6 +242,22 @@ def test_the_model_is_left_as_it_was(end):
     assert model[1].num_batches_tracked == 0
 
 
+class Counting(nn.Linear):
+    def __init__(self):
+        super().__init__(3, 2)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+
+def test_buffers_that_change_in_eval_mode_too_are_put_back():
+    model = Counting()
+    assert len(list(gradients(model, prunable(model), [(torch.ones(2, 3), torch.tensor([0, 1]))] * 3))) == 3
+    assert model.calls == 0
+
+
 class Detached(nn.Linear):
     def forward(self, x):
         return super().forward(x).detach()
@@ -309,6 +329,9 @@ def test_several_groups_give_what_one_gives():
     weights = prunable(model)
     layout = Layout.of(weights, 4)
     assert len(groups(layout)) == 1
+    parts = groups(layout, 8 * 12 * 74)  # of 75 entries, each with its row of a block, in float64, and eight more
+    assert len(parts) == 2
+    assert len(groups(layout, 8 * 12 * 75)) == 1
     parts = groups(layout, 8 * 12 * 30)
     assert [list(part.shapes) for part in parts] == [["0.weight"], ["4.weight"]]
     whole = fisher(model, weights, batches, layout).blocks

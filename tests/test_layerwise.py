@@ -102,6 +102,28 @@ def test_shared_layers_add_up_and_transformers_layers_lie_the_other_way() -> Non
     assert torch.allclose(moments(layer, known, batches).matrices["weight"][0], 2 / 16 * x.T @ x, rtol=1e-12)
 
 
+def test_a_weight_that_others_use_too_is_not_seen() -> None:
+    """Tied to an embedding, or shared by convolutions of different groups."""
+    tied = nn.ModuleDict({"embed": nn.Embedding(9, 4), "head": nn.Linear(4, 9, bias=False)})
+    tied["head"].weight = tied["embed"].weight
+    known, others = layers(tied, dict(tied.named_parameters()))
+    assert not known
+    assert "Embedding" in others["embed.weight"]
+    shared = nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), nn.Conv2d(8, 4, 1, groups=2, bias=False))
+    shared[1].weight = shared[0].weight
+    known, others = layers(shared, dict(shared.named_parameters()))
+    assert not known
+    assert others == {"0.weight": "layers of different kinds share it"}
+
+
+@pytest.mark.parametrize("module", [nn.Conv2d(4, 6, 3, padding=1, groups=2), nn.Conv1d(4, 6, 3, stride=2)], ids=str)
+def test_an_example_without_a_batch_is_a_batch_of_one(module: nn.Module) -> None:
+    """Convolutions take both."""
+    shape = (4, 9, 10) if isinstance(module, nn.Conv2d) else (4, 11)
+    ((x, y),) = inputs(*shape, count=1)
+    assert torch.equal(seen(module.double(), [(x[0], y)]), seen(module, [(x, y)]))
+
+
 def test_tokens_of_padding_stay_out() -> None:
     """Whatever padding holds: H is that of the tokens."""
 
@@ -257,6 +279,19 @@ def test_the_ends_of_a_transformer_are_its_layers_and_attention_is_named() -> No
         ExactOBS(samples=16).fit(model, batches).masks(0.9)
 
 
+def test_across_layers_increments_count_by_the_energy_of_their_layer() -> None:
+    """So that a layer whose weights are 64 times as large is pruned no less; not so without the division."""
+    torch.manual_seed(0)
+    model, batches = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 4)).double(), inputs(6)
+    pruner = ExactOBS(samples=16, scope="global", ends="pruned")
+    before = pruner.fit(model, batches).masks(0.5)
+    with torch.no_grad():
+        model[1].weight.mul_(64)
+    after = pruner.fit(model, batches).masks(0.5)
+    assert all(0 < int(mask.sum()) < mask.numel() for mask in before.values())
+    assert all(torch.equal(mask, after[name]) for name, mask in before.items())
+
+
 def test_exact_obs_corrects_any_masks_and_is_better() -> None:
     """2:4 and magnitudes too; the outputs of a layer are nearer than those of its masks alone, and sweep is between."""
     model, batches = net(), inputs(3, 8, 8, count=64)
@@ -295,6 +330,12 @@ def test_dead_inputs_go_first_and_at_no_cost() -> None:
     x[:, 2] = 0
     for pruner in (ExactOBS(samples=16, ends="pruned"), SparseGPT(samples=16, ends="pruned")):
         fitted = pruner.fit(model, [(x, y)])
+        moment = 2 / 16 * x.T @ x
+        expected = moment + pruner.damping * moment.diagonal().sum() / 5 * torch.eye(6, dtype=torch.float64)
+        expected[2, 2] = 1.0  # five inputs are not always zero
+        _, _, matrices, dead = next(iter(fitted.seen(["0.weight"])))
+        assert torch.allclose(matrices[0], expected, rtol=1e-12)
+        assert dead.tolist() == [[False, False, True, False, False, False]]
         masks = fitted.masks(5 / 30)
         assert not masks["0.weight"][:, 2].any()
         assert torch.equal(fitted.solve(masks)["0.weight"][:, [0, 1, 3]], model[0].weight[:, [0, 1, 3]].detach())

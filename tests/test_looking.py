@@ -41,6 +41,11 @@ def test_a_step_with_held_masks_zeroes_what_the_pruner_drops():
     masks = optimizer.draw.apply_()
     assert masks == look.held[0]
     assert cb.compress.sparsity(model) == pytest.approx(0.9, abs=1e-3)
+    optimizer.draw.held.clear()
+    Look(look.pruner, look.every, train).on_start(fit)  # a checkpoint is written before the look of its epoch
+    assert {name: mask.tolist() for name, mask in optimizer.draw.held[0].items()} == {
+        name: mask.tolist() for name, mask in masks.items()
+    }
     other = Look(look.pruner, look.every, train)
     other.load_state_dict(look.state_dict())
     assert {name: mask.tolist() for name, mask in other.held[0].items()} == {

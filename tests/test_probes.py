@@ -57,17 +57,22 @@ PROBES = {
     "flips": lambda m, d: cb.probes.flips(m, d, "global@0.5", calibration=d),
     "calibration_curve": lambda m, d: cb.probes.calibration_curve(m, d, Rows(d), "global@0.5", [60], draws=2),
     "stability": lambda m, d: cb.probes.stability(m, d, "global@0.5", calibration=d),
+    "pruners": lambda m, d: cb.probes.pruners(m, d, ["global@0.5", "obd(gradients=9)@0.5"], d).drop(columns="seconds"),
     "curvature": lambda m, d: cb.probes.curvature(m, d, vectors=2, parts=2),
     "spectral_density": lambda m, d: cb.probes.spectral_density(m, d, points=8, lanczos=3, repeats=1, parts=2),
 }
-WITHOUT_DATA = {"LEVELS", "random_direction", "layer_profile", "weight_histogram"}
+WITHOUT_DATA = {"CORRECTIONS", "LEVELS", "random_direction", "layer_profile", "weight_histogram"}
 OVER_RUNS = {
     "ablation_means",
     "accuracy_table",
+    "chosen_against",
+    "chosen_by_loss",
     "mean_and_std",
     "over_changes",
     "over_runs",
+    "pruner_table",
     "seeds_left",
+    "specialist_table",
     "transfer_accuracy",
     "comparable",
     "verdict_table",
@@ -99,7 +104,10 @@ def moved(model: nn.Module, seed: int) -> nn.Module:
 
 
 def test_every_probe_of_a_model_and_data_is_in_the_table_above():
-    assert set(cb.probes.__all__) - WITHOUT_DATA - OVER_RUNS - {"predictions"} == set(PROBES)
+    assert set(cb.probes.__all__) - WITHOUT_DATA - OVER_RUNS - {"predictions", "specialist"} == set(PROBES)
+
+
+# `specialist` wants data sets: test_specialist.py
 
 
 @pytest.mark.parametrize("probe", PROBES.values(), ids=PROBES.keys())
@@ -110,6 +118,13 @@ def test_probes_repeat_and_leave_the_model_as_it_was(probe, model, data):
     first = probe(model, data)
     assert_untouched(model, before)
     assert first.equals(probe(model, data))
+
+
+def test_pruners_look_at_the_batches_that_they_are_given_not_at_those_for_tuning(model, data):
+    broken = [(x * torch.nan, y) for x, y in data]
+    for probe in (cb.probes.sparsity_curve, cb.probes.pruners):
+        with pytest.raises(ValueError, match="is not finite"):
+            probe(model, data, ["obd(gradients=9)@0.5"], calibration=data, batches=broken)
 
 
 @pytest.mark.parametrize("when", [1, 2, 4])

@@ -14,6 +14,9 @@ from torch import nn
 
 import cram_bench as cb
 from cram_bench.compress import Magnitude, prunable, quantized
+from cram_bench.curvature import Layout, chunks, obs
+from cram_bench.curvature.fisher import fisher
+from cram_bench.curvature.layout import pieces
 from cram_bench.prune import OBD, PRUNERS, Specification, fitted, is_name, parse
 from cram_bench.prune.obd import Uncorrected
 
@@ -74,6 +77,61 @@ def test_counts_are_exact_and_masks_nested(looked, kind, one, two):
         assert bool(values[name].isfinite().all())
 
 
+def test_of_one_tensor_alone_the_sparsity_is_its_own(looked):
+    for found in looked.values():
+        masks = found.masks(0.5, ["4.weight"])
+        assert (list(masks), masks.zeros) == (["4.weight"], 40)
+        assert found.seconds > 0
+
+
+@pytest.mark.parametrize("at", ["", "global@0.5"])
+def test_obd_is_its_formula_at_the_weights_where_gradients_are_taken(at):
+    model, before = small(), state(small())
+    keys = PRUNERS["obd"](gradients=12, batch=2, at=at).fit(model, data()).keys
+    assert unchanged(model, before)
+    other, examples = small(), chunks(data(), 12, 2)
+    if at:
+        cb.compress.apply_(other, at)
+        cb.compress.tune_batchnorm(other, [x for x, _ in examples])
+    layout = Layout.of(prunable(other), 64)
+    diagonal = layout.unpack(fisher(other, prunable(other), examples, layout, blocks=False).diagonal)
+    damping = 0.03 * sum(float(part.sum()) for part in diagonal.values()) / 116
+    for name, weight in prunable(model).items():
+        expected = weight.detach().double().square() * (diagonal[name] + damping) / 2
+        torch.testing.assert_close(keys[name], expected, rtol=1e-5, atol=0)
+
+
+def test_mfac_is_damped_by_the_mean_diagonal():
+    found = PRUNERS["mfac"](gradients=12, batch=2, damping=0.5).fit(small(), data())
+    weights = prunable(model := small())
+    diagonal = fisher(model, weights, chunks(data(), 12, 2), Layout.of(weights, 64), blocks=False).diagonal
+    assert found.gram.damping == pytest.approx(0.5 * float(diagonal.sum()) / 116, rel=1e-5)
+
+
+def test_weights_go_in_groups_and_are_corrected_in_groups():
+    found = PRUNERS["obert"](gradients=12, batch=2, block=8, group=4).fit(small(), data())
+    (part,), masks = found.parts, found.masks(0.5)
+    matrices = found.whole.damped(slice(0, part.rows), found.scale)
+    inverses, weights = obs.inverse(matrices), part.pack(found.weights).double()
+    ranks, keep = part.pack(found.keys), part.pack(masks, fill=True)
+    expected = obs.group_saliency(inverses, weights, 4)
+    each = expected.repeat_interleave(4, 1)
+    assert torch.equal(ranks[part.real()], each[part.real()])
+    values = part.pack(found.solve(masks))
+    torch.testing.assert_close(values, obs.sum_of_singles(inverses, weights, keep, 4), rtol=1e-9, atol=1e-12)
+
+
+def test_cap_ranks_by_the_loss_of_a_block_so_far_and_greedy_by_the_increments():
+    root = torch.randn(3, 6, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    matrices, weights = root @ root.mT, root[..., 0]
+    arguments = obs.inverse(matrices), weights, torch.ones(3, 6, dtype=torch.bool)
+    order, increments = obs.removal(*arguments)
+    so_far = increments.cumsum(1)
+    torch.testing.assert_close(so_far[:, -1], torch.einsum("ni,nij,nj->n", weights, matrices, weights) / 2)
+    torch.testing.assert_close(PRUNERS["cap"]().rank(*arguments).gather(1, order), so_far)
+    torch.testing.assert_close(PRUNERS["greedy"]().rank(*arguments).gather(1, order), increments.cummax(1).values)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_look_serves_every_sparsity(kind, monkeypatch):
     calls = []
@@ -118,6 +176,8 @@ def test_in_steps_what_is_gone_stays_gone(kind, text, levels, monkeypatch):
     (compressor,) = fitted([found], model, data())
     assert unchanged(model, before)
     assert str(compressor) == str(found)
+    assert compressor.gradients == len(levels) * 24
+    assert compressor.seconds > 0
     masks = compressor.apply_(prunable(model))
     sets = [{name: torch.zeros_like(mask) for name, mask in masks.items()}, *gone[1:]]
     sets.append({name: ~mask for name, mask in masks.items()})
@@ -177,6 +237,12 @@ def test_a_specification_reads_what_it_writes(text):
     assert str(parse(str(found))) == str(found)
 
 
+@pytest.mark.parametrize("pattern", ["greedy", "global+obs", "global"])
+def test_a_grid_refuses_to_leave_no_weight(pattern):
+    with pytest.raises(ValueError, match=r"sparsity must be in \[0, 1\), and .* leaves no weight"):
+        cb.prune.grid([pattern], [0.5, 1.0])
+
+
 @pytest.mark.parametrize("text", ["greedy(block=32)x4", "obertx16g", "obs", "mfac(damping=1e+16)"])
 def test_names_without_a_sparsity(text):
     assert is_name(text)
@@ -184,6 +250,10 @@ def test_names_without_a_sparsity(text):
     assert not is_name(f"{text}@0.5")
     assert not is_name(f"2:4+{text}")
     assert not is_name("global")
+
+
+def test_settings_are_written_with_an_equals_sign_or_a_colon():
+    assert parse("greedy(block:32,damping:0.1)@0.9") == parse("greedy(block=32,damping=0.1)@0.9")
 
 
 @pytest.mark.parametrize(
@@ -260,7 +330,8 @@ def test_failing_looks_are_one_line_and_leave_the_model(kind):
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
-def test_a_solve_that_fails_names_layer_and_remedy_and_prunes_nothing(kind):
+def test_a_solve_that_fails_names_layer_and_remedy_and_prunes_nothing(kind, monkeypatch):
+    monkeypatch.setattr("cram_bench.prune.fisher.pieces", lambda rows, width: pieces(rows, width, 1))  # a block each
     model = small()
     found = PRUNERS[kind](gradients=12, batch=2, update="joint").fit(model, data())
     found.whole.diagonal[-1] = -1.0  # of the last tensor
@@ -297,6 +368,10 @@ def test_small_memory_gives_the_same(kind):
     assert all(torch.equal(mask, theirs[name]) for name, mask in masks.items())
     for name, weight in prunable(one).items():
         torch.testing.assert_close(weight, prunable(two)[name], rtol=1e-4, atol=1e-5)
+    found = PRUNERS[kind](gradients=12, batch=2, memory=1e-9).fit(small(), data())
+    assert found.gradients == (24 if kind == "obd" else 3 * 24)  # the diagonal of all, then each of two layers
+    found.solve(found.masks(0.5))
+    assert found.gradients == (24 if kind == "obd" else 5 * 24)
 
 
 # ---------------------------------------------------------------- any torch model

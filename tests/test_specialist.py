@@ -80,3 +80,48 @@ def test_the_interval_is_students(world):
          "accuracy": [0.5, 0.6, 0.7]}
     )  # fmt: skip
     assert cb.probes.specialist_table(rows)["90 %"].tolist() == ["60.0 ± 24.8"]  # 4.303 · 10 / √3
+
+
+def test_every_draw_takes_other_examples(world):
+    model, train, test = world
+    options = {"samples": 32, "draws": 2, "corrections": ["batchnorm"]}
+    table = cb.probes.specialist(model, train, test, ["3", "8"], ["global@0.8"], **options)
+    for source in ("task", "random"):
+        first, second = table.loc[table["corrected"] == source, "loss"]
+        assert first != second
+
+
+def test_the_figure_has_every_draw_its_mean_and_the_dense_model():
+    names = ["pattern", "sparsity", "draw", "looked", "corrected", "correction", "accuracy", "task_accuracy"]
+    rows = [
+        ("dense", 0.0, 0, None, None, "none", 0.9, 0.95),
+        ("global", 0.8, 0, None, "task", "statistics", 0.5, 0.6),
+        ("global", 0.8, 1, None, "task", "statistics", 0.7, 0.8),
+        ("obs", 0.8, 0, "random", None, "none", 0.4, 0.45),
+        ("obs", 0.9, 0, "random", None, "none", 0.3, 0.35),
+    ]
+    figure = cb.plots.specialist(pd.DataFrame(rows, columns=names))
+    left, right = figure.axes
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["80 % zeros", "90 % zeros"]
+    shown = ["global; statistics on task", "obs, looked at random; none"]
+    assert [text.get_text() for text in left.get_yticklabels()] == shown
+
+    def drawn(axis):
+        return {tuple(round(float(x), 3) for x in line.get_xdata()) for line in axis.lines if len(line.get_xdata())}
+
+    means = {(0.6,) * 2, (0.7,) * 2, (0.4,) * 2, (0.45,) * 2}
+    dense = {(0.9,) * 2, (0.95,) * 2}
+    assert {line for line in drawn(left) if line[0] == line[0]} == {
+        (0.5, 0.7),
+        (0.6, 0.8),
+        (0.4,),
+        (0.45,),
+    } | means | dense
+    assert {line for line in drawn(right) if line[0] == line[0]} == {(0.3,), (0.35,), (0.3,) * 2, (0.35,) * 2} | dense
+    below = {
+        round(float(line.get_ydata()[0]), 2)
+        for line in left.lines
+        if line.get_marker() == "s" and len(line.get_xdata())
+    }
+    assert below == {0.12, 1.12}  # among the target classes
+    figure.draw_without_rendering()

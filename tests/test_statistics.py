@@ -117,6 +117,43 @@ def test_little_variance_goes_to_the_affine_weight() -> None:
             assert torch.allclose(model(x), dense, rtol=1e-6)
 
 
+def test_a_layer_that_runs_twice_is_corrected_on_all_its_outputs() -> None:
+    """On one batch too."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(torch.relu(self.a(torch.tanh(self.a(x)))))
+
+    torch.manual_seed(0)
+    model, x = Twice().double(), torch.randn(40, 4, dtype=torch.float64)
+    reference = layer_statistics(model, [x])
+    assert reference.uses == {"a": 2, "b": 1}
+    assert reference.sites["a"].count == 80
+    cb.compress.apply_(model, "uniform@0.4")
+    assert correct_statistics(model, reference, [x]) == {}
+    found, wanted = layer_statistics(model, [x]).sites["b"], reference.sites["b"]
+    assert torch.allclose(found.mean, wanted.mean, rtol=1e-9, atol=1e-12)
+    assert torch.allclose(found.variance, wanted.variance, rtol=1e-9)
+
+
+def test_layers_of_transformers_are_scaled_by_output() -> None:
+    """``Conv1D`` stores (inputs, outputs); square, so that the other axis would do as well by its shape."""
+    library = pytest.importorskip("transformers.pytorch_utils")
+    torch.manual_seed(0)
+    model, x = library.Conv1D(4, 4).double(), torch.randn(40, 4, dtype=torch.float64)
+    reference = layer_statistics(model, [x])
+    with torch.no_grad():
+        model.weight[torch.rand(4, 4) < 0.4] = 0.0
+    assert correct_statistics(model, reference, [x]) == {}
+    found, wanted = layer_statistics(model, [x]).sites[""], reference.sites[""]
+    assert torch.allclose(found.mean, wanted.mean, rtol=1e-9, atol=1e-12)
+    assert torch.allclose(found.variance, wanted.variance, rtol=1e-9)
+
+
 def test_what_is_left_is_named() -> None:
     """No bias, a shared weight, a layer that does not run."""
 
