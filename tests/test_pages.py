@@ -97,6 +97,18 @@ def test_titles_names_and_alternative_texts_are_escaped(tmp_path):
     assert [cell.strip() for cell in found.cells] == ["accuracy, %", "90 %", EVIL, "12.3 ± 0.4"]
 
 
+def test_letters_of_corrections_are_explained_where_they_stand(tmp_path):
+    (tmp_path / "tables").mkdir()
+    table = pd.DataFrame({"method": ["SGD"], "pruner": ["global"], "90 %": ["97.6 s"]})
+    for lead, explained in (("second_order", True), ("language", False)):
+        shown = table if explained else table.drop(columns="pruner")
+        shown.to_csv(tmp_path / "tables" / f"{lead}_summary.csv", index=False)
+        pages.index(tmp_path, [lead], [], {}, {})
+        text = (tmp_path / "index.html").read_text()
+        assert "97.6 s" in text
+        assert ("<i>s</i> statistics corrected" in text) == explained
+
+
 @pytest.mark.parametrize("damage", ['{"title": 5, "facts": {"Experiment": ""}}', "[" * 100_000, "5", "\x00", "{}"])
 def test_a_damaged_neighbour_is_named_once_and_hides_no_report(damage, tmp_path):
     for name in ("a {report} $x^$", "b", "c"):

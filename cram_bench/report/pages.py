@@ -64,6 +64,7 @@ def index(
         slider="" if curves is None or "accuracy" not in curves or curves["accuracy"].isna().all() else slider(curves),
         accuracies="" if summary is None else _markup(with_training(summary.fillna(""), trained_at(identities))),
         usual=usual is not None,
+        corrected=summary is not None and "pruner" in summary,
         verdicts="" if verdicts is None else _markup(verdicts.fillna("")),
         limits={"factor": f"{LOSS_FACTOR:g}", "nats": f"{LOSS_NATS:g}", "significance": f"{SIGNIFICANCE:g}"},
         other="" if verdicts is None else _other_on_raw_values(folder),
