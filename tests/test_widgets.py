@@ -173,6 +173,23 @@ def test_what_is_remembered_is_that_of_its_compression(runs):
         assert ask(parse("global@0.9"), lambda: None) is much
 
 
+def test_a_pruner_looks_once_for_all_its_sparsities(runs):
+    train, test = runs[0].experiment.load_data()
+    subject = cb.widgets.Subject(runs[0].load_model(), test.sample(50), train.calibration(100), train)
+    one, two = (subject.operator(cb.prune.parse(f"obd(gradients=4)@{sparsity}")) for sparsity in (0.5, 0.9))
+    assert one.fitted is two.fitted
+    assert (one.sparsity, two.sparsity) == (0.5, 0.9)
+
+
+def test_pruners_ask_for_no_more_examples_than_there_are(runs, monkeypatch):
+    train, _ = runs[0].experiment.load_data()
+    monkeypatch.setattr("cram_bench.widgets.panel._GRADIENTS", 10**6)
+    explorer = cb.widgets.explorer(runs[:1], sample=20, calibration=20)
+    offered = dict(explorer.pattern.options)
+    explorer.close()
+    assert offered["greedy"] == f"greedy(gradients={len(train) // 8})"
+
+
 def test_without_runs_there_is_nothing_to_explore(runs):
     with pytest.raises(ValueError, match="at least one finished run"):
         cb.widgets.explorer([])
