@@ -14,6 +14,7 @@ ASKED = {
     "cifar10-equal-cost": "What CrAM's second gradient buys",
     "cifar10-ablations": "Which part of CrAM does the work",
     "cifar10-transfer": "Whether a sparse model still learns something new",
+    "cifar10-second-order": "What curvature buys in one shot",
 }
 """Reports of which the README has the result in words → what they ask."""
 NAMES = {
