@@ -33,6 +33,7 @@ IMAGES = {
     "cram-half": {"rho": 0.2, "compressors": SEVEN, "halves": True},
     "adamw": {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.01},
     "cram+-ramp": {"rho": 0.2, "compressors": EIGHT, "ramp": True},
+    "cram+-looking": {"rho": 0.2, "compressors": EIGHT, "step.pruner": "greedy(gradients=128)", "step.every": 1},
 }
 SENTENCES = {
     "sgd": {"optimizer": "sgd", "lr": 0.01},
@@ -45,6 +46,7 @@ SENTENCES = {
     "cram-half": {"rho": 1e-3, "compressors": FIVE, "halves": True},
     "adamw": {},
     "cram+-ramp": {"rho": 1e-3, "compressors": FIVE, "ramp": True},
+    "cram+-looking": {"rho": 1e-3, "compressors": FIVE, "step.pruner": "greedy(gradients=128)", "step.every": 1},
 }
 
 
@@ -68,12 +70,13 @@ def test_every_setting_of_every_method(method, data, table):
 
 STEPS = {
     "sam": "sam", "momentum-sam": "momentum-sam", "cram": "cram", "cram-single": "cram-single", "cram+": "cram+",
-    "cram+-multi": "cram+", "cram+-ramp": "cram+", "cram-half": "cram+",
+    "cram+-multi": "cram+", "cram+-ramp": "cram+", "cram-half": "cram+", "cram+-looking": "cram+-looking",
 }  # fmt: skip
 PASSES = {"sgd": 1, "adamw": 1, "momentum-sam": 1, "cram-single": 1}
 LABELS = {
     "sgd": "SGD", "sam": "SAM", "cram": "CrAM", "cram+": "CrAM+", "cram+-multi": "CrAM+-Multi", "adamw": "AdamW",
     "cram-single": "CrAM-Single", "momentum-sam": "Momentum-SAM", "cram-half": "CrAM-Half", "cram+-ramp": "CrAM+-Ramp",
+    "cram+-looking": "CrAM+-Looking",
 }  # fmt: skip
 CLASSES = {"sam": cb.optim.SAM, "momentum-sam": cb.optim.MomentumSAM, "cram-single": cb.optim.CrAMSingle}
 
@@ -135,6 +138,7 @@ def test_the_imagenet_recipe(method):
         "cram+-multi": {"rho": 0.05, "compressors": ["global@0.5", "global@0.7", "global@0.9"]},
         "cram-half": {"rho": 0.05, "compressors": ["global@0.5", "global@0.7", "global@0.9"], "halves": True},
         "cram+-ramp": {"rho": 0.05, "compressors": EIGHT, "ramp": True},
+        "cram+-looking": {"rho": 0.05, "compressors": EIGHT},
         "cram-single": {"rho": 0.02, "compressors": EIGHT, "ramp": True},
         "adamw": {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.01},
     }
