@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from cram_bench.checks import instance, shown
 from cram_bench.compress.batchnorm import _Moments
-from cram_bench.compress.weights import _is_conv1d
+from cram_bench.compress.weights import is_conv1d
 from cram_bench.outputs import fitting, tokens_seen
 from cram_bench.preserve import modes_kept
 
@@ -237,7 +237,7 @@ def _correct(
     weight, bias = module._parameters["weight"], module._parameters.get("bias")
     assert weight is not None
     scale = 1 / ratio
-    along = 1 if isinstance(module, _TRANSPOSED) or _is_conv1d(module) else 0
+    along = 1 if isinstance(module, _TRANSPOSED) or is_conv1d(module) else 0
     if isinstance(module, _TRANSPOSED) and module.groups > 1:
         by = scale.view(module.groups, 1, -1).expand(-1, weight.shape[0] // module.groups, -1).flatten(0, 1)
         by = by.view(*by.shape, *[1] * (weight.ndim - 2))
@@ -276,7 +276,7 @@ def _norm(module: nn.Module) -> bool:
 
 
 def _linear(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Linear, *_CONVOLUTIONS)) or _is_conv1d(module)
+    return isinstance(module, (nn.Linear, *_CONVOLUTIONS)) or is_conv1d(module)
 
 
 def _shared(model: nn.Module, module: nn.Module) -> str | None:

@@ -225,7 +225,7 @@ def _reason(alike: Sequence[Place], declared: _Declared) -> str | None:
 
 def _multiplied(module: nn.Module) -> Sequence[str]:
     """Name the parameters of a layer that its inputs are multiplied by."""
-    if isinstance(module, _LAYERS) or _is_conv1d(module):
+    if isinstance(module, _LAYERS) or is_conv1d(module):
         return ("weight",)
     if isinstance(module, nn.MultiheadAttention):
         return _ATTENTION
@@ -239,7 +239,7 @@ def _is_sharded(parameter: Tensor) -> bool:
     return library is not None and isinstance(parameter, library.DTensor)
 
 
-def _is_conv1d(module: nn.Module) -> bool:
+def is_conv1d(module: nn.Module) -> bool:
     """Tell whether a module is the ``Conv1D`` of transformers: a linear layer whose weight is (inputs, outputs)."""
     library = sys.modules.get("transformers.pytorch_utils")  # of a model that has one it is imported
     return library is not None and isinstance(module, library.Conv1D)
@@ -250,7 +250,7 @@ def _stored(name: str, alike: Sequence[Place]) -> dict[str, int | None]:
     for place in alike:
         if place.local == "weight" and isinstance(place.module, _TRANSPOSED):
             return {name: place.module.groups}
-        if place.local == "weight" and _is_conv1d(place.module):
+        if place.local == "weight" and is_conv1d(place.module):
             return {name: 1}
     known = any(place.local in _multiplied(place.module) for place in alike)
     return {} if known or alike[0].parameter.ndim != 3 else {name: None}

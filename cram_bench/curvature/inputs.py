@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cram_bench.compress.weights import is_conv1d
 from cram_bench.curvature.samples import Forward
 from cram_bench.outputs import fitting, tokens_seen
 from cram_bench.preserve import buffers_kept, modes_kept
@@ -47,7 +47,7 @@ class Layer:
 
     @property
     def _transposed(self) -> bool:
-        return _is_conv1d(self.modules[0])
+        return is_conv1d(self.modules[0])
 
     def rows(self, tensor: Tensor) -> Tensor:
         """Turn a tensor of the weight's shape to (groups, outputs of a group, inputs)."""
@@ -62,7 +62,7 @@ class Layer:
 
 def supported(module: nn.Module) -> bool:
     """Tell if `moments` knows the inputs of a module: linear layers, Conv1d, Conv2d and transformers' ``Conv1D``."""
-    return isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)) or _is_conv1d(module)
+    return isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)) or is_conv1d(module)
 
 
 def layers(model: nn.Module, weights: Mapping[str, Tensor]) -> tuple[dict[str, Layer], dict[str, str]]:
@@ -229,8 +229,3 @@ def _columns(module: nn.Module, x: Tensor, rows: Any) -> Iterable[Tensor]:
         unfolded = F.unfold(part, kernel, dilation, 0, stride)  # (n, channels · kernel, positions)
         split = unfolded.unflatten(1, (module.groups, -1))
         yield split.permute(1, 2, 0, 3).flatten(2)
-
-
-def _is_conv1d(module: nn.Module) -> bool:
-    library = sys.modules.get("transformers.pytorch_utils")  # of a model that has one it is imported
-    return library is not None and isinstance(module, library.Conv1D)
