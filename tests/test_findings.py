@@ -146,26 +146,51 @@ def test_what_a_method_was_trained_at_is_said_of_its_settings():
 
 
 def test_pruners_are_chosen_by_held_out_loss_and_compared_with_magnitude_that_was_tuned(tmp_path):
-    columns = ["method", "sparsity", "pattern", "correction", "accuracy", "held_out_loss"]
+    columns = ["method", "seed", "sparsity", "pattern", "correction", "accuracy", "held_out_loss"]
     rows = [
-        ("sgd", 0.0, "dense", "none", 0.99, 0.01),
-        ("sgd", 0.9, "global", "batchnorm", 0.48, 2.2),
-        ("sgd", 0.9, "global", "batchnorm", 0.52, 1.8),  # of another seed
-        ("sgd", 0.9, "global", "none", 0.1, 9.0),
-        ("sgd", 0.9, "greedy", "statistics", 0.6, 1.0),
-        ("sgd", 0.9, "obs", "batchnorm", 0.7, 1.5),  # more accurate, and yet not the least loss
-        ("sgd", 0.9, "chosen", "chosen", 0.8, 0.1),
-        ("sgd", 0.95, "global", "batchnorm", 0.3, 3.0),
-        ("sgd", 0.95, "obs", "batchnorm", 0.35, 2.0),
-        ("cram+", 0.9, "global", "batchnorm", 0.71, 0.8),
-        ("cram+", 0.9, "greedy", "statistics", 0.72, 0.9),
-        ("cram+", 0.95, "greedy", "statistics", 0.72, 0.9),  # nothing to compare it with
+        ("sgd", 0, 0.0, "dense", "none", 0.99, 0.01),
+        ("sgd", 0, 0.9, "global", "batchnorm", 0.48, 2.2),
+        ("sgd", 1, 0.9, "global", "batchnorm", 0.52, 1.8),
+        ("sgd", 0, 0.9, "global", "none", 0.1, 9.0),
+        ("sgd", 0, 0.9, "greedy", "statistics", 0.6, 1.0),
+        ("sgd", 1, 0.9, "greedy", "statistics", 0.9, 1.9),  # better by the mean of the losses, not for this run
+        ("sgd", 0, 0.9, "obs", "batchnorm", 0.7, 1.5),  # more accurate, and yet not the least loss
+        ("sgd", 1, 0.9, "obs", "batchnorm", 0.64, 1.7),
+        ("sgd", 0, 0.9, "chosen", "chosen", 0.8, 0.1),
+        ("sgd", 0, 0.95, "global", "batchnorm", 0.3, 3.0),
+        ("sgd", 0, 0.95, "obs", "batchnorm", 0.35, 2.0),
+        ("cram+", 0, 0.9, "global", "batchnorm", 0.71, 0.8),
+        ("cram+", 0, 0.9, "greedy", "statistics", 0.72, 0.9),
+        ("cram+", 0, 0.95, "greedy", "statistics", 0.72, 0.9),  # nothing to compare it with
     ]
     table = pd.DataFrame(rows, columns=columns)
     trained = runs("sgd", "cram+")
     assert told(tmp_path, "better_pruner", better_pruner_runs=trained, better_pruner=table) == [
-        "Magnitude with BatchNorm tuned → the pruner of least held-out loss, test accuracy in %: at 90 %, SGD 50.0 → 60.0 "
-        "(greedy) and CrAM+ 71.0 → 71.0 (global); at 95 %, SGD 30.0 → 35.0 (obs). Means of seeds 0, 1 and 2, 15 epochs."
+        "Magnitude with BatchNorm tuned → the pruner of least held-out loss of each run, test accuracy in %: at 90 %, SGD 50.0 → 62.0 "
+        "(greedy 1, obs 1) and CrAM+ 71.0 → 71.0 (global); at 95 %, SGD 30.0 → 35.0 (obs). What training adds to SGD, in points, "
+        "under magnitude → under the pruner chosen: at 90 %, CrAM+ +21.0 → +9.0. Means of seeds 0, 1 and 2, 15 epochs."
     ]
     dense = table[table["sparsity"] == 0]
     assert told(tmp_path, "better_pruner", better_pruner_runs=trained, better_pruner=dense) == []
+
+
+def test_masks_and_values_are_told_apart(tmp_path):
+    columns = ["method", "seed", "sparsity", "pattern", "correction", "accuracy", "held_out_loss"]
+    rows = [
+        ("sgd", 0, 0.95, "global", "batchnorm", 0.5, 1.0),
+        ("sgd", 1, 0.95, "global", "batchnorm", 0.6, 1.0),
+        ("sgd", 0, 0.95, "global+obs", "batchnorm", 0.8, 2.0),
+        ("sgd", 0, 0.95, "global+obs", "statistics", 0.9, 3.0),
+        ("sgd", 0, 0.95, "greedy(update=none)", "batchnorm", 0.4, 2.0),
+        ("sgd", 0, 0.95, "greedy", "none", 0.3, 2.0),
+        ("sgd", 0, 0.95, "greedy", "batchnorm", 0.31, 2.0),
+        ("cram+", 0, 0.95, "greedy", "batchnorm", 0.31, 2.0),
+    ]
+    (made,) = told(
+        tmp_path,
+        "better_pruner",
+        better_pruner_runs=runs("sgd", "cram+", seeds=[0, 1]),
+        better_pruner=pd.DataFrame(rows, columns=columns),
+    )
+    expected = "Masks alone → values updated too, BatchNorm tuned, in %: at 95 %, SGD magnitude 55.0 → 80.0, greedy 40.0 → 31.0. Means of"
+    assert expected in made

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from cram_bench.probes.over_runs import apart
+from cram_bench.probes.pruners import chosen_by_loss
 from cram_bench.probes.stability import QUANTITIES
 from cram_bench.recipes import label
 
@@ -280,29 +281,64 @@ def _verdicts_of(label: str, own: pd.DataFrame) -> str:
 
 
 def _pruners(tables: Tables) -> str:
-    """Say, at every sparsity, the best pruner of every method, and what their difference becomes with it."""
+    """Say what the pruner that each run chooses by its held-out loss brings, what is left of the training's part then,
+    and which part of it masks and values have.
+    """
     runs, table = tables.values()
     pruned = table[(table["sparsity"] > 0) & (table["pattern"] != "chosen")].dropna(subset=["accuracy"])
     if pruned.empty:
         return ""
-    how = ["method", "sparsity", "pattern", "correction"]
-    means = pruned.groupby(how, sort=False)[["accuracy", "held_out_loss"]].mean().reset_index()
-    blind = means[(means["pattern"] == "global") & (means["correction"] == "batchnorm")]
-    looks = means.loc[means.groupby(["method", "sparsity"], sort=False)["held_out_loss"].idxmin()]
-    methods, texts = list(dict.fromkeys(runs["method"])), []
-    for level in sorted(means["sparsity"].unique()):
-        parts = []
-        for method in methods:
-            ours = looks[(looks["method"] == method) & (looks["sparsity"] == level)]
-            theirs = blind[(blind["method"] == method) & (blind["sparsity"] == level)]
-            if len(ours) and len(theirs):
-                best = ours.iloc[0]
-                before, after = (100 * float(value) for value in (theirs["accuracy"].iloc[0], best["accuracy"]))
-                parts.append(f"{label(method)} {before:.1f} → {after:.1f} ({best['pattern']})")
-        if parts:
-            texts.append(f"at {_at(float(level))}, {listed(parts)}")
-    said = "magnitude with BatchNorm tuned → the pruner of least held-out loss, test accuracy in %: "
-    return f"{_sentence(said + '; '.join(texts))} {_behind(runs)}" if texts else ""
+    best = chosen_by_loss(pruned).assign(pattern=lambda rows: rows["chosen"].str.rsplit(", ", n=1).str[0])
+    blind = pruned[(pruned["pattern"] == "global") & (pruned["correction"] == "batchnorm")]
+    ours, theirs = (100 * rows.groupby(["sparsity", "method"])["accuracy"].mean() for rows in (best, blind))
+    first, *others = dict.fromkeys(runs["method"])
+    brought, added = [], []
+    for level in sorted(set(ours.index) & set(theirs.index)):
+        sparsity, method = level
+        names = best.loc[(best["sparsity"] == sparsity) & (best["method"] == method), "pattern"].value_counts()
+        who = ", ".join(name if len(names) == 1 else f"{name} {count}" for name, count in names.items())
+        brought.append((sparsity, method, f"{label(method)} {theirs[level]:.1f} → {ours[level]:.1f} ({who})"))
+        if method in others and (base := (sparsity, first)) in ours.index and base in theirs.index:
+            before, after = theirs[level] - theirs[base], ours[level] - ours[base]
+            added.append((sparsity, method, f"{label(method)} {_signed(before)} → {_signed(after)}"))
+    texts = []
+    for rows, said in (
+        (brought, "magnitude with BatchNorm tuned → the pruner of least held-out loss of each run, test accuracy in %"),
+        (added, f"what training adds to {label(first)}, in points, under magnitude → under the pruner chosen"),
+        (_masks_and_values(pruned), "masks alone → values updated too, BatchNorm tuned, in %"),
+    ):
+        parts = [
+            f"at {_at(float(level))}, {listed([text for name in (first, *others) for at, of, text in rows if (at, of) == (level, name)])}"
+            for level in sorted({row[0] for row in rows})
+        ]
+        texts += [_sentence(f"{said}: {'; '.join(parts)}")] if parts else []
+    return f"{' '.join(texts)} {_behind(runs)}" if texts else ""
+
+
+def _masks_and_values(pruned: pd.DataFrame) -> list[tuple[float, str, str]]:
+    """Return sparsity, method and the accuracies with the same way to select, without and with the update of what stays."""
+    rows = []
+    tuned = pruned[pruned["correction"] == "batchnorm"]
+    means = 100 * tuned.groupby(["sparsity", "method", "pattern"])["accuracy"].mean()
+    for (sparsity, method), own in means.groupby(level=[0, 1]):
+        found = own.droplevel([0, 1])
+        pairs = [("magnitude", "global", "global+obs"), ("greedy", "greedy(update=none)", "greedy")]
+        parts = [
+            f"{name} {found[alone]:.1f} → {found[updated]:.1f}"
+            for name, alone, updated in pairs
+            if alone in found and updated in found
+        ]
+        rows += [(sparsity, method, f"{label(method)} {', '.join(parts)}")] if parts else []
+    return rows
+
+
+def _signed(points: float) -> str:
+    """Return points with their sign, a true minus, and no sign before zero.
+
+    >>> _signed(2.04), _signed(-0.31), _signed(-0.01)
+    ('+2.0', '−0.3', '0.0')
+    """
+    return "0.0" if abs(points) < 0.05 else f"{points:+.1f}".replace("-", "−")
 
 
 _FINDINGS: dict[str, tuple[tuple[str, ...], Callable[[Tables], str]]] = {
