@@ -8,7 +8,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -16,7 +18,7 @@ from torch import Tensor
 import cram_bench as cb
 from benchmarks.timing import Ratio, in_turns
 from cram_bench.curvature import obs
-from cram_bench.prune import ExactOBS, Greedy
+from cram_bench.prune import ExactOBS, Greedy, Pruner, SparseGPT
 from cram_bench.recipes import recipe
 
 ROWS, GRADIENTS, BLOCK = 400, 512, 64  # a tenth of ResNet-20
@@ -54,6 +56,7 @@ def pruning() -> Iterator[Ratio]:
         )
         over = [value / steps for value in (line.ratio, line.low, line.high)]
         yield Ratio(f"{name}, ResNet-20, over an epoch of sgd", *over, line.ours, line.peer * steps, "s")
+    yield from one_linear()
     peak = _peak_of_a_resnet50()
     share = peak / LIMIT
     yield Ratio(
@@ -81,6 +84,58 @@ def rank_one(gradients: Tensor) -> Tensor:
         moved = torch.bmm(found, gradient[..., None])
         found = found - moved @ moved.mT / (count + (gradient[:, None] @ moved))
     return found.double()
+
+
+def one_linear() -> Iterator[Ratio]:
+    """One Linear of 768 to 768 at 90 %, 4,096 inputs of falling variance: llm-compressor's SparseGPT, where it is installed
+    (tried with 0.14), against ours: the squared error of its outputs, and the time with collecting the inputs.
+    """
+    theirs = _llm_compressor()
+    if theirs is None:
+        sys.stderr.write("llm-compressor is not installed: its rows are left out\n")
+        return
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(768, 768, generator=generator) * torch.linspace(1, 0.02, 768)[:, None]
+    inputs = torch.randn(4096, 768, generator=generator) @ mixing
+    layer = torch.nn.Linear(768, 768)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(768, 768, generator=generator) / 28)
+
+    def public() -> Tensor:
+        hessian = theirs.make_empty_hessian(layer)
+        hessian, _ = theirs.accumulate_hessian(inputs, layer, hessian, 0)
+        return theirs.sparsify_weight(layer, {layer: hessian}, 0.9, 0, 0, 128, 0.01, False)[1]
+
+    def own(pruner: Pruner) -> Tensor:
+        pruned = copy.deepcopy(layer)
+        pruner.fit(pruned, [(inputs, torch.zeros(len(inputs), dtype=torch.long))]).apply_(pruned, 0.9)
+        return pruned.weight.detach()
+
+    def error(weight: Tensor) -> float:
+        outputs = inputs @ (weight - layer.weight.detach()).mT
+        return float(outputs.square().sum() / (inputs @ layer.weight.detach().mT).square().sum())
+
+    with torch.no_grad():
+        reference = error(public())
+    for pruner in (SparseGPT(samples=4096, ends="pruned"), ExactOBS(samples=4096, ends="pruned")):
+        ratio = error(own(pruner)) / reference
+        name = f"{pruner.kind}, a Linear of 768 to 768 at 90 %, over llm-compressor's SparseGPT"
+        yield Ratio(f"squared error of outputs, {name}", ratio, ratio, ratio, ratio * reference, reference, "")
+        yield in_turns(name, partial(own, pruner), torch.no_grad()(public), kind="cost", repeats=3)
+
+
+def _llm_compressor() -> ModuleType | None:
+    """Return the file that holds its SparseGPT; the package imports much that a comparison does not need."""
+    package = find_spec("llmcompressor")
+    if package is None or package.origin is None:
+        return None
+    file = Path(package.origin).parent / "modifiers/pruning/sparsegpt/sgpt_sparsify.py"
+    spec = spec_from_file_location("sgpt_sparsify", file)
+    if spec is None or spec.loader is None or not file.is_file():
+        return None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _peak_of_a_resnet50() -> int:
