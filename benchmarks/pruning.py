@@ -87,8 +87,9 @@ def rank_one(gradients: Tensor) -> Tensor:
 
 
 def one_linear() -> Iterator[Ratio]:
-    """One Linear of 768 to 768 at 90 %, 4,096 inputs of falling variance: llm-compressor's SparseGPT, where it is installed
-    (tried with 0.14), against ours: the squared error of its outputs, and the time with collecting the inputs.
+    """One Linear of 768 to 768 at 90 %, 4,096 inputs of falling variance, beside llm-compressor's SparseGPT.
+
+    The squared error of its outputs, and the time with collecting the inputs; where it is installed (tried: 0.14).
     """
     theirs = _llm_compressor()
     if theirs is None:

@@ -166,9 +166,10 @@ def test_pruners_are_chosen_by_held_out_loss_and_compared_with_magnitude_that_wa
     table = pd.DataFrame(rows, columns=columns)
     trained = runs("sgd", "cram+")
     assert told(tmp_path, "better_pruner", better_pruner_runs=trained, better_pruner=table) == [
-        "Magnitude with BatchNorm tuned → the pruner of least held-out loss of each run, test accuracy in %: at 90 %, SGD 50.0 → 62.0 "
-        "(greedy 1, obs 1) and CrAM+ 71.0 → 71.0 (global); at 95 %, SGD 30.0 → 35.0 (obs). What training adds to SGD, in points, "
-        "under magnitude → under the pruner chosen: at 90 %, CrAM+ +21.0 → +9.0. Means of seeds 0, 1 and 2, 15 epochs."
+        "Magnitude with BatchNorm tuned → the pruner of least held-out loss of each run, test accuracy in %: at 90 %, "
+        "SGD 50.0 → 62.0 (greedy 1, obs 1) and CrAM+ 71.0 → 71.0 (global); at 95 %, SGD 30.0 → 35.0 (obs). What training "
+        "adds to SGD, in points, under magnitude → under the pruner chosen: at 90 %, CrAM+ +21.0 → +9.0. Means of seeds 0, "
+        "1 and 2, 15 epochs."
     ]
     dense = table[table["sparsity"] == 0]
     assert told(tmp_path, "better_pruner", better_pruner_runs=trained, better_pruner=dense) == []
@@ -192,5 +193,5 @@ def test_masks_and_values_are_told_apart(tmp_path):
         better_pruner_runs=runs("sgd", "cram+", seeds=[0, 1]),
         better_pruner=pd.DataFrame(rows, columns=columns),
     )
-    expected = "Masks alone → values updated too, BatchNorm tuned, in %: at 95 %, SGD magnitude 55.0 → 80.0, greedy 40.0 → 31.0. Means of"
-    assert expected in made
+    said = "Masks alone → values updated too, BatchNorm tuned, in %: at 95 %, "
+    assert f"{said}SGD magnitude 55.0 → 80.0, greedy 40.0 → 31.0. Means of" in made

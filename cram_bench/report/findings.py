@@ -307,16 +307,16 @@ def _pruners(tables: Tables) -> str:
         (added, f"what training adds to {label(first)}, in points, under magnitude → under the pruner chosen"),
         (_masks_and_values(pruned), "masks alone → values updated too, BatchNorm tuned, in %"),
     ):
-        parts = [
-            f"at {_at(float(level))}, {listed([text for name in (first, *others) for at, of, text in rows if (at, of) == (level, name)])}"
-            for level in sorted({row[0] for row in rows})
-        ]
+        parts = []
+        for level in sorted({row[0] for row in rows}):
+            own = [text for name in (first, *others) for at, of, text in rows if (at, of) == (level, name)]
+            parts.append(f"at {_at(float(level))}, {listed(own)}")
         texts += [_sentence(f"{said}: {'; '.join(parts)}")] if parts else []
     return f"{' '.join(texts)} {_behind(runs)}" if texts else ""
 
 
 def _masks_and_values(pruned: pd.DataFrame) -> list[tuple[float, str, str]]:
-    """Return sparsity, method and the accuracies with the same way to select, without and with the update of what stays."""
+    """Return sparsity, method and accuracies of the same selection, without and with the update of what stays."""
     rows = []
     tuned = pruned[pruned["correction"] == "batchnorm"]
     means = 100 * tuned.groupby(["sparsity", "method", "pattern"])["accuracy"].mean()
