@@ -9,7 +9,7 @@ from torch import nn
 
 
 def pytest_configure() -> None:
-    """Listen to Ctrl-C again: a shell starts what runs in its background deaf to it, and children would inherit that."""
+    """Listen to Ctrl-C again: a shell starts what runs in its background deaf to it, and children inherit that."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

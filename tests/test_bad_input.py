@@ -1,7 +1,7 @@
 """Wrong settings, files and shapes: each is one clear line that names the value and what is allowed.
 
-`ROWS` is the table for the library, `test_bad_input_cli.ROWS` and `NOTEBOOKS` that for the command line and the notebooks.
-After every row the model, the optimizer and the run store are as they were.
+`ROWS` is the table for the library, `test_bad_input_cli.ROWS` and `NOTEBOOKS` that for the command line and the
+notebooks. After every row the model, the optimizer and the run store are as they were.
 """
 
 import copy
@@ -1313,7 +1313,12 @@ def test_a_store_that_may_not_be_written(world):
 # ---------------------------------------------------------------- anything at all
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.sampled_from(["2:4", "sam", "int8"]),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.sampled_from(["2:4", "sam", "int8"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
     max_leaves=4,
 )  # fmt: skip

@@ -84,7 +84,8 @@ ROWS = [
     ("model and data", [*TRAIN, "-s", "model", "torchvision:resnet18"], 1, ("torchvision:resnet18", "3 channels")),
     ("model and language", [*TRAIN, "-s", "model", "minilm"], 1, ("'minilm'", "'digits'")),
     ("sparsity one", [*TRAIN, "--method", "cram", "-s", "compressors", "[global@1.0]"], 1, ("[0, 1)", "global@1")),
-    ("compressors a text", [*TRAIN, "--method", "cram", "-s", "compressors", "2:4"], 1, ("compressors", "list", "'2:4'")),
+    ("compressors a text", [*TRAIN, "--method", "cram", "-s", "compressors", "2:4"], 1,
+     ("compressors", "list", "'2:4'")),
     ("start upwards", [*TRAIN, "-s", "start", "../../etc"], 1, ("start", "twelve hexadecimal", "'../../etc'")),
     ("start the root", [*TRAIN, "-s", "start", "/"], 1, ("start", "twelve hexadecimal", "'/'")),
     ("start that is not there", [*TRAIN, "-s", "start", "'000000000000'"], 1, ("no finished run", "'000000000000'")),
@@ -211,7 +212,8 @@ def test_a_run_that_failed_stands_in_the_list(folder, capsys):
 
 
 VALUES = st.text(max_size=30) | st.sampled_from(
-    ["!!int x", "!!float [1]", "!!set {a}", "!!binary x", "*a", "1e999", "0x", "? a", "'", "-", "\x00", "---\na\n---\nb", "!!null 3"]
+    ["!!int x", "!!float [1]", "!!set {a}", "!!binary x", "*a", "1e999", "0x", "? a", "'", "-", "\x00",
+     "---\na\n---\nb", "!!null 3"]
 ) | st.integers().map(str) | st.floats().map(repr)  # fmt: skip
 
 
@@ -268,7 +270,8 @@ NOTEBOOKS = [
     ("code as a name", {CODE: 1}, {}, ValueError, ("unknown parameter", "__import__")),
     ("code as a data set", {}, {"dataset": QUOTED}, ValueError, ("unknown data set", "__import__")),
     ("target of another", {"target": "digits"}, {"questions": ["transfer"]}, ValueError, ("transfer", "'digits'")),
-    ("target epochs", {"target_epochs": 0}, {"questions": ["transfer"]}, ValueError, ("target_epochs", "at least 1", "not 0")),
+    ("target epochs", {"target_epochs": 0}, {"questions": ["transfer"]}, ValueError,
+     ("target_epochs", "at least 1", "not 0")),
     ("questions a text", {}, {"questions": "equal_cost"}, TypeError, ("questions", "list", "'equal_cost'")),
     ("no question", {}, {"questions": []}, ValueError, ("at least one notebook",)),
     ("seeds true", {}, {"seeds": True}, TypeError, ("seeds", "integer", "True")),
@@ -334,8 +337,10 @@ def test_what_papermill_is_given_arrives_as_plain_text_and_is_not_executed(tmp_p
         nbformat.v4.new_code_cell(defaults, metadata={"tags": ["parameters"]}),
         nbformat.v4.new_code_cell(
             "import json\nimport cram_bench as cb\n"
-            f"cb.report.check_parameters(globals(), f=list[str], **dict.fromkeys({[n for n in values if n != 'f']!r}, str))\n"
-            f"with open('values.json', 'w') as file:\n    json.dump({{name: globals()[name] for name in {list(values)!r}}}, file)"
+            "cb.report.check_parameters(globals(), f=list[str], "
+            f"**dict.fromkeys({[n for n in values if n != 'f']!r}, str))\n"
+            "with open('values.json', 'w') as file:\n"
+            f"    json.dump({{name: globals()[name] for name in {list(values)!r}}}, file)"
         ),
     ]
     nbformat.write(notebook, tmp_path / "in.ipynb")

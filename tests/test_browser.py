@@ -1,7 +1,7 @@
-"""What a reader does and sees, in a headless Chromium: the explorer in JupyterLab and in Voilà, the report with no network.
+"""What a reader does and sees in a headless Chromium: the explorer in JupyterLab and Voilà, the report with no network.
 
-Skipped by name where there is no Chromium or no playwright; CI installs both. A server is started once for all that is looked
-at on it. Set ``CRAM_BENCH_SCREENSHOTS`` to a folder to look for yourself.
+Skipped by name where there is no Chromium or no playwright; CI installs both. A server is started once for all that is
+looked at on it. Set ``CRAM_BENCH_SCREENSHOTS`` to a folder to look for yourself.
 """
 
 import contextlib
@@ -45,13 +45,17 @@ SEEN = """() => {
   const name = e => e.tagName + '.' + e.className + ': ' + (e.alt || e.value || e.textContent || '').slice(0, 60);
   const all = [...root.querySelectorAll('*')].filter(shown);
   const wide = document.documentElement.clientWidth;
-  const outside = all.filter(e => { const b = e.getBoundingClientRect(); return b.left < -0.5 || b.right > wide + 0.5; }).map(name);
+  const outside = all.filter(e => {
+    const b = e.getBoundingClientRect(); return b.left < -0.5 || b.right > wide + 0.5;
+  }).map(name);
   const scrolled = [];
   const around = [];
-  for (let e = root; e && !e.matches('.jp-NotebookPanel'); e = e.parentElement) around.push(e);  // Lab's own menus may be cut
+  // Lab's own menus may be cut
+  for (let e = root; e && !e.matches('.jp-NotebookPanel'); e = e.parentElement) around.push(e);
   for (const e of new Set([...around, ...all])) {
     const hides = e === document.documentElement || getComputedStyle(e).overflowX !== 'visible';
-    if (hides && !['SELECT', 'OPTION'].includes(e.tagName) && e.scrollWidth > e.clientWidth + 1 && e.clientWidth) scrolled.push(name(e));
+    const wider = e.scrollWidth > e.clientWidth + 1 && e.clientWidth;
+    if (hides && !['SELECT', 'OPTION'].includes(e.tagName) && wider) scrolled.push(name(e));
   }
   const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
   const rgba = colour => {
@@ -61,14 +65,17 @@ SEEN = """() => {
   const over = (top, below) => [0, 1, 2].map(i => top[i] * top[3] + below[i] * (1 - top[3])).concat(1);
   const behind = e => {
     const layers = [];
-    for (; e; e = e.parentElement) { layers.push(rgba(getComputedStyle(e).backgroundColor)); if (layers.at(-1)[3] === 1) break; }
+    for (; e; e = e.parentElement) {
+      layers.push(rgba(getComputedStyle(e).backgroundColor)); if (layers.at(-1)[3] === 1) break;
+    }
     return layers.reverse().reduce((below, top) => over(top, below), [255, 255, 255, 1]);
   };
   const light = c => {
     const [r, g, b] = c.map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
-  const faint = all.filter(e => e.tagName === 'SELECT' || [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())).map(e => {
+  const says = e => [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim());
+  const faint = all.filter(e => e.tagName === 'SELECT' || says(e)).map(e => {
     let opacity = 1;
     for (let p = e; p; p = p.parentElement) opacity *= Number(getComputedStyle(p).opacity);
     const below = behind(e), colour = rgba(getComputedStyle(e).color);
@@ -76,7 +83,8 @@ SEEN = """() => {
     return [name(e), (pair[0] + 0.05) / (pair[1] + 0.05), e.closest('.dot') !== null];
   }).filter(([, ratio, dot]) => ratio < (dot ? 3 : 4.5)).map(([n, ratio]) => n + ' ' + ratio.toFixed(1));
   const pictures = [...root.querySelectorAll('img')].map(e => ({
-    alt: e.alt, title: e.title, natural: e.naturalWidth, width: e.getBoundingClientRect().width, high: e.getBoundingClientRect().height
+    alt: e.alt, title: e.title, natural: e.naturalWidth,
+    width: e.getBoundingClientRect().width, high: e.getBoundingClientRect().height
   }));
   const torn = [];
   for (const e of root.querySelectorAll('th, td')) for (const node of [...e.childNodes].filter(n => n.nodeType === 3)) {
@@ -217,8 +225,8 @@ def voila(house, tmp_path_factory):
     pytest.importorskip("voila")
     port = free_port()
     command = [
-        sys.executable, "-m", "voila", str(house / "notebooks"), "--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1",
-        "--MappingKernelManager.cull_idle_timeout=20", "--MappingKernelManager.cull_interval=5",
+        sys.executable, "-m", "voila", str(house / "notebooks"), "--no-browser", f"--port={port}",
+        "--Voila.ip=127.0.0.1", "--MappingKernelManager.cull_idle_timeout=20", "--MappingKernelManager.cull_interval=5",
     ]  # fmt: skip
     with server(command, port, tmp_path_factory.mktemp("voila")) as address:
         yield address

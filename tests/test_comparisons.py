@@ -43,7 +43,8 @@ def test_without_a_two_pass_method_there_is_one_cost():
 def test_an_ablation_changes_one_thing():
     variants = recipes.ablations("digits", 1, epochs=3)
     base = variants["CrAM+-Multi"][0]
-    expected = {"without +": {"method", "step"}, "ramp": {"ramp"}, "ramp, 95 % too": {"method", "ramp", "compressors"}, "dense gradients": {"sparse_gradients"}, "ρ = 0": {"rho"}, "only 70 %": {"compressors"},
+    expected = {"without +": {"method", "step"}, "ramp": {"ramp"}, "ramp, 95 % too": {"method", "ramp", "compressors"},
+                "dense gradients": {"sparse_gradients"}, "ρ = 0": {"rho"}, "only 70 %": {"compressors"},
                 "ρ/‖g‖ = 0.2": {"normalize"}, "masks held 20 times": {"mask_interval"}}  # fmt: skip
     for name, changed in expected.items():
         other = variants[name][0].settings()

@@ -19,8 +19,8 @@ COMMON = {
 DIGITS = {"dataset": "digits", "model": "convnet", "epochs": 20, "warmup_epochs": 0.5, "precision": "float32"}
 CIFAR10 = {"dataset": "cifar10", "model": "resnet20", "epochs": 10, "warmup_epochs": 0.25, "precision": "bfloat16"}
 SST2 = {
-    "dataset": "sst2", "model": "minilm", "epochs": 3, "warmup_epochs": 0.075, "precision": "bfloat16", "batch_size": 32,
-    "optimizer": "adamw", "lr": 1e-4, "weight_decay": 0.01,
+    "dataset": "sst2", "model": "minilm", "epochs": 3, "warmup_epochs": 0.075, "precision": "bfloat16",
+    "batch_size": 32, "optimizer": "adamw", "lr": 1e-4, "weight_decay": 0.01,
 }  # fmt: skip
 IMAGES = {
     "sgd": {},

@@ -174,7 +174,7 @@ def test_a_loader_is_read_no_further_than_needed():
 
 @pytest.mark.parametrize("data", [images(11), [(torch.zeros(11, 1), torch.zeros(11, dtype=torch.long))]])
 def test_too_few_examples_are_one_line(data):
-    line = r"gradients=3, of 4 examples each, needs 12 examples, and there are 11: give more, or ask for fewer: gradients=2$"
+    line = r"gradients=3, of 4 examples each, needs 12 .*, and there are 11: give more, or ask for fewer: gradients=2$"
     with pytest.raises(ValueError, match=line):
         chunks(data, 3, 4)
     with pytest.raises(ValueError, match=r"^samples=12 needs 12 examples, and there are 11: .* fewer: samples=11$"):

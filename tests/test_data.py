@@ -450,10 +450,12 @@ def test_every_guessing_line_is_that_of_the_evaluated_data():
 
 
 JUNK = {
-    ".DS_Store": "root", "train/.ipynb_checkpoints/cat-checkpoint.png": "a class", "train/__MACOSX/._cat/._0.png": "a class",
-    "train/cat/._0.png": "an image", "train/cat/.ipynb_checkpoints/0-checkpoint.png": "an image", "test/dog/Thumbs.db": "a file",
-    "test/dog/desktop.ini": "a file", "train/dog/notes.txt": "a text", "train/dog/loop.gif": "a GIF", "train/stray.png": "no class",
-    "test/.hidden/0.png": "a class of tests alone", "valid/cat/0.png": "a part that is not used",
+    ".DS_Store": "root", "train/.ipynb_checkpoints/cat-checkpoint.png": "a class",
+    "train/__MACOSX/._cat/._0.png": "a class", "train/cat/._0.png": "an image",
+    "train/cat/.ipynb_checkpoints/0-checkpoint.png": "an image", "test/dog/Thumbs.db": "a file",
+    "test/dog/desktop.ini": "a file", "train/dog/notes.txt": "a text", "train/dog/loop.gif": "a GIF",
+    "train/stray.png": "no class", "test/.hidden/0.png": "a class of tests alone",
+    "valid/cat/0.png": "a part that is not used",
 }  # fmt: skip
 
 

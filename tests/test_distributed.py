@@ -33,7 +33,7 @@ RULES = {
 
 
 def beside(build):
-    """The rule over the matrices alone; another optimizer steps what is left, with the gradients that the step leaves."""
+    """The rule over the matrices alone; another optimizer steps what is left, with the gradients of the step."""
 
     def make(m, seed):
         optimizer = build(m, torch.optim.SGD([p for p in m.parameters() if p.ndim == 2], lr=0.1, momentum=0.9), seed)

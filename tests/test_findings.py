@@ -8,7 +8,7 @@ from cram_bench.report import findings
 
 
 def curves(cells, **more):
-    """Return rows of accuracy from (method, sparsity) → per cent: tuned where pruned, and decoys that must not count."""
+    """Return rows of accuracy from (method, sparsity) → per cent: tuned where pruned, and decoys not to count."""
     rows = []
     for (method, sparsity), per_cent in cells.items():
         right = {"method": method, "sparsity": sparsity, "pattern": "global", "accuracy": per_cent / 100}
@@ -35,8 +35,8 @@ def test_accuracy_is_compared_with_the_first_method_dense_and_at_90_percent(tmp_
              ("sam", 0.95): 31.0, ("cram", 0): 80.0, ("cram", 0.9): 54.4, ("cram", 0.95): 20.0}  # fmt: skip
     made = told(tmp_path, "accuracy_vs_sparsity", runs=runs("sgd", "sam", "cram"), accuracy_vs_sparsity=curves(cells))
     assert made == [
-        "Dense, SAM is 0.1 and CrAM 8.1 points below SGD (88.1 %); at 90 %, SAM is 9.5 points above SGD (54.4 %) and CrAM is "
-        "level with it. Means of seeds 0, 1 and 2, 15 epochs."
+        "Dense, SAM is 0.1 and CrAM 8.1 points below SGD (88.1 %); at 90 %, SAM is 9.5 points above SGD (54.4 %) and "
+        "CrAM is level with it. Means of seeds 0, 1 and 2, 15 epochs."
     ]
 
 
@@ -52,7 +52,7 @@ def test_without_tuning_the_plain_curves_count(tmp_path):
 
 @pytest.mark.parametrize("shorter", [True, False])
 def test_at_equal_cost_each_method_has_the_training_of_the_common_cost(shorter, tmp_path):
-    """SGD takes one gradient a step, SAM two: of 15 epochs at both, the shorter are SAM's of 8, the longer SGD's of 30."""
+    """SGD takes one gradient a step, SAM two: of 15 epochs, the shorter are SAM's of 8, the longer SGD's of 30."""
     equal = [("sgd", 15, 88.0, 54.0), ("sam", 30, 90.0, 60.0)]
     other = ("sam", 16, 84.0, 56.5) if shorter else ("sgd", 30, 91.0, 50.0)
     expected = {("sgd", 15), ("sam", 16)} if shorter else {("sgd", 30), ("sam", 30)}
@@ -78,9 +78,9 @@ def test_ablations_and_transfer_name_every_sparsity_where_the_method_loses(tmp_p
     table["changed"], table["method"] = table["method"], "cram+-multi"
     trained = runs("cram+-multi", seeds=[0], epochs=8, changed="CrAM+-Multi")
     assert told(tmp_path, "ablations", ablations_runs=trained, ablations=table) == [
-        "With ρ = 0, compression without ascent, accuracy is below CrAM+-Multi at 95 % (by 3.6 points) and above it dense and at "
-        "90 % (by 0.8 and 0.2 points); without +, plain CrAM, it is below CrAM+-Multi dense and at 90 % (by 8.3 and 6.2 points). "
-        "One seed, 8 epochs: what one training gives."
+        "With ρ = 0, compression without ascent, accuracy is below CrAM+-Multi at 95 % (by 3.6 points) and above it "
+        "dense and at 90 % (by 0.8 and 0.2 points); without +, plain CrAM, it is below CrAM+-Multi dense and at 90 % "
+        "(by 8.3 and 6.2 points). One seed, 8 epochs: what one training gives."
     ]
     rows = [
         ("sgd", 0, 0.984),
@@ -92,7 +92,8 @@ def test_ablations_and_transfer_name_every_sparsity_where_the_method_loses(tmp_p
     ]
     accuracy = pd.DataFrame(rows, columns=["method", "sparsity", "accuracy"])
     assert told(tmp_path, "transfer", transfer_runs=runs("sgd", seeds=[0], epochs=20), transfer=accuracy) == [
-        "On the new data, CrAM is below SGD at 70 and 80 % (by 4.0 and 6.0 points). One seed, 20 epochs: what one training gives."
+        "On the new data, CrAM is below SGD at 70 and 80 % (by 4.0 and 6.0 points). "
+        "One seed, 20 epochs: what one training gives."
     ]
 
 
@@ -111,9 +112,10 @@ def test_stability_counts_verdicts_and_says_where_there_can_be_none(tmp_path):
     found = verdicts(both, ["sam", "cram"], "sgd")
     (made,) = told(tmp_path, "loss_stability", verdicts=found, stability=both)
     assert made.startswith(
-        "At the dense weights, against SGD, SAM is more stable in 1 of 1 quantities (trace) and CrAM is less stable in 1 of 1 "
-        "quantities (trace); at weights pruned to 90 % nothing can be compared: the loss of SGD is 1.30 nats there, that of the "
-        "others 0.30 to 0.40. Welch's test over 3 seeds, p ≤ 0.05 after Holm's correction. Not measured in this report: gap, "
+        "At the dense weights, against SGD, SAM is more stable in 1 of 1 quantities (trace) and CrAM is less stable in "
+        "1 of 1 quantities (trace); at weights pruned to 90 % nothing can be compared: the loss of SGD is 1.30 nats "
+        "there, that of the others 0.30 to 0.40. Welch's test over 3 seeds, p ≤ 0.05 after Holm's correction. Not "
+        "measured in this report: gap, "
     )
     single = stable({"sgd": 0.2, "sam": 0.3}, sgd=[9.0], sam=[1.0])
     (made,) = told(tmp_path, "loss_stability", verdicts=verdicts(single, "sam", "sgd"), stability=single)
@@ -134,8 +136,8 @@ def test_what_a_method_was_trained_at_is_said_of_its_settings():
 
     multi, wide = [f"global@{s / 10:g}" for s in range(3, 10)], [f"global@{s:g}" for s in (0.3, 0.4, 0.5, 0.6, 0.95)]
     found = findings.trained_at(
-        [run("sgd"), run("cram+-multi", multi), run("cram-single", wide), run("cram", ["global@0.7"]), run("cram", ["2:4"]),
-         run("sgd", ["global@0.5"], start="0123")]
+        [run("sgd"), run("cram+-multi", multi), run("cram-single", wide), run("cram", ["global@0.7"]),
+         run("cram", ["2:4"]), run("sgd", ["global@0.5"], start="0123")]
     )  # fmt: skip
     assert found == {
         "SGD": "dense",
@@ -167,9 +169,9 @@ def test_pruners_are_chosen_by_held_out_loss_and_compared_with_magnitude_that_wa
     trained = runs("sgd", "cram+")
     assert told(tmp_path, "better_pruner", better_pruner_runs=trained, better_pruner=table) == [
         "Magnitude with BatchNorm tuned → the pruner of least held-out loss of each run, test accuracy in %: at 90 %, "
-        "SGD 50.0 → 62.0 (greedy 1, obs 1) and CrAM+ 71.0 → 71.0 (global); at 95 %, SGD 30.0 → 35.0 (obs). What training "
-        "adds to SGD, in points, under magnitude → under the pruner chosen: at 90 %, CrAM+ +21.0 → +9.0. Means of seeds 0, "
-        "1 and 2, 15 epochs."
+        "SGD 50.0 → 62.0 (greedy 1, obs 1) and CrAM+ 71.0 → 71.0 (global); at 95 %, SGD 30.0 → 35.0 (obs). What "
+        "training adds to SGD, in points, under magnitude → under the pruner chosen: at 90 %, CrAM+ +21.0 → +9.0. "
+        "Means of seeds 0, 1 and 2, 15 epochs."
     ]
     dense = table[table["sparsity"] == 0]
     assert told(tmp_path, "better_pruner", better_pruner_runs=trained, better_pruner=dense) == []

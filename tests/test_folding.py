@@ -89,7 +89,7 @@ def test_evaluation_is_that_of_the_plain_network(monkeypatch):
 
 
 def test_other_threads_compute_while_one_traces():
-    """torch.fx reroutes the modules of all threads: neither may the others be recorded, nor two tracings undo each other."""
+    """torch.fx reroutes the modules of all threads: others may not be recorded, nor two tracings undo each other."""
     call = nn.Module.__call__
     torch.manual_seed(0)
     network = cb.models.create("resnet20", 10).eval()

@@ -1,4 +1,4 @@
-"""Ids of experiments, written down once by the code of commit 9fdca78: no change of the house may move anybody's results."""
+"""Ids of experiments, written down once by the code of commit 9fdca78: no change may move anybody's results."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the notebooks do between the library's calls: their cells, run in this process, against the same calls made here.
+"""What the notebooks do between the library's calls: their cells, run in this process, against the same calls here.
 
 Two seeds, so that one that is dropped or mistaken shows, and sizes of which no two are alike.
 """
@@ -154,8 +154,8 @@ def test_transfer(execute, tmp_path, monkeypatch):
     runs = cb.runs.ensure_all([*sources, *tuned], progress=False)
     methods = {source.id: source.method for source in sources}
     rows = [
-        (methods[run.experiment.start], run.experiment.seed, float((run.experiment.pruning.prune or "@0").split("@")[1]),
-         run.history["test_accuracy"].iloc[-1])
+        (methods[run.experiment.start], run.experiment.seed,
+         float((run.experiment.pruning.prune or "@0").split("@")[1]), run.history["test_accuracy"].iloc[-1])
         for run in runs[len(sources) :]
     ]  # fmt: skip
     accuracy = pd.DataFrame(rows, columns=["method", "seed", "sparsity", "accuracy"])

@@ -744,7 +744,7 @@ def test_masks_are_held_over_a_plain_optimizer_only(small_model):
     [("global", [[3.0, 2.0], [], [9.0]]), ("uniform", [[3.0, 2.0, 1.0], [0.6], [9.0, 0.1]])],
 )
 def test_the_reference_rule_by_hand(scope, kept):
-    """Eight weights at 50 %: strictly above the fourth largest, 1.0. Uniform: the first tensor and the last stay dense."""
+    """Eight weights at 50 %: above the fourth largest, 1.0. Uniform: the first tensor and the last stay dense."""
     weights = {"a": torch.tensor([3.0, -2.0, 1.0]), "b": torch.tensor([0.5, 0.6, 0.4]), "c": torch.tensor([9.0, 0.1])}
     compressor = Magnitude(0.5, scope, reference=True)
     assert cb.compress.parse(str(compressor)) == compressor

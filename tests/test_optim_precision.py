@@ -1,4 +1,4 @@
-"""Where the second gradient is taken, in half precision, mixed types and for sparse gradients: against float64 by hand."""
+"""Where the second gradient is taken, in half precision, mixed types and sparse gradients: float64 by hand."""
 
 import copy
 import math
@@ -44,7 +44,7 @@ ASCENTS = {
 
 
 def where(kind, model, directions):
-    """The weights at which the last evaluation of a step happens; `directions` are gradients, or momenta, in float64."""
+    """The weights at a step's last evaluation; `directions` are gradients, or momenta, in float64."""
     optimizer = ASCENTS[kind](model, torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9))
     parameters = list(model.parameters())
     given = [d.to(p.dtype) for p, d in zip(parameters, directions, strict=True)]

@@ -127,7 +127,8 @@ def test_an_image_of_13000_by_13000_pixels_is_not_decoded(way, tmp_path):
     [
         (lambda path: path.symlink_to("/dev/zero"), "it is a device, not a file"),
         (os.mkfifo, "it is a pipe, not a file"),
-        (lambda path: (path.touch(), os.truncate(path, 2**40)), "it has 1,099,511,627,776 bytes, and may have 268,435,456"),
+        (lambda path: (path.touch(), os.truncate(path, 2**40)),
+         "it has 1,099,511,627,776 bytes, and may have 268,435,456"),
     ],
     ids=["an endless device", "a pipe", "a file of a terabyte of nothing"],
 )  # fmt: skip
@@ -169,7 +170,8 @@ def read_shard(path: Path) -> None:
     [
         (bytes(10**6), 10_000, "it says that its {} bytes are 10,000 images"),
         (bytes(10**7), 500, "its {} bytes stand for 10,000,1.., .* times as many; allowed are 100 times"),
-        (np.random.default_rng(0).bytes(10**6), 20_000, "its {} bytes stand for 20,000,000,000, .* as many; allowed are 100 times"),
+        (np.random.default_rng(0).bytes(10**6), 20_000,
+         "its {} bytes stand for 20,000,000,000, .* as many; allowed are 100 times"),
     ],
     ids=["many rows", "one large image of nothing", "a file of a megabyte"],
 )  # fmt: skip
@@ -207,7 +209,8 @@ LAUGHS = "a: &a [lol, lol, lol, lol, lol, lol, lol, lol, lol]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
 )
 MERGES = "a: &a {x: 1}\n" + "".join(
-    f"{name}: &{name} {{<<: [{', '.join([f'*{before}'] * 9)}]}}\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+    f"{name}: &{name} {{<<: [{', '.join([f'*{before}'] * 9)}]}}\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True)
 )  # fmt: skip
 
 
@@ -314,10 +317,12 @@ def one(value):
 NO_WEIGHTS = [
     ("int8", lambda w: w.to(torch.int8), "'linear.weight' holds int8, and must hold floating-point numbers"),
     ("bool", lambda w: w > 0, "'linear.weight' holds bool, and must hold floating-point numbers"),
-    ("complex", lambda w: w.to(torch.complex64), "'linear.weight' holds complex64, and must hold floating-point numbers"),
+    ("complex", lambda w: w.to(torch.complex64),
+     "'linear.weight' holds complex64, and must hold floating-point numbers"),
     ("infinite", one(float("inf")), "1 of 640 values of 'linear.weight' are infinite or no numbers"),
     ("no number", one(float("nan")), "1 of 640 values of 'linear.weight' are infinite or no numbers"),
-    ("infinite here", lambda w: one(1e300)(w.double()), "1 of 640 values of 'linear.weight' are infinite or no numbers"),
+    ("infinite here", lambda w: one(1e300)(w.double()),
+     "1 of 640 values of 'linear.weight' are infinite or no numbers"),
 ]  # fmt: skip
 
 

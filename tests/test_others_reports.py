@@ -64,7 +64,8 @@ def both(folder: Path, tmp_path: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("notebooks", "notebooks"), ("reports", ".."), ("store", "x"), ("keep_runs", True), ("device", "cpu"), ("command", "rm")],
+    [("notebooks", "notebooks"), ("reports", ".."), ("store", "x"), ("keep_runs", True), ("device", "cpu"),
+     ("command", "rm")],
 )  # fmt: skip
 def test_a_report_does_not_choose_what_is_run(name, value, tmp_path):
     """Least of all the folder of notebooks, which may lie beside it and are code."""

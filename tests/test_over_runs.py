@@ -39,9 +39,10 @@ def test_a_result_is_that_of_the_last_epoch():
 
 def test_a_table_of_accuracies_has_a_column_for_what_is_quantized_alone():
     """Beside the dense column, not in it; pruned to the pattern asked for, quantized or not."""
-    cells = {("global", 0.0, False): 0.9, ("global", 0.0, True): 0.1, ("int8", 0.0, False): 0.2, ("int8", 0.0, True): 0.7,
-             ("global", 0.5, True): 0.6, ("2:4", 0.5, True): 0.5, ("uniform", 0.5, True): 0.3, ("global", 0.5, False): 0.15,
-             ("global+int4", 0.0, True): 0.4, ("global+int4", 0.5, True): 0.35, ("2:4+int8", 0.5, True): 0.45}  # fmt: skip
+    cells = {("global", 0.0, False): 0.9, ("global", 0.0, True): 0.1, ("int8", 0.0, False): 0.2,
+             ("int8", 0.0, True): 0.7, ("global", 0.5, True): 0.6, ("2:4", 0.5, True): 0.5,
+             ("uniform", 0.5, True): 0.3, ("global", 0.5, False): 0.15, ("global+int4", 0.0, True): 0.4,
+             ("global+int4", 0.5, True): 0.35, ("2:4+int8", 0.5, True): 0.45}  # fmt: skip
     rows = [("sgd", 0, *where, accuracy) for where, accuracy in cells.items()]
     curves = pd.DataFrame(rows, columns=["method", "seed", "pattern", "sparsity", "calibrated", "accuracy"])
     shown = cb.probes.accuracy_table(curves).loc["SGD"].to_dict()

@@ -1,4 +1,4 @@
-"""Every figure against its table: where lines, bands, ticks, colours and texts must be is worked out here, not read there."""
+"""Every figure against its table: where lines, bands, ticks, colours and texts must be is worked out here."""
 
 import io
 import itertools
@@ -27,7 +27,7 @@ NAMES = {"sgd": "SGD", "cram+-multi": "CrAM+-Multi"}
 
 
 def table(methods=PAIR, seeds=(0, 1, 2), **axes) -> pd.DataFrame:
-    """Return a row for each combination, and values without any symmetry: mean, median, lowest and highest all differ."""
+    """Return a row for each combination, and values without symmetry: mean, median, lowest and highest differ."""
     rows = list(itertools.product(methods, seeds, *axes.values()))
     frame = pd.DataFrame(rows, columns=["method", "seed", *axes])
     draw = np.random.default_rng(len(rows))
@@ -272,7 +272,8 @@ def transfer():
 
 def calibration_curve():
     sizes = pd.DataFrame(
-        {"size": [0, 10, 10, 10, 1000, 1000, 1000], "draw": [0, 0, 1, 2, 0, 1, 2], "accuracy": [0.3, 0.5, 0.7, 0.75, 0.8, 0.9, 0.82]}
+        {"size": [0, 10, 10, 10, 1000, 1000, 1000], "draw": [0, 0, 1, 2, 0, 1, 2],
+         "accuracy": [0.3, 0.5, 0.7, 0.75, 0.8, 0.9, 0.82]}
     )  # fmt: skip
     figure = cb.plots.calibration_curve(sizes)
     (axis,) = figure.axes
@@ -304,7 +305,8 @@ def gaps():
     check_means(pruning, rows, "sparsity", "pruning_gap", "range", {0.5: 0, 0.9: 1})
     check_means(gap, rows, "sparsity", "gap", "range", {0.5: 0, 0.9: 1})
     assert [axis.get_title(loc="left") for axis in figure.axes] == [
-        "Loss", "Ascent alone\nL(θ + ρg) − L(θ)", "Pruning alone (ρ = 0)\nL(C(θ)) − L(θ)", "CrAM gap at ρ = 0.2\nL(C(θ + ρg)) − L(θ)",
+        "Loss", "Ascent alone\nL(θ + ρg) − L(θ)", "Pruning alone (ρ = 0)\nL(C(θ)) − L(θ)",
+        "CrAM gap at ρ = 0.2\nL(C(θ + ρg)) − L(θ)",
     ]  # fmt: skip
     assert loss.get_ylabel() == "L(θ), nats"
     assert loss.get_ylim()[0] == 0
@@ -350,7 +352,8 @@ def stability():
     figure = cb.plots.stability(rows)
     titles = [axis.get_ylabel().split("\n") for axis in figure.axes]
     assert [title for title, _ in titles] == [
-        "loss: how well it fits", "CrAM gap", "rise by the ascent", "rise by pruning", "SAM-sharpness", "top Hessian eigenvalue", "Hessian trace",
+        "loss: how well it fits", "CrAM gap", "rise by the ascent", "rise by pruning", "SAM-sharpness",
+        "top Hessian eigenvalue", "Hessian trace",
     ]  # fmt: skip
     assert [unit for _, unit in titles] == ["nats (log scale)"] * 5 + ["nats/weight² (log scale)"] * 2
     for axis, name in zip(figure.axes, names, strict=True):
@@ -573,7 +576,9 @@ def loss_slice():
 
 def layer_profile():
     tables = {
-        label: pd.DataFrame({"layer": ["conv.weight", "fc.weight"], "sparsity": [0.2, 0.7 + place / 10], "rise": [0.5, -0.02 * place]})
+        label: pd.DataFrame(
+            {"layer": ["conv.weight", "fc.weight"], "sparsity": [0.2, 0.7 + place / 10], "rise": [0.5, -0.02 * place]}
+        )
         for place, label in enumerate(RUNS)
     }  # fmt: skip
     figure = cb.plots.layer_profile(tables, RUNS)
@@ -731,7 +736,8 @@ def specialist():
     figure = cb.plots.specialist(found)
     (axis,) = figure.axes
     assert tick_texts(axis.yaxis) == [
-        "global; statistics on task", "exactobs, looked at task; statistics on task", "exactobs, looked at random; statistics on task"
+        "global; statistics on task", "exactobs, looked at task; statistics on task",
+        "exactobs, looked at random; statistics on task",
     ]  # fmt: skip
     blue = [each for each in axis.lines if to_hex(each.get_color()) == "#0072b2"]
     assert list(blue[0].get_xdata()) == [0.5, 0.6]
@@ -745,8 +751,9 @@ ORACLES = {
     each.__name__: each
     for each in (
         ablations, accuracy_vs_sparsity, calibration_curve, equal_cost, examples, explorer_curve, gaps, layer_profile,
-        layer_sensitivity, loss_along_compression, loss_along_path, loss_in_ball, loss_on_plane, loss_planes, loss_slice,
-        pruners, sharpness, sharpness_over_radii, specialist, spectral_density, stability, transfer, weight_histogram,
+        layer_sensitivity, loss_along_compression, loss_along_path, loss_in_ball, loss_on_plane, loss_planes,
+        loss_slice, pruners, sharpness, sharpness_over_radii, specialist, spectral_density, stability,
+        transfer, weight_histogram,
     )
 }  # fmt: skip
 oracle = pytest.mark.parametrize("check", ORACLES.values(), ids=ORACLES.keys())

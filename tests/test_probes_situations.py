@@ -1,4 +1,4 @@
-"""Other people's loaders and models: the same examples at every evaluation, any outputs and losses, or one line that says why not."""
+"""Other people's loaders and models: the same examples at every evaluation, any outputs and losses, or one line."""
 
 import copy
 import warnings
@@ -73,7 +73,7 @@ def loader(shuffled=True, noisy=True, drop_last=True):
 
 
 def read_once(batches):
-    """The batches that a probe will read next of a loader: its order comes from torch's generator, which it leaves alone."""
+    """The batches that a probe will read next of a loader, whose order comes from torch's generator, left alone."""
     with torch.random.fork_rng():
         return list(batches)
 

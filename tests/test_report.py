@@ -549,8 +549,8 @@ def table_of(method, seed, cells):
 
 
 def test_every_number_of_the_slider_is_a_mean_of_the_table():
-    cells = {("global", 0.0, False): 0.88, ("global", 0.0, True): 0.5, ("global", 0.9, False): 0.1, ("global", 0.9, True): 0.54,
-             ("2:4", 0.5, False): 0.2, ("2:4", 0.5, True): 0.85}  # fmt: skip
+    cells = {("global", 0.0, False): 0.88, ("global", 0.0, True): 0.5, ("global", 0.9, False): 0.1,
+             ("global", 0.9, True): 0.54, ("2:4", 0.5, False): 0.2, ("2:4", 0.5, True): 0.85}  # fmt: skip
     tables = [table_of("sgd", 0, cells), table_of("sgd", 1, {key: value + 0.02 for key, value in cells.items()})]
     tables += [table_of("sam", 0, {key: value + 0.1 for key, value in cells.items()})]
     tables += [pd.DataFrame([{"method": "sam", "seed": 1}])]  # failed
@@ -582,8 +582,8 @@ def test_every_number_of_the_slider_is_a_mean_of_the_table():
 
 
 def test_quantized_weights_have_a_level_of_their_own_and_are_not_the_dense_ones():
-    cells = {("global", 0.0, False): 0.88, ("global", 0.0, True): 0.5, ("global", 0.9, False): 0.1, ("global", 0.9, True): 0.54,
-             ("int8", 0.0, False): 0.7, ("int8", 0.0, True): 0.75,
+    cells = {("global", 0.0, False): 0.88, ("global", 0.0, True): 0.5, ("global", 0.9, False): 0.1,
+             ("global", 0.9, True): 0.54, ("int8", 0.0, False): 0.7, ("int8", 0.0, True): 0.75,
              ("global+int4", 0.0, True): 0.3, ("global+int4", 0.9, True): 0.2}  # fmt: skip
     curves = table_of("sgd", 0, cells)
     data = json.loads(re.search(r"const data = (\{.*?\}), \$ =", pages.slider(curves))[1])

@@ -19,8 +19,8 @@ def plain(bias: bool = True) -> nn.Module:
 
 def normed() -> nn.Module:
     model = nn.Sequential(
-        nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.BatchNorm2d(8, affine=False),
-        nn.ReLU(), nn.Flatten(), nn.Linear(128, 4),
+        nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3),
+        nn.BatchNorm2d(8, affine=False), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4),
     )  # fmt: skip
     with torch.no_grad():
         for _ in range(3):

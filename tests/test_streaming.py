@@ -155,12 +155,14 @@ def test_an_unreadable_file_is_one_line(workers, tmp_path):
     [
         (lambda folder: streaming.load(folder / "none", CROP), "none is not a folder of images"),
         (lambda folder: streaming.load(folder, CROP, workers=-1), "workers must be 0 or more, not -1"),
-        (lambda folder: streaming.load(folder, CROP, 0)[0].resized(8), "in crops of 3 × 32 × 32, which are not scaled: leave resize out"),
+        (lambda folder: streaming.load(folder, CROP, 0)[0].resized(8),
+         "in crops of 3 × 32 × 32, which are not scaled: leave resize out"),
         (lambda folder: next(streaming.load(folder, CROP, 0)[0].batches(0)), "batch_size must be at least 1, not 0"),
         (lambda folder: settings(folder, crop=4), "crop must be 0, or at least 8 pixels, not 4"),
         (lambda folder: settings(folder, resize=64), "crop needs an image folder as dataset, and no resize"),
         (lambda folder: recipe("cifar10", crop=32), "crop needs an image folder as dataset.*'cifar10'"),
-        (lambda folder: cb.recipes.named("imagenet-resnet5"), "unknown recipe 'imagenet-resnet5'; did you mean 'imagenet-r"),
+        (lambda folder: cb.recipes.named("imagenet-resnet5"),
+         "unknown recipe 'imagenet-resnet5'; did you mean 'imagenet-r"),
         (lambda folder: imagenet_resnet50(str(folder), "cram+multi"), "unknown method .*did you mean 'cram\\+-multi'"),
     ],
 )  # fmt: skip

@@ -205,8 +205,8 @@ def test_the_readmes_example_is_a_sweep():
 class Pretended:
     """Jobs that do what a script says of each, in the order in which they are submitted, and train in this process.
 
-    A script is what a job says at each look (an exception is raised, a function called); then it ends, having trained as many
-    experiments as given. An exception instead of a script is one of `submit`.
+    A script is what a job says at each look (an exception is raised, a function called); then it ends, having trained
+    as many experiments as given. An exception instead of a script is one of `submit`.
     """
 
     every = 0.0
@@ -582,7 +582,7 @@ def soon(condition, seconds=60):
 
 
 class Killer(threading.Thread):
-    """Kill workers (kill -9): one as it starts, `inside` of them between two epochs of a training, one of the controllers."""
+    """Kill workers (kill -9): one as it starts, `inside` of them between two epochs, one of the controllers."""
 
     def __init__(self, store, inside, controller=False):
         super().__init__(daemon=True)
@@ -774,7 +774,8 @@ def slurm():
     key, seed = folder / "keys" / "munge.key", folder / "keys" / "seed"
     calls = [
         ["munged", "--foreground", "--force", f"--key-file={key}", f"--socket={folder}/munge.sock",
-         f"--pid-file={folder}/munged.pid", f"--log-file={folder}/munged.log", f"--seed-file={seed}", "--num-threads=2"],
+         f"--pid-file={folder}/munged.pid", f"--log-file={folder}/munged.log", f"--seed-file={seed}",
+         "--num-threads=2"],
         ["slurmctld", "-D", "-f", str(folder / "slurm.conf")],
         ["slurmd", "-D", "-N", "localhost", "-f", str(folder / "slurm.conf")],
     ]  # fmt: skip

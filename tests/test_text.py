@@ -1,4 +1,4 @@
-"""Sentences: reading, batching, and a real small encoder trained and pruned. Skipped where the extra is not installed."""
+"""Sentences: reading, batching, a real small encoder trained and pruned. Skipped without the extra."""
 
 import importlib.util
 import os

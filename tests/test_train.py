@@ -611,7 +611,7 @@ def test_lbfgs_and_lazy_models_are_one_line(digits):
 )
 @pytest.mark.parametrize("method", cb.recipes.METHODS)
 def test_the_same_numbers_under_any_defaults_of_torch(method, device, dtype, digits):
-    """Order, crops, coins and draws: what lands on the meta device could not be read, and float64 draws other numbers."""
+    """Order, crops, coins and draws: the meta device's could not be read, and float64 draws other numbers."""
     experiment, start = cb.recipes.recipe("digits", method, epochs=2), network()
 
     def trained():

@@ -106,8 +106,8 @@ def parser_of_commands() -> argparse.ArgumentParser:
     )
     probe.add_argument(
         "--prune", action="append", default=[], metavar="SPEC",
-        help="pruners for the sparsity curve beside magnitude, such as 'greedy(gradients=64)@0.9' or 2:4+obs; a name alone, "
-        "such as greedy, at every level",
+        help="pruners for the sparsity curve beside magnitude, such as 'greedy(gradients=64)@0.9' or 2:4+obs; a name "
+        "alone, such as greedy, at every level",
     )  # fmt: skip
     probe.add_argument("--out", help="folder to write tables/*.csv to")
     probe.set_defaults(run=commands.run_probe)

@@ -96,8 +96,9 @@ def parse(spec: str | Compressor) -> Compressor:
             return PruneThenQuantize(prune, quantize)
     if any(re.split(r"x[0-9]|[(@]", part, maxsplit=1)[0] in _LOOKING for part in spec[:500].split("+")):
         raise ValueError(
-            f"{shown(spec)} looks at gradients or inputs, so it is no compressor, which needs the weights alone and is drawn at "
-            f"every step of CrAM; cb.prune.apply_(model, {shown(spec)}, batches=...) prunes with it, and probes take it"
+            f"{shown(spec)} looks at gradients or inputs, so it is no compressor, which needs the weights alone and is "
+            f"drawn at every step of CrAM; cb.prune.apply_(model, {shown(spec)}, batches=...) prunes with it, and "
+            "probes take it"
         )
     raise ValueError(f"unknown compressor {shown(spec)}: write global@0.9, uniform@0.9, 2:4, int8 or global@0.9+int8")
 
@@ -137,8 +138,8 @@ def apply_(model: nn.Module, compressor: Compressor | str, exclude: Iterable[str
     """Compress `model` in place, θ ← C(θ), and return the masks: which weights stayed, and which matrices are dense.
 
     Raises:
-        ValueError: the specification cannot be read, nothing is prunable, or a prunable weight is NaN; the message names
-            it, and nothing is changed.
+        ValueError: the specification cannot be read, nothing is prunable, or a prunable weight is NaN; the message
+            names it, and nothing is changed.
 
     >>> import torch
     >>> model = nn.Linear(4, 1, bias=False)

@@ -1,4 +1,4 @@
-"""Statistics correction: after pruning, every layer's outputs have the mean and variance that they had in the dense model."""
+"""Statistics correction: after pruning, every layer's outputs have the mean and variance of the dense model's."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ class Statistics:
 
 @torch.no_grad()
 def layer_statistics(model: nn.Module, batches: Iterable[Any], forward: Run | None = None) -> Statistics:
-    """Return mean and variance of the channels of every layer of the dense model, in eval mode; the model is left as it was.
+    """Return mean and variance of the channels of every layer of the dense model, in eval mode, and leave it as it was.
 
     Args:
         model: any torch model.
-        batches: inputs, or tuples that begin with them, such as ``Dataset.calibration()`` gives. `correct_statistics` needs
-            the same.
+        batches: inputs, or tuples that begin with them, such as ``Dataset.calibration()`` gives. `correct_statistics`
+            needs the same.
         forward: (model, inputs) → anything, to run the model on inputs that it does not take as its only argument.
 
     Raises:
@@ -114,18 +114,19 @@ def correct_statistics(
 ) -> dict[str, str]:
     """Give every layer's outputs the mean and variance of the dense model's, in place; zeros of weights stay zeros.
 
-    Layer by layer in the order of the forward pass, each measured with those before it corrected (the statistics correction
-    of TACO, arXiv 2303.14409, and of the code of OBC, arXiv 2208.11580). With mean m and variance v of a channel now, M and V
-    in the dense model, and r = √(v/V):
+    Layer by layer in the order of the forward pass, each measured with those before it corrected (the statistics
+    correction of TACO, arXiv 2303.14409, and of the code of OBC, arXiv 2208.11580). With mean m and variance v of a
+    channel now, M and V in the dense model, and r = √(v/V):
 
     * BatchNorm, of its input: (x − μ)/√(σ² + ε) becomes what it was of (x − m)/r + M, by σ² ← r²(σ² + ε) − ε and
-      μ ← m − r (M − μ). Where that variance would be negative, the affine weight takes the factor. Otherwise than BatchNorm
-      tuning this keeps what the dense model's outputs are on these very batches, so few examples of few classes do no harm.
-    * A layer that no BatchNorm follows: the rows of its weight are divided by r, and its bias b ← M − (m − b)/r. Without a bias the mean stays what
-      the scale makes it.
+      μ ← m − r (M − μ). Where that variance would be negative, the affine weight takes the factor. Otherwise than
+      BatchNorm tuning this keeps what the dense model's outputs are on these very batches, so few examples of few
+      classes do no harm.
+    * A layer that no BatchNorm follows: the rows of its weight are divided by r, and its bias b ← M − (m − b)/r.
+      Without a bias the mean stays what the scale makes it.
 
-    A channel that is constant, now or in the dense model, gets the mean alone. A model that was not changed stays the same up
-    to rounding. With one batch it is a single pass; with several, a pass for each layer.
+    A channel that is constant, now or in the dense model, gets the mean alone. A model that was not changed stays the
+    same up to rounding. With one batch it is a single pass; with several, a pass for each layer.
 
     Args:
         model: the pruned model, of the same modules as the dense one.
@@ -137,7 +138,8 @@ def correct_statistics(
         Module name → why it was left, or in part.
 
     Raises:
-        ValueError: these are other batches or is another model, or outputs are not finite; the model may then be corrected in part.
+        ValueError: these are other batches or is another model, or outputs are not finite; the model may then be
+            corrected in part.
         TypeError: `batches` are no batches.
 
     >>> model = nn.Linear(2, 1)

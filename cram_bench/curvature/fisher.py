@@ -38,8 +38,8 @@ class Fisher:
     def damped(self, rows: slice, damping: float) -> Tensor:
         """Return F_b + λI of some blocks in float64; λ is at least a millionth of the block's greatest entry.
 
-        Less than that the products in float32 do not resolve: of a layer whose gradients are a thousand times those of the
-        others, F_b + λI with a λ of the others would have negative eigenvalues.
+        Less than that the products in float32 do not resolve: of a layer whose gradients are a thousand times those of
+        the others, F_b + λI with a λ of the others would have negative eigenvalues.
 
         Args:
             rows: which blocks.
@@ -54,7 +54,7 @@ class Fisher:
 
 
 def groups(layout: Layout, memory: int = MEMORY) -> list[Layout]:
-    """Split a layout so that the blocks of each part, and some gradients of it, fit `memory` bytes: a pass over the examples each."""
+    """Split a layout so that blocks and some gradients of each part fit `memory` bytes: a pass over examples each."""
     return layout.groups(max(1, memory // (8 * (layout.width + 8)))) if layout.size else [layout]
 
 

@@ -115,9 +115,9 @@ class Moments:
         matrices: name → H = (2/N) X Xᵀ, shape (groups, inputs, inputs), float64; of layers that ran.
         counts: name → N, the columns of X: positions of a convolution, rows of a linear layer, over all examples and
             uses.
-        order: every parameter of more than one dimension of a layer that ran, by identity, in the order of its first use:
-            embeddings and layers that were not asked for too. What holds other modules is no layer, attention excepted:
-            its own parameters, such as the positions of a transformer, are not counted.
+        order: every parameter of more than one dimension of a layer that ran, by identity, in the order of its first
+            use: embeddings and layers that were not asked for too. What holds other modules is no layer, attention
+            excepted: its own parameters, such as the positions of a transformer, are not counted.
     """
 
     matrices: dict[str, Tensor]

@@ -1,7 +1,7 @@
 """The kernels of Optimal Brain Surgeon (Hassibi & Stork 1993) on many blocks at once, in float64.
 
-Within a block the loss is modelled as ½ δᵀ F δ around weights w, F positive definite. Removing the set S means w_S → 0, the
-others moving to where the model is least.
+Within a block the loss is modelled as ½ δᵀ F δ around weights w, F positive definite. Removing the set S means w_S → 0,
+the others moving to where the model is least.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def group_saliency(inverses: Tensor, weights: Tensor, size: int) -> Tensor:
 def removal(inverses: Tensor, weights: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
     """Remove the weights of every block one by one, each time the one whose removal costs least; all blocks at once.
 
-    q = argmin w_q² / (2 [F⁻¹]_qq); w ← w − F⁻¹_{:,q} w_q / [F⁻¹]_qq; F⁻¹ ← F⁻¹ − F⁻¹_{:,q} F⁻¹_{q,:} / [F⁻¹]_qq (arXiv 2210.09223,
-    algorithm 1). What goes first is what is zero already.
+    q = argmin w_q² / (2 [F⁻¹]_qq); w ← w − F⁻¹_{:,q} w_q / [F⁻¹]_qq; F⁻¹ ← F⁻¹ − F⁻¹_{:,q} F⁻¹_{q,:} / [F⁻¹]_qq
+    (arXiv 2210.09223, algorithm 1). What goes first is what is zero already.
 
     Args:
         inverses: F⁻¹, shape (n, B, B), float64; left as it is.
@@ -112,7 +112,7 @@ def removal(inverses: Tensor, weights: Tensor, present: Tensor) -> tuple[Tensor,
 
 
 def joint(matrices: Tensor, weights: Tensor, keep: Tensor) -> Tensor:
-    """Return the weights with which the modelled loss is least, what is not in `keep` being zero: the exact joint solve.
+    """Return the weights of least modelled loss, what is not in `keep` being zero: the exact joint solve.
 
     With R what stays and S what goes, w_R ← w_R + F_RR⁻¹ F_RS w_S, which is w − F⁻¹_{:,S} ([F⁻¹]_SS)⁻¹ w_S
     (arXiv 2203.07259, equation 4) without inverting twice. Where F_RS = 0, weights that stay are the same bit for bit.
@@ -141,8 +141,8 @@ def joint(matrices: Tensor, weights: Tensor, keep: Tensor) -> Tensor:
 def sum_of_singles(inverses: Tensor, weights: Tensor, keep: Tensor, size: int = 1) -> Tensor:
     """Return the weights moved by the sum of what each removed group asks alone, then zeroed where not in `keep`.
 
-    w ← w − Σ_Q F⁻¹_{:,Q} ([F⁻¹]_QQ)⁻¹ w_Q over the removed groups Q of `size` consecutive weights. This is the update of
-    oBERT's published code; it is the joint solve only where the groups do not interact.
+    w ← w − Σ_Q F⁻¹_{:,Q} ([F⁻¹]_QQ)⁻¹ w_Q over the removed groups Q of `size` consecutive weights. This is the update
+    of oBERT's published code; it is the joint solve only where the groups do not interact.
 
     >>> F = torch.tensor([[[2.0, 1.0], [1.0, 2.0]]], dtype=torch.float64)
     >>> sum_of_singles(inverse(F), torch.tensor([[3.0, 1.0]]), torch.tensor([[True, False]])).tolist()
@@ -165,11 +165,11 @@ _PENDING = 32  # steps whose downdates are done together
 
 
 def removal_of_rows(inverse: Tensor, weights: Tensor, entries: int = 1 << 23) -> tuple[Tensor, Tensor]:
-    """Remove the weights of rows one by one as `removal` does, where all rows begin with the same H⁻¹ (arXiv 2303.14409).
+    """Remove the weights of rows one by one as `removal` does; all rows begin with the same H⁻¹ (arXiv 2303.14409).
 
-    Rank-one downdates are held back and done some at a time as one product, and what went is taken out of the matrices, so
-    that a row of d weights takes about 2d³/3 operations, nearly all of them in products, and no row has a matrix of its own
-    at first.
+    Rank-one downdates are held back and done some at a time as one product, and what went is taken out of the matrices,
+    so that a row of d weights takes about 2d³/3 operations, nearly all of them in products, and no row has a matrix of
+    its own at first.
 
     Args:
         inverse: H⁻¹, shape (d, d), float64.

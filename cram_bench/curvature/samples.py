@@ -25,12 +25,13 @@ def chunks(
     """Return `count` batches of exactly `size` examples each.
 
     Args:
-        batches: a `Dataset`, of which ``count · size`` examples are drawn without replacement, not augmented; or anything
-            that yields (inputs, labels), whose first examples are cut anew.
+        batches: a `Dataset`, of which ``count · size`` examples are drawn without replacement, not augmented; or
+            anything that yields (inputs, labels), whose first examples are cut anew.
         count: how many batches.
         size: examples in each.
         seed: of the draw from a `Dataset`.
-        setting: what a reader of the error sets, and how many examples one of it takes; ``gradients`` of `size` if not given.
+        setting: what a reader of the error sets, and how many examples one of it takes; ``gradients`` of `size` if not
+            given.
 
     Raises:
         ValueError: there are fewer examples than that.
@@ -88,14 +89,15 @@ def gradients(
     """Yield for every batch the gradient of its mean loss with respect to `weights`, by name, in eval mode.
 
     With batches of one example these are per-sample gradients; the gradient of a larger batch is their mean, and
-    the empirical Fisher of such gradients smaller by about its size. Modes, buffers and stored gradients stay as they are;
-    what is frozen gets a gradient all the same.
+    the empirical Fisher of such gradients smaller by about its size. Modes, buffers and stored gradients stay as they
+    are; what is frozen gets a gradient all the same.
 
     Args:
         model: any torch model.
         weights: name → parameter of it, as `cram_bench.compress.prunable` returns them.
         batches: (inputs, labels), as `chunks` returns them.
-        forward, loss: as the probes take them: how outputs are read, and what is minimised in place of the cross-entropy.
+        forward, loss: as the probes take them: how outputs are read, and what is minimised in place of the
+            cross-entropy.
 
     Raises:
         ValueError: a gradient is not finite, the loss has none or is no single number, or a label has no output.

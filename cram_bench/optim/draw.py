@@ -44,8 +44,8 @@ class Draw:
             looking = choice.prune if isinstance(choice, PruneThenQuantize) else choice
             if isinstance(looking, (Fixed, Specification)):
                 raise TypeError(
-                    f"CrAM draws compressors that need the weights alone, such as cb.compress.Magnitude(0.5), and {choice} "
-                    "looks at gradients or inputs: prune with it after the training, by cb.prune.apply_"
+                    f"CrAM draws compressors that need the weights alone, such as cb.compress.Magnitude(0.5), and "
+                    f"{choice} looks at gradients or inputs: prune with it after the training, by cb.prune.apply_"
                 )
             if not isinstance(choice, Compressor):
                 raise TypeError(

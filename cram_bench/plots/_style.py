@@ -22,8 +22,8 @@ from cram_bench.checks import unknown
 from cram_bench.probes.over_runs import apart, seeds_left
 from cram_bench.recipes import METHODS
 
-# Okabe and Ito's palette, its yellow replaced, and a wine and an indigo of Paul Tol's: distinguishable with colour-blind vision, of
-# different lightness.
+# Okabe and Ito's palette, its yellow replaced, and a wine and an indigo of Paul Tol's: distinguishable with
+# colour-blind vision, of different lightness.
 _PALETTE = (
     "#000000",
     "#0072B2",

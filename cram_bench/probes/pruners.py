@@ -105,7 +105,7 @@ def pruners(
 
 
 def together(batches: Sequence[Any]) -> list[Any]:
-    """Return batches of images as one, which `cram_bench.compress.correct_statistics` corrects in a single pass; others as they are."""
+    """Return batches of images as one, for which `correct_statistics` takes a single pass; others as they are."""
     inputs = [batch[0] for batch in batches if isinstance(batch, (tuple, list)) and isinstance(batch[0], Tensor)]
     return [(torch.cat(inputs),)] if inputs and len(inputs) == len(batches) and inputs[0].ndim == 4 else list(batches)
 

@@ -4,8 +4,8 @@
     fitted = cb.prune.Greedy(block=32).fit(model, train)                 # looks once
     fitted.apply_(model, 0.8)
 
-A new pruner is a new file with a subclass of `Pruner`, and its class in `PRUNERS`. Operators that look at the weights alone,
-which CrAM draws at every step, are in `cram_bench.compress`.
+A new pruner is a new file with a subclass of `Pruner`, and its class in `PRUNERS`. Operators that look at the weights
+alone, which CrAM draws at every step, are in `cram_bench.compress`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ __all__ = [
 
 
 def parse(spec: str | Compressor | Specification) -> Compressor | Specification:
-    """Read a specification of a pruner that looks, or of a compressor; `cram_bench.prune.specification` has the grammar.
+    """Read a specification of a pruner that looks, or of a compressor; `cram_bench.prune.specification` has the
+    grammar.
 
     Raises:
         ValueError: it is neither, or a setting is not allowed.
@@ -71,10 +72,11 @@ def parse(spec: str | Compressor | Specification) -> Compressor | Specification:
 
 
 def grid(patterns: Sequence[str], sparsities: Sequence[float]) -> list[Compressor | Specification]:
-    """Return a specification for every pattern and sparsity, as `cram_bench.compress.grid` does, pruners that look among them.
+    """Return a specification for every pattern and sparsity, as `cram_bench.compress.grid` does, pruners that look
+    among them.
 
-    ``greedy`` becomes ``greedy@0.9``, ``global+obs`` becomes ``global@0.9+obs``; what decides its sparsity itself, such as ``2:4``,
-    comes once.
+    ``greedy`` becomes ``greedy@0.9``, ``global+obs`` becomes ``global@0.9+obs``; what decides its sparsity itself, such
+    as ``2:4``, comes once.
 
     Raises:
         ValueError: a list is empty, a pattern unknown or a sparsity outside [0, 1).

@@ -22,7 +22,7 @@ from cram_bench.settings import Part
 
 @dataclass(frozen=True)
 class Pruner(Part):
-    """Chooses which weights stay by looking at the gradients or the inputs of examples, and may correct those that stay.
+    """Chooses which weights stay by looking at gradients or inputs of examples, and may correct those that stay.
 
     A subclass is a frozen dataclass with its settings as fields, a `kind` by which specifications call it, and `look`.
     """
@@ -67,15 +67,15 @@ class Pruner(Part):
 
         Args:
             model: any torch model.
-            batches: a `Dataset`, of which as many examples are drawn as the pruner's settings say, or anything that yields
-                (inputs, labels).
+            batches: a `Dataset`, of which as many examples are drawn as the pruner's settings say, or anything that
+                yields (inputs, labels).
             exclude: shell patterns over parameter names that stay dense.
             gone: name → boolean, weights that were pruned before; they go first.
             forward, loss: as the probes take them.
 
         Raises:
-            ValueError: there are fewer examples than the settings ask for, a gradient is not finite, all are zero, or a matrix
-                cannot be factored.
+            ValueError: there are fewer examples than the settings ask for, a gradient is not finite, all are zero, or a
+                matrix cannot be factored.
         """
         start = time.perf_counter()
         # What ranks and solves keeps no graph; gradients are enabled where they are taken.
@@ -146,8 +146,8 @@ class Fitted(abc.ABC):
         """Prune the model that was looked at, in place; return the masks.
 
         Raises:
-            ValueError: its weights are not those that were looked at, or no longer, or a matrix cannot be factored; nothing is
-                changed then.
+            ValueError: its weights are not those that were looked at, or no longer, or a matrix cannot be factored;
+                nothing is changed then.
         """
         known = prunable(model)
         if missing := [name for name in self.weights if name not in known]:

@@ -43,8 +43,8 @@ class GradientPruner(Pruner):
     memory: Positive = 2.0
     """GiB that blocks and gradients may take at a time; what does not fit is collected in several passes."""
     at: Text = ""
-    """Empty for gradients at the weights that are pruned, or a compressor, such as ``global@0.9``: gradients where that leads,
-    with BatchNorm tuned there."""
+    """Empty for gradients at the weights that are pruned, or a compressor, such as ``global@0.9``: gradients where that
+    leads, with BatchNorm tuned there."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,8 +85,8 @@ class GradientPruner(Pruner):
         mean = float(diagonal.sum()) / count
         if not mean > 0:
             raise ValueError(
-                f"all {self.gradients} gradients are zero, so {self.kind} cannot rank weights: the model may fit these examples "
-                "perfectly, or its outputs do not depend on its weights"
+                f"all {self.gradients} gradients are zero, so {self.kind} cannot rank weights: the model may fit these "
+                "examples perfectly, or its outputs do not depend on its weights"
             )
         return self.damping * mean
 

@@ -29,8 +29,8 @@ def fitted(
 ) -> list[Compressor]:
     """Return compressors of this model for specifications; compressors that look at nothing come back as they are.
 
-    A pruner looks once, whatever the number of sparsities. In steps, every sparsity has a path of its own: after each step
-    the pruner looks anew, at the same examples, at the pruned model, in which what is gone stays gone.
+    A pruner looks once, whatever the number of sparsities. In steps, every sparsity has a path of its own: after each
+    step the pruner looks anew, at the same examples, at the pruned model, in which what is gone stays gone.
 
     Args:
         specs: as `cram_bench.prune.parse` returns them.

@@ -1,4 +1,4 @@
-"""Greedy removal within blocks: each time the weight whose removal costs least, the others corrected before the next."""
+"""Greedy removal within blocks: the weight whose removal costs least, the others corrected before the next."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ class Greedy(BlockPruner):
 
     Within a block weights go in the order of `cram_bench.curvature.removal`, so an increment that is smaller than one
     before it counts as that one. Then what stays is corrected by the exact joint solve, which is where removal one by
-    one ends, so one pass serves every sparsity and no traces of it are kept. Ranking by increment is of this project; the
-    paper ranks by the cumulative loss of a block (`CAP`), which makes large blocks of little loss hard to empty.
+    one ends, so one pass serves every sparsity and no traces of it are kept. Ranking by increment is of this project;
+    the paper ranks by the cumulative loss of a block (`CAP`), which makes large blocks of little loss hard to empty.
     """
 
     kind: ClassVar[str] = "greedy"
 
     block: Count = 192
-    """B, consecutive weights whose interaction is seen; blocks end where a tensor ends. The paper's; larger ones did better."""
+    """B, consecutive weights whose interaction is seen; blocks end where a tensor ends. The paper's; larger ones did
+    better."""
     damping: Positive = 0.01
     """λ over the mean diagonal of F, positive; the better of 0.01 to 1 on held-out training images."""
 
@@ -41,7 +42,7 @@ class Greedy(BlockPruner):
 
 @dataclass(frozen=True)
 class CAP(Greedy):
-    """oViT's Correlation Aware Pruner: as `Greedy`, ranked by the loss of a block up to each weight (arXiv 2210.09223)."""
+    """oViT's Correlation Aware Pruner: `Greedy`, ranked by the loss of a block up to each weight (arXiv 2210.09223)."""
 
     kind: ClassVar[str] = "cap"
 
@@ -50,7 +51,7 @@ class CAP(Greedy):
 
 
 def in_order(order: Tensor, heights: Tensor) -> Tensor:
-    """Return keys (n, B) by weight: the greatest height so far at its removal, and a little more than that of the one before.
+    """Return keys (n, B) by weight: the greatest height so far at its removal, and a little above the one before.
 
     A little is the next float64, so that no tie lets a later weight of a block go before an earlier one.
 

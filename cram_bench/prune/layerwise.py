@@ -93,7 +93,8 @@ class LayerwisePruner(Pruner):
         if not keys:
             first = next(iter(others.items()), ("", "there is none"))
             raise ValueError(
-                f"{self.kind} sees the inputs of no prunable layer: {first[0]}: {first[1]}; take greedy, which needs none"
+                f"{self.kind} sees the inputs of no prunable layer: {first[0]}: {first[1]}; "
+                "take greedy, which needs none"
             )
         for name, weight in weights.items():
             if name not in keys:
@@ -217,8 +218,8 @@ class _Layerwise(Fitted):
                 else ", or take greedy, which reaches all"
             )
             raise ValueError(
-                f"sparsity {sparsity:g} of {count:,} weights is {zeros:,}, and {self.pruner.kind} can prune {room:,}: dense are "
-                f"{listed}; ask for {math.floor(1e4 * room / count) / 1e4:g} at most{remedy}"
+                f"sparsity {sparsity:g} of {count:,} weights is {zeros:,}, and {self.pruner.kind} can prune {room:,}: "
+                f"dense are {listed}; ask for {math.floor(1e4 * room / count) / 1e4:g} at most{remedy}"
             )
         found = {name: torch.ones_like(self.keys[name], dtype=torch.bool) for name in chosen}
         found |= self.choose(open_, zeros)
@@ -235,8 +236,8 @@ class _Layerwise(Fitted):
         for name in names:
             if name in self.gone and (before := int(self.gone[name].sum())) > split[name]:
                 raise ValueError(
-                    f"{before:,} weights of {name} were pruned before, and all layers pruned alike it would have {split[name]:,} "
-                    f"zeros: ask for a higher sparsity, or prune before by {self.pruner.kind} too"
+                    f"{before:,} weights of {name} were pruned before, and all layers pruned alike it would have "
+                    f"{split[name]:,} zeros: ask for a higher sparsity, or prune before by {self.pruner.kind} too"
                 )
         return split
 
@@ -357,8 +358,8 @@ def _damped(pruner: LayerwisePruner, name: str, matrices: Tensor) -> tuple[Tenso
     live = int((~dead).sum())
     if not live:
         raise ValueError(
-            f"all inputs of the layer of {name} are zero on these {pruner.samples:,} examples, so that {pruner.kind} cannot "
-            f"rank its weights: leave it dense, exclude=[{name!r}], or give other examples"
+            f"all inputs of the layer of {name} are zero on these {pruner.samples:,} examples, so that {pruner.kind} "
+            f"cannot rank its weights: leave it dense, exclude=[{name!r}], or give other examples"
         )
     diagonal += torch.where(dead, 1.0, pruner.damping * float(diagonal.sum()) / live)
     return matrices, dead
@@ -380,6 +381,6 @@ def _named(pruner: Pruner, name: str) -> Iterator[None]:
     except obs.NotDefinite:
         damping = getattr(pruner, "damping", 0.0)
         raise ValueError(
-            f"the inputs' second moments at {name} are not positive definite with damping {damping:g}: give more, such as "
-            f"{pruner.kind}(damping={max(1e-3, 10 * damping):g})"
+            f"the inputs' second moments at {name} are not positive definite with damping {damping:g}: give more, such "
+            f"as {pruner.kind}(damping={max(1e-3, 10 * damping):g})"
         ) from None

@@ -73,8 +73,8 @@ class MFACPruner(GradientPruner):
             found = layout.pack(weights).double().square() / (2 * gram.diagonal())
         except NotDefinite as error:
             raise ValueError(
-                f"the Gram matrix of {layout.name_of(error.row)} is not positive definite with damping {self.damping:g}: "
-                f"give more, such as mfac(damping={max(1e-3, 10 * self.damping):g})"
+                f"the Gram matrix of {layout.name_of(error.row)} is not positive definite with damping "
+                f"{self.damping:g}: give more, such as mfac(damping={max(1e-3, 10 * self.damping):g})"
             ) from None
         keys = layout.unpack(found)
         return _Held(self, weights, keys, layout, gram)

@@ -25,10 +25,11 @@ class OBS(BlockPruner):
 
 @dataclass(frozen=True)
 class OBERT(BlockPruner):
-    """The pruner of oBERT's public code: ranked as `OBS`, corrected by the sum of single-weight updates (arXiv 2203.07259).
+    """The pruner of oBERT's public code: ranked as `OBS`, corrected by the sum of single-weight updates.
 
-    With ``group`` 4 the weights go in fours, consecutive ones, ranked by ½ w_Qᵀ ([F⁻¹]_QQ)⁻¹ w_Q (equation 5). How many go is
-    exact all the same, so the last of the groups may go in part. Its recipe prunes in many steps with new gradients each: ``obertx16@0.9``.
+    arXiv 2203.07259. With ``group`` 4 the weights go in fours, consecutive ones, ranked by ½ w_Qᵀ ([F⁻¹]_QQ)⁻¹ w_Q
+    (equation 5). How many go is exact all the same, so the last of the groups may go in part. Its recipe prunes in many
+    steps with new gradients each: ``obertx16@0.9``.
     """
 
     kind: ClassVar[str] = "obert"
@@ -36,7 +37,8 @@ class OBERT(BlockPruner):
     block: Count = 48
     """B, consecutive weights whose interaction is seen; the paper's 50, made a multiple of four."""
     update: Update = "single"
-    """What stays is corrected by the exact joint solve, by the sum of what every removed weight asks alone, or not at all."""
+    """What stays is corrected by the exact joint solve, by the sum of what every removed weight asks alone, or not at
+    all."""
     group: Annotated[int, Field(ge=1, le=64, description="from 1 to 64")] = 1
     """How many consecutive weights go together; divides the block."""
 

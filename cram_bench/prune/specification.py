@@ -16,7 +16,7 @@ from cram_bench.prune.base import Pruner
 
 @dataclass(frozen=True)
 class Specification:
-    """A pruner, and what it is asked for; it becomes a compressor when it has looked at a model (`cram_bench.prune.fitted`).
+    """A pruner, and what it is asked for; `cram_bench.prune.fitted` makes it a compressor by a look at a model.
 
     Attributes:
         pruner: who ranks and corrects.
@@ -73,9 +73,9 @@ _FORM = re.compile(
 def parse(spec: str | Compressor | Specification, pruners: Mapping[str, type[Pruner]]) -> Compressor | Specification:
     """Read a specification of a pruner that looks, or of a compressor.
 
-    ``NAME@sparsity``, with settings in parentheses (``greedy(block=32,damping=0.1)@0.9``), in n steps (``obertx16@0.9``; with
-    ``x16g`` the density falls by a factor each), with masks chosen by somebody else (``2:4+obs``, ``global@0.9+obs``), and
-    quantized after (``greedy@0.9+int8``).
+    ``NAME@sparsity``, with settings in parentheses (``greedy(block=32,damping=0.1)@0.9``), in n steps
+    (``obertx16@0.9``; with ``x16g`` the density falls by a factor each), with masks chosen by somebody else
+    (``2:4+obs``, ``global@0.9+obs``), and quantized after (``greedy@0.9+int8``).
 
     Raises:
         ValueError: it is none of these, or a setting is not allowed.
@@ -123,7 +123,7 @@ def is_name(text: str, pruners: Mapping[str, type[Pruner]]) -> bool:
 
 
 def _settings(kind: str, text: str, pruners: Mapping[str, type[Pruner]]) -> dict[str, Any]:
-    """Read ``name=value,…``, the names those of the pruner's settings; papermill reads no "=" in a parameter, so also ``name:value``."""
+    """Read ``name=value,…``, the pruner's settings; also ``name:value``, as papermill reads no "=" in parameters."""
     known = [field.name for field in fields(pruners[kind])]
     found: dict[str, Any] = {}
     for item in filter(None, text.split(",")):
