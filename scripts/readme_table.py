@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pandas as pd
+from claims import claims
 
 from cram_bench.report.findings import findings, listed, trained_at
 from cram_bench.report.pages import with_training
@@ -23,6 +24,7 @@ NAMES = {
 }  # fmt: skip
 BEGIN, END = "<!-- begin table: make readme -->", "<!-- end table -->"
 BENCHMARKS = "<!-- begin benchmarks: make benchmark -->", "<!-- end benchmarks -->"
+CLAIMS = "<!-- begin claims: make readme -->", "<!-- end claims -->"
 COUNTS = "<!-- begin counts: make counts -->", "<!-- end counts -->"
 
 
@@ -118,5 +120,6 @@ def filled(readme: str, content: str, begin: str = BEGIN, end: str = END) -> str
 if __name__ == "__main__":
     readme = ROOT / "README.md"
     text = filled(readme.read_text(encoding="utf-8"), tables(ROOT / "reports"))
+    text = filled(text, claims(ROOT / "reports"), *CLAIMS)
     text = filled(text, benchmarks(ROOT / "reports"), *BENCHMARKS)
     readme.write_text(filled(text, counts(ROOT / "reports"), *COUNTS), encoding="utf-8")

@@ -1,5 +1,6 @@
 """What the project says about itself agrees with itself."""
 
+import doctest
 import importlib.util
 import os
 import re
@@ -9,6 +10,7 @@ import tomllib
 from pathlib import Path
 from types import ModuleType
 
+import pandas as pd
 import pytest
 import torch
 
@@ -46,18 +48,53 @@ def test_the_runs_beside_a_committed_report_are_not_ignored():
     assert subprocess.run(["git", "-C", str(ROOT), "check-ignore", "-q", path], check=False).returncode == 1
 
 
-def test_the_readmes_table_is_the_committed_reports():
+def test_the_readmes_table_is_the_committed_reports(monkeypatch):
     reports = ROOT / "reports"
     if not reports.exists():
         pytest.skip("this checkout has no committed report")
     spec = importlib.util.spec_from_file_location("readme_table", ROOT / "scripts" / "readme_table.py")
     module = importlib.util.module_from_spec(spec)
+    monkeypatch.syspath_prepend(ROOT / "scripts")
     spec.loader.exec_module(module)
     readme = (ROOT / "README.md").read_text()
     assert module.tables(reports) in readme
     assert module.filled(readme, module.tables(reports)) == readme
     assert module.filled(readme, module.counts(reports), *module.COUNTS) == readme
     assert module.filled(readme, module.benchmarks(reports), *module.BENCHMARKS) == readme
+    assert module.filled(readme, module.claims(reports), *module.CLAIMS) == readme
+
+
+def test_a_claim_is_shown_contradicted_or_neither_by_the_losses_of_its_report():
+    module = claims_module()
+    assert doctest.testmod(module).failed == 0
+    table = pd.DataFrame(
+        [
+            ("cram+-multi", 0, "global", 0.0, False, 0.90),
+            ("cram+-multi", 1, "global", 0.0, False, 0.92),
+            ("cram+-multi", 0, "global", 0.0, True, 0.50),
+            ("cram+-multi", 0, "global", 0.7, True, 0.89),
+            ("cram+-multi", 1, "global", 0.7, True, 0.91),
+            ("cram+-multi", 0, "global", 0.7, False, 0.10),
+            ("cram+-multi", 0, "2:4", 0.4992, True, 0.88),
+            ("sgd", 0, "global", 0.7, True, 0.20),
+        ],
+        columns=["method", "seed", "pattern", "sparsity", "calibrated", "accuracy"],
+    )
+    assert module.own_losses(table, {0.7: 1.0}) == ("shown", "−1.0 at 70 % (allowed 1), 2 seeds")
+    assert module.own_losses(table, {0.7: 0.6})[0] == "not shown"
+    assert module.own_losses(table, {0.7: 0.4})[0] == "contradicted"
+    assert module.own_losses(table, {0.5: 1.0}, "2:4") == ("contradicted", "−3.0 at 50 % (allowed 1), 2 seeds")
+    with pytest.raises(ValueError, match="lacks a sparsity"):
+        module.own_losses(table, {0.8: 1.0})
+    moved = pd.DataFrame({"method": ["sgd", "cram+-multi"], "seed": 0, "sparsity": 0.7, "accuracy": [0.9, 0.93]})
+    assert module.transfer(moved, {0.7: 0.5}) == ("shown", "+3.0 at 70 % (allowed 0.5), 1 seed")
+
+
+def claims_module():
+    spec = importlib.util.spec_from_file_location("claims", ROOT / "scripts" / "claims.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_a_committed_report_is_small():
