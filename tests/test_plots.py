@@ -725,6 +725,20 @@ def pruners():
     return figure
 
 
+def test_patterns_with_a_sparsity_of_their_own_stand_in_a_block_of_their_own():
+    rows = pd.concat([pruner_rows(), pruner_rows().assign(pattern=lambda t: t["pattern"] + "2")])
+    alone = rows[(rows["pattern"] == "global")].assign(pattern="2:4", sparsity=0.5)
+    figure = cb.plots.pruners(pd.concat([rows, alone]))
+    titles = [axis.get_title(loc="left") for axis in figure.axes]
+    assert titles == ["80 % zeros", "95 % zeros", "50 % zeros"]
+    assert tick_texts(figure.axes[2].yaxis) == ["2:4"]
+    assert "2:4" not in tick_texts(figure.axes[0].yaxis)
+    assert len(tick_texts(figure.axes[0].yaxis)) == 4
+    assert [axis.get_xlabel() for axis in figure.axes] == ["", "test accuracy, %", "test accuracy, %"]
+    upper, lower = figure.axes[0].get_subplotspec().rowspan.start, figure.axes[2].get_subplotspec().rowspan.start
+    assert (upper, lower) == (0, 1)
+
+
 def specialist():
     rows = [
         (pattern, 0.9, draw, looked, "task", "statistics", 0.5 + draw / 10, 0.7 + draw / 10)
