@@ -32,6 +32,8 @@ $(VENV)/.installed: pyproject.toml
 report: install
 	$(BIN)/cram-bench report --dataset digits
 
+SPECIALISTS = -p pruners '[global, "exactobs(samples:128,scope:global)", "greedy(gradients:128,batch:1)"]' -p sparsities '[0.8,0.9]'
+
 cifar10: install
 	$(BIN)/cram-bench report --dataset cifar10 --profile full --keep-runs -p curvature_sample 100 \
 	  -p methods '[sgd, sam, cram+-multi, cram+-ramp]'
@@ -47,6 +49,10 @@ cifar10: install
 	$(BIN)/cram-bench report --dataset cifar10 --notebook better_pruner --profile full --seeds 2 --keep-runs -p epochs 15 \
 	  -p held_out 2000 -p sparsities '[0.8, 0.9, 0.95]' -p corrections '[none, batchnorm]' -p methods '[sgd, cram-single, cram+-multi]' \
 	  -p pruners '[global, greedy, "exactobs(scope:global)"]' --name cifar10-better-pruner
+	$(BIN)/cram-bench report --dataset cifar10 --notebook specialist --profile full --seeds 1 -p epochs 15 \
+	  -p task '[airplane,automobile,ship,truck]' $(SPECIALISTS) --name cifar10-specialist-vehicles
+	$(BIN)/cram-bench report --dataset cifar10 --notebook specialist --profile full --seeds 1 -p epochs 15 \
+	  -p task '[cat,dog]' $(SPECIALISTS) --name cifar10-specialist-cat-dog
 	$(MAKE) readme
 
 sst2: install

@@ -16,6 +16,7 @@ ASKED = {
     "cifar10-ablations": "Which part of CrAM does the work",
     "cifar10-transfer": "Whether a sparse model still learns something new",
     "cifar10-second-order": "What curvature buys in one shot",
+    "cifar10-specialist-vehicles": "Whether a few examples of four classes prune a network for them",
     "cifar10-better-pruner": "Whether training for compression pays when the pruner is good",
 }
 """Reports of which the README has the result in words → what they ask."""

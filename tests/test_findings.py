@@ -197,3 +197,27 @@ def test_masks_and_values_are_told_apart(tmp_path):
     )
     said = "Masks alone → values updated too, BatchNorm tuned, in %: at 95 %, "
     assert f"{said}SGD magnitude 55.0 → 80.0, greedy 40.0 → 31.0. Means of" in made
+
+
+def test_a_specialist_says_what_each_awareness_of_the_task_brings(tmp_path):
+    """Of two draws: 90 and 92 % with both; without the task in looking 3 and 1 points less, in correcting 10 and 8."""
+    rows = [("dense", 0.0, 0, None, None, "none", 0.95), ("global", 0.9, 0, None, "task", "statistics", 0.5)]
+    for draw, (both, look, correct) in enumerate([(0.90, 0.87, 0.80), (0.92, 0.91, 0.84)]):
+        for looked, corrected, accuracy in (
+            ("task", "task", both),
+            ("random", "task", look),
+            ("task", "random", correct),
+            ("random", "random", 0.7),
+        ):
+            rows.append(("exactobs", 0.9, draw, looked, corrected, "statistics", accuracy))
+            rows.append(("exactobs", 0.8, draw, looked, corrected, "statistics", 0.01))
+    columns = ["pattern", "sparsity", "draw", "looked", "corrected", "correction", "accuracy"]
+    table = pd.DataFrame(rows, columns=columns)
+    trained = runs("sgd", seeds=[0])
+    assert told(tmp_path, "specialist", specialist_runs=trained, specialist=table) == [
+        "Dense, accuracy on the task is 95.0 %; at 90 %, all from examples of the task, and what that brings over as many "
+        "of all classes: exactobs, statistics, 91.0: +2.0 ± 12.7 by what the pruner looks at and +9.0 ± 12.7 by what the "
+        "correction is from. 95 % intervals over 2 draws. One seed, 15 epochs: what one training gives."
+    ]
+    alone = table[table["pattern"].isin(["dense", "global"])]
+    assert told(tmp_path, "specialist", specialist_runs=trained, specialist=alone) == []

@@ -95,7 +95,8 @@ def build(
             if run.experiment.seed == 0 and run.failure is None:
                 runs.copy(run, folder / "runs")
     identities, machine = folders.everywhere([_identity(run) for run in trained], names), runs.machine()
-    facts = pages.facts(identities, folders.in_command(command or machine["command"], names), machine)
+    command = command or machine["command"]
+    facts = pages.facts(identities, command if paths else folders.in_command(command, names), machine)
     pages.index(folder, planned.questions, identities, failures, facts)
     about = {
         "title": planned.questions[0].replace("_", " "),
@@ -169,7 +170,7 @@ def _write_anew(folder: Path, planned: Plan, about: Mapping[str, Any], name: str
         f"Figures, verdicts and texts were made anew from the tables at commit {machine['commit']}. Nothing was "
         f"trained or measured anew: the weights of {kept or 'none'} of the {total} runs are kept beside this report."
     )
-    command = page.plain(about["facts"].get("Command", ""))
+    command = folders.in_command(page.plain(about["facts"].get("Command", "")), {})
     facts = pages.facts(about["runs"], command, machine | {"versions": about["versions"]}, measured=measured)
     for file in set(about["sha256"]) - {
         path.relative_to(folder).as_posix() for path in _made(folder, planned.notebooks)

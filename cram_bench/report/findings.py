@@ -332,6 +332,51 @@ def _masks_and_values(pruned: pd.DataFrame) -> list[tuple[float, str, str]]:
     return rows
 
 
+def _specialist(tables: Tables) -> str:
+    """Say what is left of the task's accuracy, and how much of it each awareness of the task brings."""
+    runs, table = tables.values()
+    looking = table[table["looked"].notna() & (table["looked"] != "") & (table["sparsity"] > 0)]
+    dense = table[table["sparsity"] == 0]["accuracy"]
+    if looking.empty or dense.empty:
+        return ""
+    level = float(looking["sparsity"].max())
+    texts = [f"dense, accuracy on the task is {100 * dense.mean():.1f} %; at {_at(level)}"]
+    by = ["pattern", "correction", "looked", "corrected", "draw"]
+    means = 100 * looking[looking["sparsity"] == level].groupby(by, sort=False)["accuracy"].mean()
+    for (pattern, correction), own in means.groupby(level=[0, 1], sort=False):
+        crossed = {key: each.droplevel([0, 1]) for key, each in own.droplevel([0, 1]).groupby(level=[0, 1])}
+        if len(crossed) < 4:
+            continue
+        aware = crossed["task", "task"]  # a value a draw
+        both = aware.mean()
+        effects = [
+            (aware - crossed["random", "task"], "what the pruner looks at"),
+            (aware - crossed["task", "random"], "what the correction is from"),
+        ]
+        parts = [f"{_signed(effect.mean())} ± {_half_width(effect):.1f} by {what}" for effect, what in effects]
+        texts.append(f"{pattern}, {correction}, {both:.1f}: {listed(parts)}")
+    if len(texts) == 1:
+        return ""
+    draws = int(looking["draw"].nunique())
+    first, *rest = texts
+    said = (
+        f"{first}, all from examples of the task, and what that brings over as many of all classes: {'; '.join(rest)}"
+    )
+    return f"{_sentence(said)} 95 % intervals over {counted(draws, 'draw')}. {_behind(runs)}"
+
+
+def _half_width(values: pd.Series) -> float:
+    """Return half the width of the 95 % interval of a mean, by Student's t.
+
+    >>> round(_half_width(pd.Series([1.0, 2.0, 3.0])), 3)
+    2.484
+    """
+    from scipy.stats import t
+
+    n = len(values)
+    return float(values.std() / n**0.5 * t.ppf(0.975, n - 1)) if n > 1 else float("nan")
+
+
 def _signed(points: float) -> str:
     """Return points with their sign, a true minus, and no sign before zero.
 
@@ -349,5 +394,6 @@ _FINDINGS: dict[str, tuple[tuple[str, ...], Callable[[Tables], str]]] = {
     "transfer": (("transfer_runs", "transfer"), _transfer),
     "better_pruner": (("better_pruner_runs", "better_pruner"), _pruners),
     "second_order": (("second_order_runs", "second_order"), _pruners),
+    "specialist": (("specialist_runs", "specialist"), _specialist),
     "language": (("language_runs", "language_curves"), _accuracy),
 }

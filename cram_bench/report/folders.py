@@ -42,17 +42,21 @@ def without(text: str, names: Mapping[str, str]) -> str:
 
 
 def in_command(command: str, names: Mapping[str, str]) -> str:
-    """Return a command with the last name of each absolute path instead of all of it, where there is an image folder.
+    """Return a command with names in the place of image folders, and the last name of each other absolute path alone.
 
     >>> in_command("cram-bench report --dataset /data/birds --reports=/mine/out", {"/data/birds": "birds"})
     'cram-bench report --dataset birds --reports=out'
+    >>> in_command("cram-bench report --dataset cifar10 -p epochs 15 --reports /mine/out", {})
+    'cram-bench report --dataset cifar10 -p epochs 15 --reports out'
+
+    One that was given with ``--paths`` stays as it is.
     """
     try:
-        words = shlex.split(command) if names else []
+        words = shlex.split(command)
     except ValueError:  # no command of a shell
-        words = []
-    if not words:
         return without(command, names)
+    if "--paths" in words:
+        return command
     parts = [re.fullmatch(r"(-[\w-]+=)?(.*)", without(word, names), re.DOTALL) for word in words]
     pairs = [(part[1] or "", part[2]) for part in parts if part]
     return shlex.join(start + (Path(rest).name if Path(rest).is_absolute() else rest) for start, rest in pairs)
