@@ -215,9 +215,9 @@ def test_a_specialist_says_what_each_awareness_of_the_task_brings(tmp_path):
     table = pd.DataFrame(rows, columns=columns)
     trained = runs("sgd", seeds=[0])
     assert told(tmp_path, "specialist", specialist_runs=trained, specialist=table) == [
-        "Dense, accuracy on the task is 95.0 %; at 90 %, all from examples of the task, and what that brings over as many "
-        "of all classes: exactobs, statistics, 91.0: +2.0 ± 12.7 by what the pruner looks at and +9.0 ± 12.7 by what the "
-        "correction is from. 95 % intervals over 2 draws. One seed, 15 epochs: what one training gives."
+        "Dense, accuracy on the task is 95.0 %; at 90 %, all from examples of the task, and what that brings over as "
+        "many of all classes: exactobs, statistics, 91.0: +2.0 ± 12.7 by what the pruner looks at and +9.0 ± 12.7 by "
+        "what the correction is from. 95 % intervals over 2 draws. One seed, 15 epochs: what one training gives."
     ]
     alone = table[table["pattern"].isin(["dense", "global"])]
     assert told(tmp_path, "specialist", specialist_runs=trained, specialist=alone) == []
