@@ -68,7 +68,7 @@ def parser_of_commands() -> argparse.ArgumentParser:
     report.add_argument("--reports", default="reports", help="folder to write to (default: reports)")
     report.add_argument("--name", help="of the report's folder (default: DATASET-MODEL, with -quick for that profile)")
     report.add_argument("--notebooks", help="folder of the notebooks (default: those of this package)")
-    report.add_argument("--keep-runs", action="store_true", help="copy the finished seed-0 runs beside the report")
+    report.add_argument("--keep-runs", action="store_true", help="copy the finished runs, weights too, into the report")
     report.add_argument(
         "--paths", action="store_true", help="publish where image folders are (default: their names alone)"
     )

@@ -64,7 +64,7 @@ def build(
         notebooks: the folder of the notebooks; by default those of this package.
         name: of the report's folder; by default dataset-model, with ``-quick`` after it for that profile.
         store: the run store; by default ``Store()``, and the runs that are kept beside the report.
-        keep_runs: copy the finished seed-0 runs to ``runs/`` in the report.
+        keep_runs: copy the finished runs, weights of all seeds, to ``runs/`` in the report.
         command: what to print as the command that made the report.
         paths: write where image folders are; otherwise all that is published has their names alone.
         how: device, threads and compile, as in `cram_bench.runs.ensure`.
@@ -90,10 +90,9 @@ def build(
     trained = runs.ensure_all(planned.wanted, store, **how)
     folder.mkdir(parents=True, exist_ok=True)
     failures = folders.everywhere(_execute(planned, folder, trained, names, store=str(store.root)), names)
-    if keep_runs:
-        for run in trained:
-            if run.experiment.seed == 0 and run.failure is None:
-                runs.copy(run, folder / "runs")
+    for run in trained if keep_runs else ():
+        if run.failure is None:
+            runs.copy(run, folder / "runs")
     identities, machine = folders.everywhere([_identity(run) for run in trained], names), runs.machine()
     command = command or machine["command"]
     facts = pages.facts(identities, command if paths else folders.in_command(command, names), machine)
