@@ -17,6 +17,7 @@ ASKED = {
     "cifar10-transfer": "Whether a sparse model still learns something new",
     "cifar10-second-order": "What curvature buys in one shot",
     "cifar10-specialist-vehicles": "Whether a few examples of four classes prune a network for them",
+    "cifar10-specialist-cat-dog": "Whether a few examples of cats and dogs do",
     "cifar10-better-pruner": "Whether training for compression pays when the pruner is good",
 }
 """Reports of which the README has the result in words → what they ask."""
