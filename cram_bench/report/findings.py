@@ -342,19 +342,19 @@ def _specialist(tables: Tables) -> str:
     level = float(looking["sparsity"].max())
     texts = [f"dense, accuracy on the task is {100 * dense.mean():.1f} %; at {_at(level)}"]
     by = ["pattern", "correction", "looked", "corrected", "draw"]
-    means = 100 * looking[looking["sparsity"] == level].groupby(by, sort=False)["accuracy"].mean()
+    values = ["accuracy", "task_accuracy"]
+    means = 100 * looking[looking["sparsity"] == level].groupby(by, sort=False)[values].mean()
     for (pattern, correction), own in means.groupby(level=[0, 1], sort=False):
         crossed = {key: each.droplevel([0, 1]) for key, each in own.droplevel([0, 1]).groupby(level=[0, 1])}
         if len(crossed) < 4:
             continue
-        aware = crossed["task", "task"]  # a value a draw
-        both = aware.mean()
-        effects = [
-            (aware - crossed["random", "task"], "what the pruner looks at"),
-            (aware - crossed["task", "random"], "what the correction is from"),
-        ]
-        parts = [f"{_signed(effect.mean())} ± {_half_width(effect):.1f} by {what}" for effect, what in effects]
-        texts.append(f"{pattern}, {correction}, {both:.1f}: {listed(parts)}")
+        aware = crossed["task", "task"]  # a row a draw
+        parts = []
+        for other, what in ((("random", "task"), "what the pruner looks at"), (("task", "random"), "the correction")):
+            effect = aware - crossed[other]
+            every, among = (f"{_signed(effect[name].mean())} ± {_half_width(effect[name]):.1f}" for name in values)
+            parts.append(f"{every} by {what} ({among})")
+        texts.append(f"{pattern}, {correction}, {aware['accuracy'].mean():.1f}: {listed(parts)}")
     if len(texts) == 1:
         return ""
     draws = int(looking["draw"].nunique())
