@@ -359,9 +359,8 @@ def _specialist(tables: Tables) -> str:
         return ""
     draws = int(looking["draw"].nunique())
     first, *rest = texts
-    said = (
-        f"{first}, all from examples of the task, and what that brings over as many of all classes: {'; '.join(rest)}"
-    )
+    brings = "what that brings over as many of all classes (in brackets: to accuracy among the task's classes alone)"
+    said = f"{first}, all from examples of the task, and {brings}: {'; '.join(rest)}"
     return f"{_sentence(said)} 95 % intervals over {counted(draws, 'draw')}. {_behind(runs)}"
 
 
