@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from cram_bench.compress import Dense, Masks, Weights, zeros_for
+from cram_bench.compress import Dense, Masks, Weights, keep_largest, zeros_for
 from cram_bench.compress.rank import keep_largest_across
 from cram_bench.curvature import obs
 from cram_bench.curvature.inputs import Layer, groups, layers, moments
@@ -248,10 +248,7 @@ class _Exact(_Layerwise):
         if self.pruner.scope == "global":
             keys = [self.keys[name] / (self.energies[name] or 1.0) for name in names]
             return dict(zip(names, keep_largest_across(keys, zeros, magnitudes=False), strict=True))
-        return {
-            name: keep_largest_across([self.keys[name]], share, magnitudes=False)[0]
-            for name, share in self.shares(names, zeros).items()
-        }
+        return {name: keep_largest(self.keys[name], share) for name, share in self.shares(names, zeros).items()}
 
     def solve(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found = {name: self.weights[name].masked_fill(~mask, 0.0) for name, mask in masks.items()}
@@ -326,7 +323,7 @@ def sweep(
         if keep is None:
             scores = (here / pivots).square().masked_fill(before[..., at:end], -1.0)
             total = count + int(before[..., at:end].sum())
-            chosen[..., at:end] = keep_largest_across([scores], total, magnitudes=False)[0]
+            chosen[..., at:end] = keep_largest(scores, total)
         asked = torch.zeros_like(here)
         for i in range(end - at):
             goes = ~chosen[..., at + i]
