@@ -121,3 +121,16 @@ def test_the_readmes_code_runs(tmp_path):
         else:
             exec(compile(block, "README.md", "exec"), names)
     assert torch.isfinite(names["loss"])
+
+
+def test_numbers_measured_anew_are_found_by_run_and_sparsity():
+    """In any order, and runs without weights count as not measured."""
+    spec = importlib.util.spec_from_file_location("recompute", ROOT / "scripts" / "recompute.py")
+    recompute = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recompute)
+    rows = [("sgd", 0, 0.0, 0.9), ("sgd", 0, 0.9, 0.5), ("sgd", 1, 0.0, 0.8), ("sam", 0, 0.0, 0.7)]
+    old = pd.DataFrame(rows, columns=["method", "seed", "sparsity", "accuracy"])
+    new = old.iloc[[3, 1, 0]].assign(accuracy=[0.7, 0.25, 0.9])
+    found = recompute.differences(old, new)
+    assert list(found["there"]) == [True, True, False, True]
+    assert list((found["accuracy"] - found["accuracy_new"])[found["there"]]) == [0, 0.25, 0]
