@@ -3,8 +3,8 @@
     import cram_bench as cb
 
 Rooms, in the order in which they may use each other: `compress`, `distributed`, `models`, `data`, `curvature`, `prune`,
-`losses`, `schedules`, `optim`, `train`, `experiment`, `recipes`, `runs`, `sweep`, `probes`, `plots`, `widgets`,
-`report`, `cli`. Each is loaded when it is first used.
+`deploy`, `losses`, `schedules`, `optim`, `train`, `experiment`, `recipes`, `runs`, `sweep`, `probes`, `plots`,
+`widgets`, `report`, `cli`. Each is loaded when it is first used.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ _ROOMS = (
     "data",
     "curvature",
     "prune",
+    "deploy",
     "callbacks",
     "losses",
     "schedules",

@@ -498,6 +498,19 @@ MODELS = [
     ("masks: of another model", lambda w: Masks({"x": torch.ones(1)}).apply_(w.model), ValueError, ("'x'", "ConvNet")),
     ("masks: no file", lambda w: Masks.load(w.tmp / "none"), OSError, ("none",)),
     ("masks: truncated", lambda w: Masks.load(w.file("m.safetensors")), ValueError, ("m.safetensors", "safetensors:")),
+    ("shrink: structure", lambda w: cb.deploy.shrink(w.model, {}), ValueError, ("ConvNet", "no structures", "heads")),
+    (
+        "ziplm: speed-up",
+        lambda w: cb.prune.ziplm(cb.models.create("resnet20", 10), w.few, [1], latency=pd.DataFrame()),
+        ValueError,
+        ("speed-up", "above 1", "not 1"),
+    ),
+    (
+        "ziplm: table",
+        lambda w: cb.prune.ziplm(cb.models.create("resnet20", 10), w.few, [2], latency=pd.DataFrame()),
+        ValueError,
+        ("table", "no column 'structure'", "none"),
+    ),
     ("layerwise: ends", lambda w: w.layerwise("(ends=open)@0.5"), ValueError, ("ends", "dense or pruned", "'open'")),
     (
         "layerwise: scope",

@@ -18,9 +18,15 @@ class Layer(nn.Module):
         self.up, self.down = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        x = x + self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        x = x + self.proj(self.attention(self.norm1(x)))
         return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+    def attention(self, x: Tensor) -> Tensor:
+        """Return what the heads read, beside each other: (b, length, heads · size)."""
+        if not self.heads:  # all were removed
+            return x[..., :0]
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 class ViT(nn.Module):

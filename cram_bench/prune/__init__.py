@@ -28,6 +28,7 @@ from cram_bench.prune.mfac import MFACPruner
 from cram_bench.prune.obd import OBD
 from cram_bench.prune.obs import OBERT, OBS
 from cram_bench.prune.specification import Specification
+from cram_bench.prune.structured import Shrinkable, structures, ziplm
 
 PRUNERS: dict[str, type[Pruner]] = {
     **{pruner.kind: pruner for pruner in (OBD, MFACPruner, OBERT, OBS, CAP, Greedy, ExactOBS, SparseGPT)},
@@ -47,6 +48,7 @@ __all__ = [
     "Greedy",
     "MFACPruner",
     "Pruner",
+    "Shrinkable",
     "SparseGPT",
     "Specification",
     "apply_",
@@ -54,6 +56,8 @@ __all__ = [
     "grid",
     "is_name",
     "parse",
+    "structures",
+    "ziplm",
 ]
 
 
