@@ -362,3 +362,39 @@ def test_browser_report_without_network(viewer, tmp_path):
                 shown = page.locator(f"td[data-method='{method}']").inner_text()
                 assert float(shown) == pytest.approx(100 * rows[method], abs=0.051)
     assert page.locator("#level").inner_text() == "90 %"
+
+
+def test_browser_runs_no_script_of_a_report_of_somebody_else(viewer, hostile):
+    """Its texts are shown as they are, wherever they stand, and after the slider has written them anew."""
+    page, (text, folder) = viewer.page, hostile
+    page.context.set_offline(True)
+    dialogs, expected = [], {"index.html": 20, f"{folder.name}.html": 5, "../index.html": 4}
+    page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+    for name, least in expected.items():
+        page.goto((folder / name).resolve().as_uri())
+        if name == "index.html":
+            options = page.locator("#pattern option")
+            assert set(options.all_inner_texts()) == {"global", text, f"{text}+int8"}
+            for pattern in options.all_inner_texts():
+                page.locator("#pattern").select_option(pattern)
+                for tuned in (True, False):
+                    page.locator("#tuned").set_checked(tuned)
+                    page.locator("#where").focus()
+                    for _ in range(3):
+                        page.locator("#where").press("ArrowRight")
+                    assert page.locator("#numbers td").first.inner_text().strip() == text
+                    assert page.locator("#numbers td[data-method]").first.get_attribute("data-method") == text
+                    page.locator("#where").press("Home")
+                    if pattern != "global":
+                        labels = page.locator("#chart text").all_text_contents()
+                        assert (pattern in labels) == ("int8" in pattern)
+        assert page.inner_text("body").count(text) >= least
+        assert page.evaluate("window.hit === undefined")
+        names = "[...document.querySelectorAll('*')].flatMap(e => e.getAttributeNames())"
+        assert page.evaluate(f"{names}.filter(n => n.startsWith('on'))") == []
+        assert page.evaluate("document.querySelectorAll('img[src=x]').length") == 0
+        assert page.evaluate("document.scripts.length") == (name == "index.html")
+        broken = page.evaluate("[...document.images].filter(e => !e.naturalWidth).map(e => e.src)")
+        assert broken == []
+    assert dialogs == []
+    assert viewer.complaints == []

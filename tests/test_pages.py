@@ -22,16 +22,19 @@ class _Read(HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.tags, self.values, self.cells = [], [], []
+        self.tags, self.names, self.values, self.cells, self.sources, self.text = [], [], [], [], [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
+        self.names += [name for name, _ in attrs]
         self.values += [value for _, value in attrs]
+        self.sources += [value for name, value in attrs if name == "src"]
         if tag in ("td", "th"):
             self.cells.append("")
 
     def handle_data(self, data):
+        self.text.append(data)
         if self.cells and self.tags[-1] in ("td", "th"):
             self.cells[-1] += data
 
@@ -95,6 +98,34 @@ def test_titles_names_and_alternative_texts_are_escaped(tmp_path):
     assert unquote(link) == f"{folder.name}/index.html"
     assert not set(link) & set("&\"' #?%") - {"%"}
     assert [cell.strip() for cell in found.cells] == ["accuracy, %", "90 %", EVIL, "12.3 ± 0.4"]
+
+
+SCRIPTS = {"index.html": 1, "page": 0, "shelf": 0}
+"""Scripts that a page has: the slider's."""
+
+
+def test_no_text_of_anybody_becomes_markup_or_script_on_any_page(hostile):
+    text, folder = hostile
+    places = {"index.html": folder / "index.html", "shelf": folder.parent / "index.html"}
+    places["page"] = folder / f"{folder.name}.html"
+    for name, place in places.items():
+        page = place.read_text()
+        found = _Read(page)
+        assert found.tags.count("figure") == 2 * (name == "index.html"), (
+            name
+        )  # each once, and the first is not repeated
+        assert ("svg" in found.tags) == (name == "index.html"), name  # the slider's chart
+        assert not [value for value in found.names if value.startswith("on")], name
+        assert found.tags.count("script") == SCRIPTS[name], name
+        assert "<!--" not in page, name
+        assert page.count("</script") == SCRIPTS[name], name
+        for source in found.sources:
+            assert source.startswith("data:image/svg+xml;base64,") or source.endswith(".svg"), source
+        plain = "".join(found.text)
+        assert plain.count(text) >= {"index.html": 14, "page": 5, "shelf": 4}[name], (name, plain.count(text))
+    data = told(places["index.html"].read_text())
+    assert next(iter(data["methods"])) == data["methods"][text][0] == text
+    assert f"{text}+int8" in data["patterns"]
 
 
 def test_letters_of_corrections_are_explained_where_they_stand(tmp_path):
