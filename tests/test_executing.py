@@ -83,6 +83,23 @@ def test_only_what_changed_is_executed_again(tmp_path):
     assert sorted(counter.read_text().split()) == ["0", "0", "1", "1"]
 
 
+def test_a_product_that_was_edited_is_made_again(tmp_path):
+    """What somebody wrote into a report's page, notebook or table, the next build does not take for its result."""
+    out, counter = tmp_path / "out", tmp_path / "counter"
+    (out / "tables").mkdir(parents=True)
+    written = f"open({str(counter)!r}, 'a').write('x'); open({str(out / 'tables' / 'sums.csv')!r}, 'w').write('1\\n')"
+    job = notebook(tmp_path / "a.ipynb", f"if True:\n    {written}", "def no(): out.table(table, 'sums')")
+    made = [out / name for name in ("a.html", "a.ipynb", "tables/sums.csv")]
+    assert execute_all([job], out) == execute_all([job], out) == {}
+    assert counter.read_text() == "x"
+    for times, product in enumerate(made, 2):
+        before = product.read_bytes()
+        product.write_bytes(before + b" ")
+        assert execute_all([job], out) == {}
+        assert counter.read_text() == "x" * times
+        assert product.read_bytes().strip() == before.strip()
+
+
 def test_the_largest_file_is_executed_first(tmp_path):
     out, order = tmp_path / "out", tmp_path / "order"
     out.mkdir()
@@ -140,6 +157,32 @@ def test_what_fails_after_the_last_cell_is_named(tmp_path):
     products = notebook(tmp_path / "page.ipynb", "1 + 1")
     assert "page.html" in str(execute._execute(products, out))
     assert not (out / ".done").exists()
+
+
+@pytest.mark.parametrize("how", ["sleeps", "is stopped"])
+def test_a_kernel_that_hangs_is_ended_and_named_with_what_it_started(how, tmp_path, counted):
+    """A process that is stopped is deaf to all but SIGKILL. What computes is not ended, however long it takes."""
+    out, pids = tmp_path / "out", tmp_path / "pids"
+    out.mkdir()
+    assert execute.PATIENCE == 900
+    stop = "os.kill(os.getpid(), signal.SIGSTOP)\n" if how == "is stopped" else ""
+    hangs = notebook(
+        tmp_path / "hangs.ipynb",
+        "'before'",
+        "import os, signal, subprocess, time\nchild = subprocess.Popen(['sleep', '1000'])\n"
+        f"print(os.getpid(), child.pid, file=open({str(pids)!r}, 'w'))\n{stop}time.sleep(1000)",
+        "'after'",
+    )
+    busy = "import time\nend = time.monotonic() + 8\nwhile time.monotonic() < end: pass\n'computed'"
+    works = notebook(tmp_path / "works.ipynb", busy)
+    said = "cell 2: it hangs: nothing was computed for 3 s; its kernel was ended"
+    assert execute_all([hangs, works], out, patience=3.0) == {"hangs": said}
+    for pid in map(int, pids.read_text().split()):
+        assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    assert "before" in (out / "hangs.html").read_text()  # what was there is shown
+    assert "computed" in (out / "works.html").read_text()
+    assert {path.name for path in (out / ".done").iterdir()} == {"works.json"}
+    counted(f"kernels that hang: {how}", 1)
 
 
 def test_a_process_that_dies_is_a_failure_that_is_named(tmp_path):

@@ -24,7 +24,6 @@ PACKAGE = Path(__file__).resolve().parents[1]
 """A change in it makes all notebooks anew."""
 ASKED = ("dataset", "profile", "questions", "seeds", "parameters")
 """What a report says to `build` when it is made again."""
-_MOST = 2**26  # bytes of report.json
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,9 @@ def build(
     **how: Any,
 ) -> Built:
     """Train what is missing, execute the notebooks, and write the report's folder.
+
+    A notebook that fails is named and stops no other; so is one that hangs, which has computed nothing for
+    `cram_bench.report.execute.PATIENCE` seconds, a quarter of an hour.
 
     Args:
         dataset: a name or the path of an image folder; by default that of the first notebook.
@@ -198,7 +200,7 @@ def note(folder: Path) -> dict[str, Any]:
     """
     file = folder / "report.json"
     try:
-        about = unsealed(untrusted.contents(file, _MOST).decode("utf-8"), file.name)
+        about = unsealed(untrusted.contents(file, pages.REPORT).decode("utf-8"), file.name)
     except FileNotFoundError:
         raise ReportError(f"{folder} is not a report: it has no report.json") from None
     except (OSError, ValueError) as error:

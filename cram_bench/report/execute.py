@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,10 @@ from cram_bench.files import sha256, write
 from cram_bench.report.folders import everywhere, without
 from cram_bench.report.notebook import outputs
 from cram_bench.report.page import export
+
+PATIENCE = 900.0
+"""Seconds for which a kernel and what it started may compute nothing while a cell runs: who waits longer hangs."""
+_NOTHING = 0.01  # of a core: a kernel that waits looks now and then whether it is alone
 
 
 @dataclass(frozen=True)
@@ -39,17 +43,22 @@ class Job:
     names: Mapping[str, str] = field(default_factory=dict)
 
 
-def execute_all(notebooks: Sequence[Job], folder: Path, at_once: int = 2, threads: int = 0) -> dict[str, str]:
+def execute_all(
+    notebooks: Sequence[Job], folder: Path, at_once: int = 2, threads: int = 0, patience: float = PATIENCE
+) -> dict[str, str]:
     """Execute notebooks into `folder` and export them, except those that were executed with the same key.
 
-    Worker processes execute them, some at once. A notebook that fails does not stop the others. When this process is
-    interrupted or killed, the workers and their kernels end with it, and what was finished stays.
+    Worker processes execute them, some at once. A notebook that fails does not stop the others, nor does one that
+    hangs: its kernel is ended. When this process is interrupted or killed, the workers and their kernels end with it,
+    and what was finished stays.
 
     Args:
         notebooks: what to execute, the largest files first: they take the longest, roughly.
         folder: where the results go.
         at_once: notebooks, at least 1.
         threads: that a kernel computes with, unless ``OMP_NUM_THREADS`` says; 0 for as many as there are cores.
+        patience: seconds after which a kernel hangs that has used less than a hundredth of a core in all of them. One
+            that computes may take any time.
 
     Returns:
         The name of each notebook that failed → one line that says where and why.
@@ -70,7 +79,7 @@ def execute_all(notebooks: Sequence[Job], folder: Path, at_once: int = 2, thread
                 return
             place, start = len(begun), time.monotonic()
             _say(f"executing {notebook.path.name}, {place} of {total}")
-            errors[notebook.path.stem] = error = worker.execute(notebook, folder)
+            errors[notebook.path.stem] = error = worker.execute(notebook, folder, patience)
             took = f"{time.monotonic() - start:.0f} s"
             _say(f"{notebook.path.name} {f'failed after {took}' if error else f'done in {took}'}")
 
@@ -103,7 +112,7 @@ class _Worker:
         self._ended = False
         self._lock = threading.Lock()  # none begins after the end
 
-    def execute(self, notebook: Job, folder: Path) -> str | None:
+    def execute(self, notebook: Job, folder: Path, patience: float = PATIENCE) -> str | None:
         """Let it execute a notebook; return the error, None if all went well."""
         with self._lock:
             if self._ended:
@@ -111,8 +120,12 @@ class _Worker:
             self._process = process = self._process or _start(self._threads)
         assert process.stdin is not None
         assert process.stdout is not None
-        order = {"path": str(notebook.path), "parameters": dict(notebook.parameters), "key": notebook.key}
-        order["names"] = dict(notebook.names)
+        order: dict[str, Any] = {
+            "path": str(notebook.path),
+            "parameters": dict(notebook.parameters),
+            "key": notebook.key,
+        }
+        order |= {"names": dict(notebook.names), "patience": patience}
         with contextlib.suppress(BrokenPipeError):  # it died: that it does not answer says so
             process.stdin.write(json.dumps(order | {"folder": str(folder)}) + "\n")
             process.stdin.flush()
@@ -157,8 +170,8 @@ def main() -> None:
     threading.Thread(target=_listen, args=(orders,), daemon=True).start()
     while True:
         order = json.loads(orders.get())
-        folder = Path(order.pop("folder"))
-        error = _execute(Job(Path(order.pop("path")), **order), folder)
+        folder, patience = Path(order.pop("folder")), order.pop("patience")
+        error = _execute(Job(Path(order.pop("path")), **order), folder, patience)
         print(json.dumps(error), file=answers, flush=True)
 
 
@@ -200,12 +213,16 @@ class _Products:
         return json.dumps({"key": self.key, "sha256": made}) + "\n"
 
 
-def _execute(notebook: Job, folder: Path) -> str | None:
+def _execute(notebook: Job, folder: Path, patience: float = PATIENCE) -> str | None:
     """Execute one notebook and export it; return the error if it fails."""
     products = _Products(notebook, folder)
     error = None
     try:
-        error = _into(notebook, products.part)
+        with _watched(patience) as ended:
+            error = _into(notebook, products.part)
+        if ended:
+            waited = f"nothing was computed for {patience:g} s; its kernel was ended"
+            error = f"cell {_running(products.part)}: it hangs: {waited}"
         _without_machine_paths(products.part, notebook.names)
         for file in products.files:
             if notebook.names and file.suffix in (".csv", ".svg") and file.exists():
@@ -219,6 +236,52 @@ def _execute(notebook: Job, folder: Path) -> str | None:
     except Exception as failure:  # a full disk, a page that cannot be made: the other notebooks go on
         error = error or _named(failure)
     return error
+
+
+@contextlib.contextmanager
+def _watched(patience: float) -> Iterator[list[int]]:
+    """End the kernel and what it started when together they have computed nothing for so long; list whom.
+
+    A pause of this process does not count: nothing computes in it either.
+    """
+    from psutil import Error, Process  # which every kernel needs
+
+    over, ended, step = threading.Event(), list[int](), patience / 10
+
+    def spent() -> float:
+        total = 0.0
+        for process in Process().children(recursive=True):
+            with contextlib.suppress(Error):  # it ended
+                total += sum(process.cpu_times()[:2])
+        return total
+
+    def watch() -> None:
+        before, quiet = 0.0, 0.0
+        while not over.wait(step):
+            now, quiet = spent(), quiet + step
+            if now == 0 or abs(now - before) > _NOTHING * patience:  # none has begun, or one ended
+                before, quiet = now, 0.0
+            elif quiet >= patience:
+                for process in Process().children(recursive=True):
+                    with contextlib.suppress(Error):
+                        process.kill()
+                        ended.append(process.pid)
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield ended
+    finally:
+        over.set()
+        thread.join()
+
+
+def _running(part: Path) -> int:
+    """Return the number of the cell of code that was begun last."""
+    cells = json.loads(part.read_text(encoding="utf-8"))["cells"]
+    begun = [cell for cell in cells if cell["metadata"].get("papermill", {}).get("start_time")]
+    return sum(cell["cell_type"] == "code" for cell in begun)
 
 
 def _into(notebook: Job, part: Path) -> str | None:
