@@ -131,3 +131,22 @@ def test_a_notebook_that_was_made_a_script_checks_itself(tmp_path):
         done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
         assert done.returncode == status, done.stderr
     assert done.stderr.splitlines()[-1] == "TypeError: parameter epochs must be int, not '3'"
+
+
+@pytest.mark.parametrize("call", ["out.figure(f, {!r}, 'alt')", "out.table(t, {!r})", "out.measured({!r}, measure)"])
+@pytest.mark.parametrize("name", ["../../elsewhere", "/tmp/elsewhere", "..", ".hidden", "a\\\\b", ""])
+def test_a_notebook_writes_into_its_report_alone(name, call, tmp_path):
+    """A report names its files by paths in it, and a build removes those that it makes anew."""
+    written(tmp_path / "mine.ipynb")
+    content = json.loads((tmp_path / "mine.ipynb").read_text())
+    content["cells"].append(nbformat.v4.new_code_cell(call.format(name)))
+    (tmp_path / "mine.ipynb").write_text(json.dumps(content))
+    with pytest.raises(
+        ValueError, match=r"mine.ipynb: the name of a figure or table must be that of one file, "
+    ) as caught:
+        report.build("digits", questions=["mine"], notebooks=tmp_path, reports=tmp_path / "reports")
+    assert str(caught.value).endswith(f"not {name!r}")
+    content["cells"][-1]["source"] = "%matplotlib inline"
+    (tmp_path / "mine.ipynb").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"mine.ipynb is not Python: invalid syntax"):
+        report.build("digits", questions=["mine"], notebooks=tmp_path, reports=tmp_path / "reports")

@@ -6,6 +6,7 @@ import ast
 import importlib
 import json
 import os
+import re
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -248,7 +249,12 @@ def find(where: str | os.PathLike[str] | None = None) -> dict[str, Notebook]:
 
 
 def outputs(path: Path) -> list[str]:
-    """List the files, relative to the report, that calls of ``out.figure``, ``out.table``, ``out.measured`` write."""
+    """List the files, relative to the report, that calls of ``out.figure``, ``out.table``, ``out.measured`` write.
+
+    Raises:
+        ValueError: a name of one is no file's, so that it would be written, and removed, outside of the report; or the
+            code is no Python.
+    """
     source = "\n".join("".join(cell["source"]) for cell in _content(path)["cells"] if cell["cell_type"] == "code")
     kinds = {  # method → where the name stands among its arguments, and the files
         "figure": (1, ("figures/{}.svg", "figures/{}.png")),
@@ -256,10 +262,19 @@ def outputs(path: Path) -> list[str]:
         "measured": (0, ("tables/{}.csv",)),
     }
     found = []
-    for call in ast.walk(ast.parse(source)):
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError) as error:  # a magic of IPython, too: whoever reads must find the calls
+        raise ValueError(f"{path} is not Python: {_checks().one_line(error)}") from error
+    for call in ast.walk(tree):
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in kinds:
             place, files = kinds[call.func.attr]
             if len(call.args) > 1 and isinstance(name := call.args[place], ast.Constant):
+                if not isinstance(name.value, str) or not re.fullmatch(r"[^./\\][^/\\]*", name.value):
+                    rule = "that of one file, without / or \\ and not beginning with a dot"
+                    raise ValueError(
+                        f"{path}: the name of a figure or table must be {rule}, not {_checks().shown(name.value)}"
+                    )
                 found += [file.format(name.value) for file in files]
     return list(dict.fromkeys(found))
 

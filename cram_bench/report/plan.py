@@ -15,7 +15,7 @@ from cram_bench.checks import instance, integer, items, needs, unknown
 from cram_bench.data import is_folder
 from cram_bench.experiment import Experiment
 from cram_bench.report import folders
-from cram_bench.report.notebook import RESERVED, Notebook, find
+from cram_bench.report.notebook import RESERVED, Notebook, find, outputs
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ def plan(
     known = find(notebooks)
     usual = [name for name, notebook in known.items() if notebook.usual]
     chosen = _chosen(usual if questions is None else questions, known)
+    for notebook in chosen:
+        outputs(notebook.path)  # says which would lead out of the report
     dataset = chosen[0].parameters["dataset"].default if dataset is None else dataset
     profile = chosen[0].profile if profile == "" else profile
     given = _given(chosen, dataset, profile, seeds, parameters or {})
