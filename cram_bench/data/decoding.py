@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -57,10 +58,10 @@ def contents(path: Path) -> bytes:
         raise _unreadable(str(path), error) from error
 
 
-def stamp(path: Path) -> tuple[int, int]:
+def stamp(path: str | os.PathLike[str]) -> tuple[int, int]:
     """Return size and time of change of a file, which tell whether it is still the same."""
     try:
-        stat = path.stat()
+        stat = os.stat(path)
     except OSError as error:
         raise _unreadable(str(path), error) from error
     return stat.st_size, stat.st_mtime_ns

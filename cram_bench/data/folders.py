@@ -141,7 +141,7 @@ def _classes(split: Path, root: Path, skipped: dict[str, list[str]]) -> dict[str
             found.setdefault(unicodedata.normalize("NFC", path.name), []).extend(_below(path, root, skipped))
         else:
             _skip(skipped, "in no class folder", path, root)
-    return {name: sorted(files) for name, files in found.items()}
+    return {name: sorted(files, key=lambda file: file.parts) for name, files in found.items()}
 
 
 def _below(top: Path, root: Path, skipped: dict[str, list[str]]) -> Iterator[Path]:
@@ -158,7 +158,7 @@ def _below(top: Path, root: Path, skipped: dict[str, list[str]]) -> Iterator[Pat
         for name in files:
             if _hidden(name):
                 continue
-            if Path(name).suffix.lower() in SUFFIXES:
+            if os.path.splitext(name)[1].lower() in SUFFIXES:
                 yield Path(parent, name)
             else:
                 _skip(skipped, "no image by its name", Path(parent, name), root)
