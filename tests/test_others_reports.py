@@ -271,6 +271,8 @@ def test_names_stand_for_paths_in_every_way_of_writing_them():
     papermill = path.encode("unicode_escape").decode().replace('"', '\\"')
     for written in (path, html.escape(path), html.escape(path, quote=False), repr(path)[1:-1], papermill):
         assert folders.without(f"in {written}/x", names) == "in birds/x"
+    within = {"/data/birds": "birds", "/data/birds/small": "small"}
+    assert folders.without("/data/birds/small/a and /data/birds/b", within) == "small/a and birds/b"
     assert folders.everywhere({"a": [path, {"b": f"in {path}/x"}], "c": 3}, names) == {
         "a": ["birds", {"b": "in birds/x"}],
         "c": 3,

@@ -534,6 +534,14 @@ def test_a_training_that_failed_is_said_at_the_end(monkeypatch, capsys, tmp_path
     assert cli.main(["report"]) == 0
 
 
+def test_of_several_seeds_the_runs_of_the_first_are_kept(monkeypatch, tmp_path):
+    monkeypatch.setattr(report.building, "_execute", lambda *arguments, **where: {})
+    small = {"epochs": 1, "methods": ["sgd"]}
+    asked = {"questions": ["accuracy_vs_sparsity"], "reports": tmp_path, "keep_runs": True}
+    built = report.build("digits", "quick", 2, small, **asked)
+    assert [cb.runs.Run.open(path).experiment.seed for path in (built.folder / "runs").iterdir()] == [0]
+
+
 def test_a_notebook_is_executed_again_when_anything_it_depends_on_changed(built, tmp_path, monkeypatch):
     path = tmp_path / "accuracy_vs_sparsity.ipynb"
     path.write_bytes((report.notebooks_folder() / path.name).read_bytes())
