@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cram_bench.untrusted import printable
+from cram_bench.untrusted import opened, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,7 +100,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content in hexadecimal."""
-    with open(path, "rb") as file:
+    with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

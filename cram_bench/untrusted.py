@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import stat
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 HEADER = 2**22
 """Bytes that a header of safetensors may have: about 40,000 names."""
+NOTE = 2**22
+"""Bytes of JSON that a run may say of itself: read, they take some twenty times as many."""
+_TABLE, _NAMES = 2**24, 2**16
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
 
 
 @contextlib.contextmanager
-def opened(path: str | os.PathLike[str], most: int | None = None) -> Iterator[BinaryIO]:
+def opened(path: str | os.PathLike[str], most: int | None = None) -> Iterator[io.BufferedReader]:
     """Open a file to read its bytes; links are followed.
 
     Args:
@@ -49,6 +52,19 @@ def contents(path: str | os.PathLike[str], most: int | None = None) -> bytes:
     """Read a file of at most so many bytes, as `opened` opens it."""
     with opened(path, most) as file:
         return file.read()
+
+
+def table(path: str | os.PathLike[str], most: int = _TABLE) -> io.BytesIO:
+    """Read a table of CSV to be parsed, as `contents` does; its first line may have 65,536 bytes.
+
+    Raises:
+        OSError: as `opened`, or it names more columns than that.
+    """
+    content = contents(path, most)
+    if (length := content.find(b"\n")) > _NAMES or (length < 0 and len(content) > _NAMES):
+        length = len(content) if length < 0 else length
+        raise OSError(errno.EFBIG, f"its first line has {length:,} bytes, and may have {_NAMES:,}", str(path))
+    return io.BytesIO(content)
 
 
 def tensors(path: str | os.PathLike[str]) -> None:

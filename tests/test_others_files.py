@@ -2,10 +2,12 @@
 
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import re
 import resource
+import shutil
 import struct
 import warnings
 import zlib
@@ -20,21 +22,41 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import cram_bench as cb
-from cram_bench import cli, models, runs, sweep
+from cram_bench import cli, models, report, runs, sweep
 from cram_bench.data import sentences
 from cram_bench.data.parquet import read_parquet
+from cram_bench.report import pages, reproduce
 
 MEMORY = 500 * 2**20
-PATIENCE = 60  # of seconds, on any machine: an attempt that succeeds would take for ever, or more of the processor than
-SECONDS = 10  # of it, which are far more than a refusal takes
+PATIENCE = 60  # of seconds, on any machine: an attempt that succeeds would take for ever
+SECONDS = 2  # of the processor, at which the kernel ends an attempt; a refusal takes 0.1 at most
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
-    ["cram_bench.data.parquet", "cram_bench.sweep", "cram_bench.data.sentences", "pyarrow.parquet"]
+    [
+        "cram_bench.data.parquet",
+        "cram_bench.sweep",
+        "cram_bench.data.sentences",
+        "cram_bench.report.reproduce",
+        "cram_bench.runs",
+        "pyarrow.parquet",
+        "torch.utils.data",
+        "torchvision.transforms.v2",
+    ]  # not what it takes to import
 )
+
+
+TRIED: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def noted(counted):
+    yield
+    counted("files of others", len(TRIED))
 
 
 def attempt(call, *arguments) -> str:
     """Make a call in a process of its own, with bounds; return the line that refused it."""
+    TRIED.append(call.__name__)
     here, there = PROCESSES.Pipe(duplex=False)
     process = PROCESSES.Process(target=_bounded, args=(there, call, arguments), daemon=True)
     process.start()
@@ -61,7 +83,8 @@ def _bounded(answer, call, arguments) -> None:
     Path("/proc/self/clear_refs").write_text("5")  # the highest use of memory is counted from here
     resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + 4 * MEMORY,) * 2)
     used = resource.getrusage(resource.RUSAGE_SELF)
-    resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + SECONDS,) * 2)
+    allowed = math.ceil(used.ru_utime + used.ru_stime) + SECONDS - 1  # whole seconds: at least SECONDS - 1 are left
+    resource.setrlimit(resource.RLIMIT_CPU, (allowed,) * 2)
     warnings.simplefilter("error")  # one line, and not a warning before it
     try:
         call(*arguments)
@@ -183,9 +206,16 @@ def test_a_parquet_column_is_not_expanded(image, rows, words, tmp_path):
     assert re.fullmatch(pattern, attempt(read_shard, path))
 
 
+def test_an_image_of_a_parquet_file_is_one_that_was_meant(tmp_path):
+    more = np.random.default_rng(0).bytes(10**5)  # or the file is refused for how small it is
+    said = attempt(read_shard, shard(tmp_path / "evil.parquet", png(13_000, 13_000) + more))
+    assert said.startswith(f"{tmp_path}/evil.parquet")
+    assert said.endswith("it has 13000 × 13000 pixels, and an image may have 67,108,864")
+
+
 def test_columns_that_are_not_meant_are_not_read(tmp_path):
     file = png(4, 4)
-    path = shard(tmp_path / "more.parquet", file, more=[bytes(10**9)])
+    path = shard(tmp_path / "more.parquet", file, more=[bytes(10**8)])
     images, labels = read_parquet([path])
     assert images.shape == (1, 3, 4, 4)
     assert labels.tolist() == [3]
@@ -268,10 +298,10 @@ def test_sentences_come_from_a_file(kind, tmp_path):
 
 def test_lines_end_at_newlines_only_and_a_byte_order_mark_goes(tmp_path):
     odd = "one\u2028two\u2029\x0b\x0c\x1c\x1d\x1e\x85 three\rfour"
-    (tmp_path / "train.tsv").write_bytes(f"\ufeffgood\t1\r\n{odd}\t0\n\ufefflast\t1".encode())
+    (tmp_path / "train.tsv").write_bytes(f"\ufeffgood\t1\r\n{odd}\t0\na\tb\t1\n\ufefflast\t1".encode())
     read, labels = sentences._read(tmp_path / "train.tsv", 2)
-    assert read == ["good", odd, "\ufefflast"]  # a mark is one at the beginning only
-    assert labels == [1, 0, 1]
+    assert read == ["good", odd, "a\tb", "\ufefflast"]  # a mark is one at the beginning, a label after the last TAB
+    assert labels == [1, 0, 1, 1]
 
 
 # ---------------------------------------------------------------- weights
@@ -279,8 +309,8 @@ def test_lines_end_at_newlines_only_and_a_byte_order_mark_goes(tmp_path):
 
 def header(path: Path, count: int) -> Path:
     """Write a file of safetensors with so many names of nothing."""
-    names = {f"layer.{i}.weight": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(count)}
-    content = json.dumps(names).encode()
+    of_nothing = '"layer.{}.weight": {{"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}'
+    content = f"{{{', '.join(map(of_nothing.format, range(count)))}}}".encode()
     path.write_bytes(struct.pack("<Q", len(content)) + content)
     return path
 
@@ -369,6 +399,116 @@ def test_a_run_with_other_numbers_is_refused(change, words, tmp_path):
     note.write_text(cb.files.sealed(about, note.name))
     with pytest.raises(runs.RunError, match=re.escape(f"{file} does not fit convnet: {words}")):
         runs.Store().open(run.id).load_model()
+
+
+# ---------------------------------------------------------------- runs and reports
+
+NO_FILES = {
+    "a device": (lambda path: path.symlink_to("/dev/zero"), "it is a device, not a file"),
+    "a pipe": (os.mkfifo, "it is a pipe, not a file"),
+    "a terabyte of nothing": (
+        lambda path: (path.touch(), os.truncate(path, 2**40)),
+        "it has 1,099,511,627,776 bytes, and may",
+    ),
+    "a line of ten million words": (
+        lambda path: path.write_text("word " * 10**7),
+        "it has 50,000,000 bytes, and may have",
+    ),
+    "a header of a million names": (
+        lambda path: path.write_text(",".join(map(str, range(10**6))) + "\n"),
+        "its first line has 6,888,889 bytes, and may have 65,536",
+    ),
+}
+"""What may lie in the place of a file: how it is made, and the words that refuse it."""
+CROWDED = f'{{"sha256":{{"report.json":"0"}},"runs":[{",".join(["{}"] * (2**23 // 3 - 13))}]}}'
+"""JSON that takes twenty times as much memory as it has bytes."""
+
+
+@pytest.fixture(scope="module")
+def a_run(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CRAM_BENCH_RUNS", str(tmp_path_factory.mktemp("runs")))
+        return runs.ensure(cb.recipes.recipe("digits", "sgd", epochs=1), progress=False)
+
+
+def look(root: Path, id: str) -> None:
+    run = runs.Store(root).open(id)
+    run.history, run.environment  # noqa: B018
+
+
+def test_weights_of_a_run_have_a_header_that_was_meant(a_run, tmp_path):
+    folder = tmp_path / a_run.id
+    shutil.copytree(a_run.path, folder)
+    (folder / "model.safetensors").unlink()
+    about = cb.files.unsealed((folder / "environment.json").read_text(), "environment.json")
+    about["sha256"]["model.safetensors"] = cb.files.sha256(header(folder / "model.safetensors", 1_000_000))
+    (folder / "environment.json").write_text(cb.files.sealed(about, "environment.json"))
+    words = r"model.safetensors is not readable as safetensors: its header has 78,888,890 bytes, and may have 4,194,304"
+    assert words in attempt(load_weights, tmp_path, a_run.id)
+
+
+def load_weights(root: Path, id: str) -> None:
+    runs.Store(root).open(id).load_model()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [(name, kind) for name in ("settings.json", "environment.json", "history.csv") for kind in NO_FILES
+     if name == "history.csv" or kind != "a header of a million names"],
+)  # fmt: skip
+def test_a_run_is_read_from_files_within_bounds(name, kind, a_run, tmp_path):
+    folder = tmp_path / a_run.id
+    shutil.copytree(a_run.path, folder)
+    (folder / name).unlink()
+    make, words = NO_FILES[kind]
+    make(folder / name)
+    if kind == "a header of a million names":  # whoever writes a history can write its checksum too
+        about = cb.files.unsealed((folder / "environment.json").read_text(), "environment.json")
+        about["sha256"][name] = cb.files.sha256(folder / name)
+        (folder / "environment.json").write_text(cb.files.sealed(about, "environment.json"))
+    said = attempt(look, tmp_path, a_run.id)
+    assert str(folder / name) in said
+    assert words in said
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
+def test_a_table_of_a_report_is_read_from_a_file_within_bounds(kind, tmp_path):
+    (tmp_path / "tables").mkdir()
+    make, words = NO_FILES[kind]
+    for name in ("transfer_runs", "transfer"):
+        make(tmp_path / "tables" / f"{name}.csv")
+    if kind not in ("a device", "a pipe"):  # which have no result
+        assert words in attempt(cb.report.findings.findings, tmp_path, ["transfer"])
+        assert words in attempt(reproduce._table, *[tmp_path / "tables" / "transfer.csv"] * 2)
+    if kind != "a device":  # which leads out of the report
+        assert words in attempt(pages._read, tmp_path, "transfer")
+    else:
+        assert "leads out of" in attempt(pages._read, tmp_path, "transfer")
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
+def test_no_report_of_another_stops_the_shelf(kind, tmp_path):
+    (tmp_path / "other" / "tables").mkdir(parents=True)
+    (tmp_path / "other" / "report.json").write_text(json.dumps({"title": "t", "facts": {"Experiment": "E"}}))
+    NO_FILES[kind][0](tmp_path / "other" / "tables" / "accuracy_summary.csv")
+    assert attempt(shelved, tmp_path) == "done"
+    assert "<dd>E</dd>" in (tmp_path / "index.html").read_text()
+    (tmp_path / "index.html").unlink()
+    NO_FILES[kind][0](tmp_path / "index.html")
+    assert attempt(shelved, tmp_path) == "done"  # and what is no page is left as it is
+
+
+def shelved(folder: Path) -> None:
+    pages.shelf(folder)
+    raise ValueError("done")
+
+
+def test_a_crowded_note_of_a_report_is_read_within_bounds(tmp_path):
+    assert 2**23 - 10 < len(CROWDED) <= 2**23
+    (tmp_path / "report.json").write_text(CROWDED)
+    assert attempt(report.building.note, tmp_path).endswith("its checksum does not match")
+    (tmp_path / "report.json").write_text(CROWDED + " " * 10)
+    assert attempt(report.building.note, tmp_path).endswith("and may have 8,388,608")
 
 
 # ---------------------------------------------------------------- the cache of decoded images

@@ -79,6 +79,11 @@ DAMAGES = {
         (run / "history.csv").unlink(),  # which others share
         (run / "history.csv").write_bytes(b"\xff\xfe\x00"),
     ),
+    "history a terabyte": lambda run: (
+        (run / "history.csv").unlink(),
+        (run / "history.csv").touch(),
+        os.truncate(run / "history.csv", 2**40),
+    ),
     "a folder for a file": lambda run: ((run / "settings.json").unlink(), (run / "settings.json").mkdir()),
 }
 

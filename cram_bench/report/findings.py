@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from cram_bench import untrusted
 from cram_bench.probes.over_runs import apart
 from cram_bench.probes.pruners import chosen_by_loss
 from cram_bench.probes.stability import QUANTITIES
@@ -29,7 +30,7 @@ def findings(folder: Path, questions: Sequence[str]) -> list[str]:
             names, tell = _FINDINGS[question]
             files = [folder / "tables" / f"{name}.csv" for name in names]
             if all(file.is_file() for file in files):
-                tables = {file.stem: pd.read_csv(file) for file in files}
+                tables = {file.stem: pd.read_csv(untrusted.table(file)) for file in files}
                 said += filter(None, [tell(tables)])
     return said
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from cram_bench import runs
+from cram_bench import runs, untrusted
 from cram_bench.experiment import Experiment
 from cram_bench.files import whole, write
 
@@ -44,7 +44,9 @@ class Output:
             return self.table(measure(*arguments, **options), name)
         print(f"{name}: read from the table that was measured before; nothing is measured anew")  # noqa: T201
         # An id of digits and an e is no number.
-        table = pd.read_csv(self.tables / f"{name}.csv", dtype=dict.fromkeys(("run", "id", "commit"), str))
+        table = pd.read_csv(
+            untrusted.table(self.tables / f"{name}.csv"), dtype=dict.fromkeys(("run", "id", "commit"), str)
+        )
         return self.table(table, name)
 
     def figure(self, figure: Any, name: str, alt: str) -> Any:

@@ -25,6 +25,10 @@ from cram_bench.probes.stability import LOSS_FACTOR, LOSS_NATS, SIGNIFICANCE
 from cram_bench.report.findings import counted, findings, listed, trained_at
 from cram_bench.report.page import OURS, render
 
+REPORT = 2**23
+"""Bytes that report.json may have: read, they take some twenty times as many."""
+_SUMMARY = 2**16  # bytes of a table that is shown whole
+
 
 def index(
     folder: Path,
@@ -79,7 +83,9 @@ def index(
 def _read(folder: Path, name: str, dtype: type | None = None) -> pd.DataFrame | None:
     """Read a table of a report; None where it has none of that name."""
     file = untrusted.inside(folder, f"tables/{name}.csv")
-    return pd.read_csv(file, dtype=dtype) if file.exists() else None
+    if not file.exists():
+        return None
+    return pd.read_csv(untrusted.table(file, _SUMMARY) if dtype else untrusted.table(file), dtype=dtype)
 
 
 def _markup(table: pd.DataFrame) -> Markup:
@@ -157,7 +163,7 @@ def with_training(summary: pd.DataFrame, trained: Mapping[str, str]) -> pd.DataF
 
 def _other_on_raw_values(folder: Path) -> str:
     """Say how many verdicts the test on raw values would change."""
-    table = pd.read_csv(folder / "tables" / "verdicts.csv")
+    table = pd.read_csv(untrusted.table(folder / "tables" / "verdicts.csv"))
     said = table[table["verdict"] != "not comparable"].dropna(subset=["p", "raw_p"])
     other = int(((said["p"] <= SIGNIFICANCE) != (said["raw_p"] <= SIGNIFICANCE)).sum())
     return f": by it {other} of the {counted(len(said), 'verdict')} would be other" if len(said) else ""
@@ -201,12 +207,17 @@ def slider(curves: pd.DataFrame) -> Markup:
 def shelf(reports: Path) -> None:
     """Write ``index.html`` over all reports in a folder: their headline figures and tables, side by side."""
     target = reports / "index.html"
-    if target.exists() and OURS not in target.read_text(encoding="utf-8", errors="replace"):
-        return  # somebody else's page
+    try:
+        if OURS.encode() not in untrusted.contents(target, 2**26):
+            return  # somebody else's page
+    except FileNotFoundError:
+        pass
+    except OSError:  # and what is no page is not ours, either
+        return
     cards = []
     for folder in sorted(path.parent for path in reports.glob("*/report.json")):
         try:
-            about = parsed(untrusted.contents(folder / "report.json", 2**26))
+            about = parsed(untrusted.contents(folder / "report.json", REPORT))
             title, facts = about["title"], about["facts"]
             shown = {name: facts[name] for name in ("Experiment", "Device", "Report made") if name in facts}
             lead = title.replace(" ", "_")
@@ -233,7 +244,7 @@ def figure(folder: Path, stem: str) -> Markup:
 
     The picture itself is in the page, so that the page alone can be sent to somebody; what it shows is in its title.
     """
-    picture = untrusted.inside(folder, f"figures/{stem}.svg").read_text(encoding="utf-8")
+    picture = untrusted.contents(untrusted.inside(folder, f"figures/{stem}.svg")).decode("utf-8")
     title = re.search(r"<dc:title>(.*?)</dc:title>", picture, re.DOTALL)
     return render(
         "figure.html",

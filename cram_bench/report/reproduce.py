@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from cram_bench.files import sha256
 from cram_bench.report.building import ReportError, build, note
 from cram_bench.report.notebook import Notebook, find
 from cram_bench.train import DivergedError
-from cram_bench.untrusted import inside
+from cram_bench.untrusted import inside, table
 
 _OF_THE_MACHINE = ["seconds", "device", "threads", "compile", "commit", "finished"]
 """Columns of ``tables/runs.csv`` that say where and when, not what."""
@@ -173,7 +172,7 @@ def _table(old: Path, new: Path, ids: Mapping[str, str] | None = None) -> tuple[
         if not path.is_file():
             return "missing", f"in the {which} report"
     texts = dict.fromkeys(("run", "id"), str)  # an id of digits and an e is no number
-    before, now = (pd.read_csv(io.StringIO(path.read_text(encoding="utf-8")), dtype=texts) for path in (old, new))
+    before, now = (pd.read_csv(table(path), dtype=texts) for path in (old, new))
     before = before.replace(ids) if ids else before
     before, now = (table.drop(columns=_OF_THE_MACHINE, errors="ignore") for table in (before, now))
     if list(before.columns) != list(now.columns) or len(before) != len(now):

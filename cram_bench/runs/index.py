@@ -32,6 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cram_bench import untrusted
 from cram_bench.files import parsed, write
 
 _SOURCES = 20  # states of this package's source whose version is noted
@@ -199,7 +200,7 @@ class Index:
         left = []
         for name in known.pending:
             try:
-                content = parsed((self.root / name / "settings.json").read_bytes())
+                content = parsed(untrusted.contents(self.root / name / "settings.json", untrusted.NOTE))
                 if not os.path.isfile(self.root / name / "model.safetensors"):
                     raise ValueError("not finished")
                 known.ids[name] = id = Experiment.of(content).id

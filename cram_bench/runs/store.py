@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from cram_bench import untrusted
 from cram_bench.checks import instance, one_line
 from cram_bench.files import HeldError, Holder, Lock, cache_root, holder, locked, parsed, unsealed
 from cram_bench.runs.index import Index, Row, is_id
@@ -242,7 +243,7 @@ class Store:
         """Return why `experiment` failed, if it did."""
         file = self.root / ".training" / experiment.id / "failed.json"
         try:
-            return str(parsed(file.read_bytes())["reason"])
+            return str(parsed(untrusted.contents(file, untrusted.NOTE))["reason"])
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -381,7 +382,7 @@ def _begun(path: Path) -> Row:
     from cram_bench.experiment import Experiment
 
     try:
-        experiment = Experiment.of(parsed((path / "settings.json").read_bytes()))
+        experiment = Experiment.of(parsed(untrusted.contents(path / "settings.json", untrusted.NOTE)))
     except (OSError, ValueError, TypeError) as error:
         raise RunError(one_line(error)) from error
     return {"id": experiment.id, "settings": experiment.settings()}
@@ -390,7 +391,9 @@ def _begun(path: Path) -> Row:
 def _environment(path: Path) -> dict[str, Any]:
     """Read environment.json, which vouches for itself and for the other files."""
     try:
-        content = unsealed((path / "environment.json").read_text(encoding="utf-8"), "environment.json")
+        content = unsealed(
+            untrusted.contents(path / "environment.json", untrusted.NOTE).decode("utf-8"), "environment.json"
+        )
         needed = [content["sha256"][name] for name in FILES]
         needed += [content["data"][name] for name in ("num_classes", "channels", "image_size")]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -426,13 +429,19 @@ def _history(path: Path, environment: dict[str, Any]) -> pd.DataFrame:
 
 def _read(path: Path, name: str, environment: dict[str, Any]) -> bytes:
     """Return the content of a file of a run, compared with its checksum."""
-    expected = environment["sha256"][name]
+    expected, file = environment["sha256"][name], path / name
     try:
-        content = (path / name).read_bytes()
-    except OSError as error:
-        raise RunError(f"{path / name} cannot be read: {one_line(error)}; delete {path} to train it again") from error
+        if name.endswith(".csv"):
+            content = untrusted.table(file).getvalue()
+        elif name.endswith(".json"):
+            content = untrusted.contents(file, untrusted.NOTE)
+        else:
+            untrusted.tensors(file)
+            content = untrusted.contents(file)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file} cannot be read: {one_line(error)}; delete {path} to train it again") from error
     if hashlib.sha256(content).hexdigest() != expected:
-        raise RunError(f"{path / name} is damaged: its checksum does not match; delete {path} to train it again")
+        raise RunError(f"{file} is damaged: its checksum does not match; delete {path} to train it again")
     return content
 
 
