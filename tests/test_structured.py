@@ -100,12 +100,16 @@ def test_units_are_scored_anew_after_every_removal() -> None:
 
 def test_a_unit_without_inputs_goes_first_and_at_no_cost() -> None:
     matrix, weight, _ = problem(2, 5)
-    matrix[4:6], matrix[:, 4:6] = 0.0, 0.0
+    gone = [1, 4, 5]  # of unit 0 one column, of unit 2 both
+    matrix[gone], matrix[:, gone] = 0.0, 0.0
     path = remove(matrix, weight, 5, [5, 4])
     assert path.order[0] == 2
     assert float(path.increments[0]) == 0.0
     assert path.priors[4] == 0.0
-    assert torch.equal(path.weights[4], weight[:, of(path.kept(4), 2)])
+    assert torch.equal(path.weights[4], weight[:, of(path.kept(4), 2)])  # and what stays keeps its value
+    assert torch.equal(path.weights[5], weight)
+    shift = damped(matrix, 0.01)[2]
+    assert shift == pytest.approx(0.01 * float(matrix.diagonal().sum()) / 7)
 
 
 def test_the_order_of_units_does_not_matter_and_float32_is_enough() -> None:

@@ -2,7 +2,8 @@
 
     table = cb.deploy.latency(model, inputs)                             # seconds on the device at hand
     results = cb.prune.ziplm(model, train, speedups=[1.5, 2, 3], latency=table)
-    small = cb.deploy.shrink(model, results[1])                          # physically smaller
+    results[1].apply_(model)
+    small = cb.deploy.shrink(model, results[1].structure)                # physically smaller
 
 A unit is removed as a whole, so what is left is a smaller dense network, faster wherever the dense one runs.
 """

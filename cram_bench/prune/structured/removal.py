@@ -74,7 +74,8 @@ def remove(matrix: Tensor, weight: Tensor, units: int, counts: Iterable[int], da
     """
     matrix, wanted = matrix.double(), set(counts)
     full, dead, shift = damped(matrix, damping)
-    start, size = weight.double().masked_fill(dead, 0.0), weight.shape[1] // units
+    whole, size = weight.double(), weight.shape[1] // units
+    start = whole.masked_fill(dead, 0.0)
     energy = float(((start @ matrix) * start).sum())
     inverses, values = inverse(full[None])[0], start.clone()
     place = torch.arange(units, device=matrix.device)  # which unit each group of columns here is
@@ -91,7 +92,8 @@ def remove(matrix: Tensor, weight: Tensor, units: int, counts: Iterable[int], da
         stay = place[left]
         columns = (stay[:, None] * size + offsets).flatten()
         here = (left.nonzero() * size + offsets).flatten()
-        weights[count] = values[:, here].to(weight.dtype)
+        # what multiplies nothing but zeros and stays keeps its value
+        weights[count] = torch.where(dead[columns], whole[:, columns], values[:, here]).to(weight.dtype)
         # ½ tr(Δ(H + λI)Δᵀ) is the sum of the increments, whose damped part was never there
         change = start.clone()
         change[:, columns] -= values[:, here]
