@@ -35,6 +35,18 @@ IMAGES = {
     "cram+-ramp": {"rho": 0.2, "compressors": EIGHT, "ramp": True},
     "cram+-looking": {"rho": 0.2, "compressors": EIGHT, "step.pruner": "greedy(gradients=128)", "step.every": 1},
 }
+COMPRESSED = {"optimizer.decoupled": True, "optimizer.feedback": True}
+SPARSE = {**COMPRESSED, "optimizer.density": 0.01, "optimizer.block": 0}
+MFAC = {"optimizer.gradients": 1024, "optimizer.divisor": "window"}
+PRECONDITIONED = {
+    "m-fac": {**MFAC, "optimizer.damping": 1e-5, "optimizer.decoupled": False},
+    "s-m-fac": {**MFAC, **SPARSE, "optimizer.damping": 1e-4},
+    "lowrank-m-fac": {**MFAC, **COMPRESSED, "optimizer.damping": 1e-4, "optimizer.rank": 4},
+    "ggt": {"optimizer.gradients": 100, "optimizer.damping": 1e-5, "optimizer.decoupled": False},
+    "s-ggt": {**SPARSE, "optimizer.gradients": 100, "optimizer.damping": 1e-5},
+}
+SGD = {"lr": 1e-3, "weight_decay": 1e-4, "momentum": 0.0, "optimizer.storage": "float32"}
+IMAGES |= {method: {"optimizer": method, **SGD, **own} for method, own in PRECONDITIONED.items()}
 SENTENCES = {
     "sgd": {"optimizer": "sgd", "lr": 0.01},
     "sam": {"rho": 0.05},
@@ -47,6 +59,16 @@ SENTENCES = {
     "adamw": {},
     "cram+-ramp": {"rho": 1e-3, "compressors": FIVE, "ramp": True},
     "cram+-looking": {"rho": 1e-3, "compressors": FIVE, "step.pruner": "greedy(gradients=128)", "step.every": 1},
+}
+SENTENCES |= {
+    method: {**IMAGES[method], "lr": 2e-5, "weight_decay": 0.0, **own}
+    for method, own in {
+        "m-fac": {"lr": 1e-4, "optimizer.damping": 1e-6},
+        "s-m-fac": {"optimizer.damping": 5e-5},
+        "lowrank-m-fac": {"optimizer.damping": 5e-5},
+        "ggt": {},
+        "s-ggt": {},
+    }.items()
 }
 
 
@@ -72,13 +94,18 @@ STEPS = {
     "sam": "sam", "momentum-sam": "momentum-sam", "cram": "cram", "cram-single": "cram-single", "cram+": "cram+",
     "cram+-multi": "cram+", "cram+-ramp": "cram+", "cram-half": "cram+", "cram+-looking": "cram+-looking",
 }  # fmt: skip
-PASSES = {"sgd": 1, "adamw": 1, "momentum-sam": 1, "cram-single": 1}
+PASSES = {"sgd": 1, "adamw": 1, "momentum-sam": 1, "cram-single": 1, **dict.fromkeys(PRECONDITIONED, 1)}
 LABELS = {
     "sgd": "SGD", "sam": "SAM", "cram": "CrAM", "cram+": "CrAM+", "cram+-multi": "CrAM+-Multi", "adamw": "AdamW",
     "cram-single": "CrAM-Single", "momentum-sam": "Momentum-SAM", "cram-half": "CrAM-Half", "cram+-ramp": "CrAM+-Ramp",
-    "cram+-looking": "CrAM+-Looking",
+    "cram+-looking": "CrAM+-Looking", "m-fac": "M-FAC", "s-m-fac": "S-M-FAC", "lowrank-m-fac": "Low-rank M-FAC",
+    "ggt": "GGT", "s-ggt": "S-GGT",
 }  # fmt: skip
-CLASSES = {"sam": cb.optim.SAM, "momentum-sam": cb.optim.MomentumSAM, "cram-single": cb.optim.CrAMSingle}
+CLASSES = {
+    "sam": cb.optim.SAM, "momentum-sam": cb.optim.MomentumSAM, "cram-single": cb.optim.CrAMSingle,
+    "m-fac": cb.optim.MFAC, "ggt": cb.optim.GGT,
+    **dict.fromkeys(["s-m-fac", "lowrank-m-fac", "s-ggt"], cb.optim.EFCP),
+}  # fmt: skip
 
 
 def evaluations(model, optimizer):
@@ -111,12 +138,15 @@ def test_the_optimizer_of_every_method(method):
     else:
         assert type(base) is torch.optim.SGD
         constants = [group[name] for name in ("lr", "momentum", "weight_decay", "dampening", "nesterov")]
-        assert constants == [0.1, 0.9, 5e-4, 0, False]
+        # what is preconditioned has its weight decay outside the base
+        assert constants == ([1e-3, 0.0, 0.0, 0, False] if method in PRECONDITIONED else [0.1, 0.9, 5e-4, 0, False])
     assert len(group["params"]) == len(list(model.parameters()))
     if base is not optimizer:
         assert type(optimizer) is CLASSES.get(method, cb.optim.CrAM)
-        assert group["rho"] == IMAGES[method]["rho"]
+        assert group.get("rho") == IMAGES[method].get("rho")
         assert not group.get("adaptive")
+    if method in PRECONDITIONED:
+        assert_preconditioned(method, optimizer)
     if experiment.step.compresses:
         assert [str(c) for c in optimizer.draw.compressors] == IMAGES[method]["compressors"]
         assert (optimizer.sparse_gradients, optimizer.normalize, optimizer.plain) == (True, False, 0.0)
@@ -125,6 +155,51 @@ def test_the_optimizer_of_every_method(method):
         assert getattr(optimizer, "plus", None) == {"cram": False, "cram-single": None}.get(method, True)
         assert getattr(optimizer, "ascent", "momentum") == "momentum"
     assert evaluations(model, optimizer) == PASSES.get(method, 2)
+
+
+def assert_preconditioned(method, optimizer):
+    window, group = optimizer.window, optimizer.param_groups[0]
+    ring = {
+        "m-fac": cb.optim.Dense(), "ggt": cb.optim.Dense(), "lowrank-m-fac": cb.optim.LowRank(4, feedback=True),
+    }.get(method, cb.optim.TopK(0.01, block=0, feedback=True))  # fmt: skip
+    count = 100 if "ggt" in method else 1024
+    assert (window.ring, window.gradients, window.dtype) == (ring, count, torch.float32)
+    root = isinstance(window.spectrum, cb.optim.spectra.Root)
+    assert root == ("ggt" in method)
+    assert root or window.spectrum.divisor == "window"
+    assert window.spectrum.damping == PRECONDITIONED[method]["optimizer.damping"]
+    assert (group["decay"], optimizer.decoupled) == (1e-4, method not in ("m-fac", "ggt"))
+
+
+def test_low_rank_weighs_the_newest_by_what_momentum_leaves():
+    """Low rank has μv + (1 − μ)u, the others μv + u."""
+    for method, dampening in (("lowrank-m-fac", 0.9), ("s-m-fac", 0.0), ("m-fac", 0.0), ("s-ggt", 0.0)):
+        optimizer = recipe("digits", method, momentum=0.9).build_optimizer(cb.models.create("convnet", 10, 1))
+        assert optimizer.param_groups[0]["momentum"] == 0.9
+        assert optimizer.param_groups[0]["dampening"] == dampening
+
+
+def test_every_setting_of_a_preconditioner_reaches_it():
+    changes = {
+        "gradients": 7,
+        "damping": 0.5,
+        "storage": "bfloat16",
+        "decoupled": True,
+        "weight_decay": 0.25,
+        "lr": 3.0,
+    }
+    for method in PRECONDITIONED:
+        sparse = {"density": 0.5, "block": 9} if method.startswith("s-") else {}
+        compressed = {"feedback": False} if sparse or "lowrank" in method else {}
+        own = sparse | compressed | ({} if "ggt" in method else {"divisor": "count"})
+        own |= {"rank": 2} if "lowrank" in method else {}
+        optimizer = recipe("digits", method, **changes, **own).build_optimizer(cb.models.create("convnet", 10, 1))
+        window, group = optimizer.window, optimizer.param_groups[0]
+        assert (window.gradients, window.spectrum.damping, window.dtype) == (7, 0.5, torch.bfloat16)
+        assert (group["decay"], group["lr"], optimizer.decoupled) == (0.25, 3.0, True)
+        assert getattr(window.spectrum, "divisor", "count") == "count"
+        expected = {"s-": cb.optim.TopK(0.5, 9, False), "lo": cb.optim.LowRank(2, False)}
+        assert window.ring == expected.get(method[:2], cb.optim.Dense())
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -141,7 +216,10 @@ def test_the_imagenet_recipe(method):
         "cram+-looking": {"rho": 0.05, "compressors": EIGHT},
         "cram-single": {"rho": 0.02, "compressors": EIGHT, "ramp": True},
         "adamw": {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.01},
+        **{method: IMAGES[method] for method in PRECONDITIONED},
     }
+    for one in ("s-m-fac", "lowrank-m-fac"):
+        own[one] = {**own[one], "optimizer.damping": 1e-7, "weight_decay": 1e-5}
     expected = {
         **COMMON, "model": "torchvision:resnet50", "crop": 224, "epochs": 100, "batch_size": 512, "lr": 0.2,
         "weight_decay": 1e-4, "warmup_epochs": 5.0, "precision": "bfloat16", "method": method, **own.get(method, {}),

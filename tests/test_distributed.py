@@ -29,7 +29,14 @@ RULES = {
     "cram+": lambda m, seed: cb.optim.CrAM(m, sgd(m), LEVELS, seed=seed),
     "cram+ held masks": lambda m, seed: cb.optim.CrAM(m, sgd(m), LEVELS, mask_interval=2, seed=seed),
     "cram-single": lambda m, seed: cb.optim.CrAMSingle(m, sgd(m), LEVELS, seed=seed),
+    "m-fac": lambda m, seed: cb.optim.MFAC(m, sgd(m), 4, 1e-2, dtype=torch.float64),
+    "s-m-fac": lambda m, seed: sparse(m),
+    "cram+ over s-m-fac": lambda m, seed: cb.optim.CrAM(m, sparse(m), LEVELS, seed=seed),
 }
+
+
+def sparse(model):
+    return cb.optim.EFCP(model, sgd(model), cb.optim.TopK(0.2), gradients=4, damping=1e-2, dtype=torch.float64)
 
 
 def beside(build):

@@ -29,8 +29,13 @@ BUILD = {
     "cram-single": lambda m, b: cb.optim.CrAMSingle(m, b, LEVELS, seed=3),
     "cram-single gradient": lambda m, b: cb.optim.CrAMSingle(m, b, LEVELS, ascent="gradient", mask_interval=2, seed=3),
     "held": lambda m, b: cb.optim.HeldMasks(m, b, cb.compress.apply_(m, Magnitude(0.5))),
+    "m-fac": lambda m, b: cb.optim.MFAC(m, b, 4, 1e-2, dtype=torch.float64),
+    "s-m-fac": lambda m, b: cb.optim.EFCP(m, b, cb.optim.TopK(0.2), gradients=4, damping=1e-2, dtype=torch.float64),
+    "cram+ over lowrank": lambda m, b: cb.optim.CrAM(
+        m, cb.optim.EFCP(m, b, cb.optim.LowRank(1), gradients=4, damping=1e-2, dtype=torch.float64), LEVELS, seed=3
+    ),
 }
-DRAWS = [kind for kind in BUILD if kind.startswith("cram")]
+DRAWS = [kind for kind in BUILD if kind.startswith("cram") and "over" not in kind]
 
 
 def sgd(model):
@@ -266,7 +271,7 @@ def test_a_state_of_before_is_still_read(kind, small_model, small_batch):
 @pytest.mark.parametrize("kind", BUILD)
 def test_what_is_no_state_is_refused(kind, small_model):
     optimizer = BUILD[kind](small_model, sgd(small_model))
-    with pytest.raises(ValueError, match="no entry '(cram|state)'"):
+    with pytest.raises(ValueError, match="no entry '(cram|state|preconditioner)'"):
         optimizer.load_state_dict(small_model.state_dict())
 
 

@@ -9,10 +9,22 @@ from cram_bench.optim.bases import SGD, AdamW, Base
 from cram_bench.optim.cram import CrAM, CrAMPlusStep, CrAMSingle, CrAMSingleStep, CrAMStep
 from cram_bench.optim.held import PRUNINGS, HeldMasks, OneShot
 from cram_bench.optim.looking import CrAMLookingStep
+from cram_bench.optim.preconditioned import (
+    EFCP,
+    GGT,
+    MFAC,
+    GGTBase,
+    LowRankMFACBase,
+    MFACBase,
+    SparseGGTBase,
+    SparseMFACBase,
+)
+from cram_bench.optim.rings import Dense, LowRank, TopK
 from cram_bench.optim.sam import SAM, MomentumSAM, MomentumSAMStep, SAMStep
 from cram_bench.optim.step import Plain, Step
 
-BASES: dict[str, type[Base]] = {part.kind: part for part in (SGD, AdamW)}
+_BASES = (SGD, AdamW, MFACBase, SparseMFACBase, LowRankMFACBase, GGTBase, SparseGGTBase)
+BASES: dict[str, type[Base]] = {part.kind: part for part in _BASES}
 """Base optimizers by the name that settings use."""
 STEPS: dict[str, type[Step]] = {
     part.kind: part
@@ -22,16 +34,22 @@ STEPS: dict[str, type[Step]] = {
 
 __all__ = [
     "BASES",
+    "EFCP",
+    "GGT",
+    "MFAC",
     "PRUNINGS",
     "SAM",
     "STEPS",
     "CrAM",
     "CrAMSingle",
+    "Dense",
     "HeldMasks",
+    "LowRank",
     "MomentumSAM",
     "OneShot",
     "Plain",
     "Step",
+    "TopK",
     "TwoPass",
     "Wrapper",
 ]

@@ -60,6 +60,8 @@ class Wrapper(Optimizer, abc.ABC):
     settings: dict[str, float | bool]
     accumulates: ClassVar[bool] = False
     """Whether gradients of before the step may be added to: only where all of them are taken at the true weights."""
+    alone: ClassVar[bool] = False
+    """Whether it also steps without a closure, as a plain optimizer does, so that another may be built over it."""
 
     def __init__(self, model: nn.Module, base: Optimizer, **settings: float | bool) -> None:
         instance("model", model, nn.Module, "a torch model")
@@ -82,7 +84,7 @@ class Wrapper(Optimizer, abc.ABC):
     def _check_base(self, base: Optimizer) -> None:
         """Refuse a base optimizer whose step would want the closure too."""
         name = type(self).__name__
-        if isinstance(base, Wrapper):
+        if isinstance(base, Wrapper) and (self.alone or not base.alone):
             raise TypeError(f"{name} is built over a plain torch optimizer, not over {type(base).__name__}")
         closure = inspect.signature(type(base).step).parameters.get("closure")
         if closure is not None and closure.default is inspect.Parameter.empty:

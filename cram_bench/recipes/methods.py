@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from cram_bench.checks import unknown
 from cram_bench.optim import BASES, STEPS
-from cram_bench.recipes import baselines, cheaper, cram, looking, sam
+from cram_bench.recipes import baselines, cheaper, cram, looking, preconditioned, sam
 from cram_bench.recipes.method import Method
 
-_FILES = (baselines, sam, cram, cheaper, looking)
+_FILES = (baselines, sam, cram, cheaper, looking, preconditioned)
 _FIRST = (
     "sgd",
     "sam",
