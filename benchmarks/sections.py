@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import cram_bench as cb
 from benchmarks import peer
+from benchmarks.preconditioners import preconditioners
 from benchmarks.pruning import pruning
 from benchmarks.store import fabricate
 from benchmarks.timing import REPEATS, Ratio, in_turns, seconds
@@ -419,6 +420,7 @@ SECTIONS: dict[str, Callable[[], Iterator[Ratio]]] = {
     "hessian": hessian,
     "memory": memory,
     "pruning": pruning,
+    "preconditioners": preconditioners,
     "report": report,
     "store": store,
     "start-up": start_up,

@@ -1,12 +1,13 @@
 """The benchmarks run, on small sizes; what they measure is another matter."""
 
 import time
+from functools import partial
 
 import pytest
 import torch
 
 import cram_bench as cb
-from benchmarks import peer, sections, timing
+from benchmarks import peer, preconditioners, sections, timing
 
 
 @pytest.fixture
@@ -86,6 +87,29 @@ def test_a_hessian_vector_product_is_compared_with_curvlinops(small, monkeypatch
         "hessian-vector product over curvlinops, three batches",
     ]
     assert all(line.low <= line.ratio <= line.high for line in lines)
+
+
+def test_preconditioners_are_compared_with_sgd(small, monkeypatch):
+    trainer = partial(sections.Trainer, precision="float32", compile=False)
+    methods = {"s-m-fac": {"gradients": 5}, "lowrank-m-fac": {"gradients": 40}, "ggt": {"gradients": 3}}
+    monkeypatch.setattr(sections, "Trainer", trainer)
+    monkeypatch.setattr(sections, "data", lambda: (small, small))
+    monkeypatch.setattr(preconditioners, "METHODS", methods)
+    monkeypatch.setattr(preconditioners, "LENGTHS", (40,))
+    monkeypatch.setattr(preconditioners, "LIMIT", 30 * 2**20)  # 40 whole gradients are 42 MiB
+    monkeypatch.setattr(preconditioners, "NETWORKS", {"0.27M": "resnet20"})
+    monkeypatch.setattr(preconditioners, "in_turns", lambda name, ours, peer, **how: (name, ours(), peer()))
+    lines = list(preconditioners.preconditioners())
+    timed = [line for line in lines if isinstance(line, tuple)]
+    pushes = ["push of s-m-fac, 0.27M, m 40", "push of low rank, 0.27M, m 40"]
+    assert [line[0].split(", over")[0] for line in timed] == [*(f"{m} step over sgd" for m in methods), *pushes]
+    for _, u, gradient in timed[len(methods) :]:
+        assert u.shape == gradient.shape
+        assert u.isfinite().all()
+        assert u.any()
+    memory = {line.name: line.ratio for line in lines if not isinstance(line, tuple)}
+    assert memory["memory of dense, 0.27M, m 40, over dense"] == 1
+    assert 0.02 < memory["memory of s-m-fac, 0.27M, m 40, over dense"] < 0.06
 
 
 def test_a_large_store_is_compared_with_a_small_one(monkeypatch):

@@ -105,3 +105,33 @@ def test_anatomy_is_two_trainings_and_the_second_pruned_and_fine_tuned():
         5,
         whole.optimizer.lr / 10,
     )
+
+
+def test_preconditioners_differ_in_what_is_kept_and_in_nothing_else():
+    methods = ["sgd", "adamw", "m-fac", "s-m-fac", "lowrank-m-fac", "ggt", "s-ggt"]
+    compared = recipes.preconditioners("cifar10", methods, 3, epochs=12, densities=[0.001], lr=0.01, gradients=64)
+    extra = ["S-M-FAC, no feedback", "S-M-FAC, 0.1 %", "S-M-FAC, 0.1 %, no feedback"]
+    assert list(compared) == ["SGD", "AdamW", "M-FAC", "S-M-FAC", "Low-rank M-FAC", "GGT", "S-GGT", *extra]
+    assert {name: [e.seed for e in found] for name, found in compared.items()} == {
+        name: [0, 1, 2] if name in ("SGD", "S-M-FAC") else [0] for name in compared
+    }
+    sparse = compared["S-M-FAC"][0]
+    assert (sparse.optimizer.lr, sparse.optimizer.gradients, sparse.epochs) == (0.01, 64, 12)
+    first = {name: found[0].settings() for name, found in compared.items()}
+    changed = {name: {k: v for k, v in own.items() if sparse.settings().get(k) != v} for name, own in first.items()}
+    assert changed["M-FAC"] == {"method": "m-fac", "optimizer": "m-fac"}
+    assert changed["Low-rank M-FAC"] == {
+        "method": "lowrank-m-fac", "optimizer": "lowrank-m-fac", "optimizer.rank": 4,
+    }  # fmt: skip
+    assert changed["S-M-FAC, no feedback"] == {"optimizer.feedback": False}
+    assert changed["S-M-FAC, 0.1 %"] == {"optimizer.density": 0.001}
+    assert changed["S-M-FAC, 0.1 %, no feedback"] == {"optimizer.density": 0.001, "optimizer.feedback": False}
+    ours, theirs = compared["GGT"][0].settings(), compared["S-GGT"][0].settings()
+    assert {k for k, v in ours.items() if theirs.get(k) != v} == {"method", "optimizer"}
+    assert (ours["lr"], ours["optimizer.gradients"]) == (0.01, 100)
+    for name in ("SGD", "AdamW"):
+        assert compared[name][0] == recipes.recipe("cifar10", name.lower(), epochs=12)
+    usual = recipes.preconditioners("cifar10", ["sgd", "s-m-fac"], [4, 5], repeated=[])
+    assert [e.seed for found in usual.values() for e in found] == [4, 4, 4]
+    assert usual["S-M-FAC"][0].optimizer == recipes.recipe("cifar10", "s-m-fac").optimizer
+    assert list(recipes.preconditioners("digits", ["sgd", "m-fac"], densities=[0.5])) == ["SGD", "M-FAC"]

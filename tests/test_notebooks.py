@@ -260,3 +260,38 @@ def test_specialist(execute):
     ours["specialist_task_accuracy"] = probes.specialist_table(table, "task_accuracy")
     assert others(tables, ours) == []
     assert others({"drawn": drawn["specialist"][0][0]}, {"drawn": table}) == []
+
+
+def test_preconditioners(execute):
+    options = {"repeated": ["s-m-fac"], "densities": [0.1], "lr": 0.01, "gradients": 6}
+    sizes = {"sample": 60, "curvature_sample": 20, "calibration": 300}
+    small = SMALL | {"methods": ["sgd", "m-fac", "s-m-fac"]}
+    tables, drawn = execute("preconditioners", **small, **options, **sizes)
+    compared = cb.recipes.preconditioners(
+        "digits", small["methods"], 2, "", 1, ["s-m-fac"], [0.1], lr=0.01, gradients=6
+    )
+    runs = {name: cb.runs.ensure_all(experiments, progress=False) for name, experiments in compared.items()}
+    every = [run for found in runs.values() for run in found]
+    shown = every[:4]  # SGD, M-FAC, and two of S-M-FAC
+    assert [(run.experiment.method, run.experiment.seed) for run in shown] == [
+        ("sgd", 0), ("m-fac", 0), ("s-m-fac", 0), ("s-m-fac", 1),
+    ]  # fmt: skip
+    train, test, calibrating = data(every[0].experiment, 300)
+    curves = probes.over_runs(shown, probes.sparsity_curve, test, LEVELS, calibrating)
+    ours = {
+        "preconditioners_runs": cb.runs.summary(every),
+        "preconditioners_costs": probes.training_costs(runs),
+        "preconditioners_pruned_summary": probes.accuracy_table(curves),
+    }
+    assert others(tables, ours) == []
+    part = train.sample(60, seed=0)
+    claims = probes.over_runs(shown, probes.stability, part, "global@0.9", calibrating, few=part.sample(20, seed=0))
+    whole = runs["M-FAC"][0].history["test_accuracy"].iloc[-1]
+    ours = {
+        "training": probes.training_curves(shown),
+        "density": probes.density_accuracy([run for run in every if run.experiment.method == "s-m-fac"]),
+        "accuracy_vs_sparsity": curves,
+        "stability": claims,
+    }
+    assert others({name: given[0] for name, (given, _) in drawn.items()}, ours) == []
+    assert drawn["density"][0][1] == whole

@@ -65,3 +65,53 @@ def test_the_head_of_a_table_says_of_how_many_seeds_it_is_where_some_failed():
     shown = cb.probes.accuracy_table(curves)
     assert shown.index.name == "accuracy, % ± std (n = 3)"
     assert sorted(shown.index) == ["SAM (2 of 3 seeds)", "SGD"]
+
+
+def lasting(run, seconds, accuracies):
+    """The run, with a history of one's own."""
+    history = pd.DataFrame({"epoch": [1, 2, 3], "seconds": seconds, "test_accuracy": accuracies})
+    return type("Told", (cb.runs.Run,), {"history": history})(run.path, run.experiment)
+
+
+def test_trainings_by_epoch_second_and_byte():
+    sgd, adamw, sparse = cb.runs.ensure_all(
+        [cb.recipes.recipe("digits", "sgd", epochs=1), cb.recipes.recipe("digits", "adamw", epochs=1),
+         cb.recipes.recipe("digits", "s-m-fac", epochs=1, gradients=8, density=0.02)], progress=False
+    )  # fmt: skip
+    first = lasting(sgd, [2.0, 3.0, 9.0], [0.1, float("nan"), 0.6])
+    second = lasting(sgd, [1.0, 1.0, 1.0], [0.2, 0.3, 0.8])
+    lost = cb.runs.Run(sgd.path, sgd.experiment, failure="the loss is nan")
+    curves = cb.probes.training_curves([first, second, lost])
+    assert curves["epoch"].tolist()[:5] == [1, 3, 1, 2, 3]
+    assert curves["seconds"].tolist()[:5] == [2, 14, 1, 2, 3]
+    assert curves["accuracy"].tolist()[:5] == [0.1, 0.6, 0.2, 0.3, 0.8]
+    assert curves.iloc[5][["epoch", "seconds", "accuracy"]].isna().all()
+    costs = cb.probes.training_costs({"SGD": [first, second, lost], "AdamW": [adamw], "S": [sparse], "none": [lost]})
+    count = sum(p.numel() for p in sgd.load_model().parameters())
+    row = costs.set_index("changed")
+    assert row.loc["SGD", ["accuracy", "seeds", "seconds"]].tolist() == pytest.approx([0.7, 2, 1.5])
+    assert row.loc["SGD", "std"] == pytest.approx(0.02**0.5)
+    ring = 8 * round(0.02 * count) * 8 + 4 * count + 8 * 8 * 8  # places and values, error, Gram; no momentum
+    assert row["megabytes"].tolist()[:3] == pytest.approx([4 * count / 1e6, 8 * count / 1e6, ring / 1e6])
+    assert row.loc["AdamW", "std"] != row.loc["AdamW", "std"]  # one seed has none
+    assert row.loc["none", "seeds"] == 0
+    assert row.loc["none", ["accuracy", "seconds", "megabytes"]].isna().all()
+    kept = cb.probes.density_accuracy([sparse, cb.runs.Run(sparse.path, sparse.experiment, failure="lost")])
+    assert kept[["density", "feedback", "seed"]].to_numpy().tolist() == [[0.02, True, 0]] * 2
+    assert kept["accuracy"].tolist() == pytest.approx(
+        [sparse.history["test_accuracy"].iloc[-1], float("nan")], nan_ok=True
+    )
+
+
+def test_the_bytes_of_wrappers_are_those_of_what_they_wrap():
+    model = cb.models.create("convnet", 10, 1)
+    weights = sum(p.numel() for p in model.parameters())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for method, gradients in (("m-fac", 5), ("ggt", 7)):
+        base = cb.recipes.recipe("digits", method, gradients=gradients, momentum=0.9).build_optimizer(model)
+        optimizer = cb.optim.CrAM(model, base, cb.compress.Magnitude(0.5))
+        ring = 4 * gradients * weights + 8 * gradients**2
+        assert cb.probes.optimizer_bytes(optimizer) == ring + 4 * weights
+        assert not base.state
+        assert base.window.count == 0
+    assert all(bool((value == before[name]).all()) for name, value in model.state_dict().items())

@@ -270,6 +270,52 @@ def transfer():
     return figure
 
 
+def training():
+    rows = table(epoch=[1, 2, 4]).assign(seconds=lambda t: 10.0 * t["epoch"] + t["seed"] + 30 * (t["method"] == "sgd"))
+    figure = cb.plots.training(rows)
+    by_steps, by_time = figure.axes
+    check_means(by_steps, rows, "epoch", "accuracy", "std")
+    timed = rows.assign(seconds=rows["seconds"] - rows["seed"] + 1)  # means over seeds 0, 1, 2
+    check_means(by_time, timed, "seconds", "accuracy", "std")
+    assert (by_steps.get_title(loc="left"), by_time.get_title(loc="left")) == ("By steps", "By time")
+    assert (by_steps.get_xlabel(), by_time.get_xlabel()) == ("epochs", "seconds, training and evaluation")
+    assert by_steps.get_ylabel() == "test accuracy, %"
+    check_per_cent(by_steps.yaxis)
+    assert at_the_ends(by_time) == OF_PAIR
+    assert below(figure) == ["mean ± std, 3 seeds"]
+    return figure
+
+
+def density():
+    rows = pd.DataFrame(
+        [
+            (0.01, True, 0, 0.8),
+            (0.01, True, 1, 0.9),
+            (0.001, True, 0, 0.6),
+            (0.01, False, 0, 0.5),
+            (0.1, False, 0, None),
+        ],
+        columns=["density", "feedback", "seed", "accuracy"],
+    )
+    figure = cb.plots.density(rows, dense=0.95)
+    (axis,) = figure.axes
+    fed, plain = line(axis, "with error feedback"), line(axis, "without error feedback")
+    assert (list(fed.get_xdata()), list(fed.get_ydata())) == ([0.001, 0.01], pytest.approx([0.6, 0.85]))
+    assert (list(plain.get_xdata()), list(plain.get_ydata())) == ([0.01], [0.5])
+    assert fed.get_color() != plain.get_color()
+    points = [each for each in axis.get_lines() if each.get_linestyle() == "None"]
+    assert sorted(points[0].get_ydata()) == [0.6, 0.8, 0.9]
+    assert list(line(axis, "whole gradients").get_ydata()) == [0.95, 0.95]
+    assert axis.get_xscale() == "log"
+    assert tick_texts(axis.xaxis) == ["0.1", "1"]
+    assert axis.get_xlabel() == "entries of a gradient that are kept, %"
+    assert axis.get_ylabel() == "test accuracy, %"
+    check_per_cent(axis.yaxis)
+    texts = below(figure)
+    assert texts == ["with error feedback", "without error feedback", "whole gradients", "1 of 5 runs failed"]
+    return figure
+
+
 def calibration_curve():
     sizes = pd.DataFrame(
         {"size": [0, 10, 10, 10, 1000, 1000, 1000], "draw": [0, 0, 1, 2, 0, 1, 2],
@@ -764,10 +810,10 @@ def specialist():
 ORACLES = {
     each.__name__: each
     for each in (
-        ablations, accuracy_vs_sparsity, calibration_curve, equal_cost, examples, explorer_curve, gaps, layer_profile,
-        layer_sensitivity, loss_along_compression, loss_along_path, loss_in_ball, loss_on_plane, loss_planes,
-        loss_slice, pruners, sharpness, sharpness_over_radii, specialist, spectral_density, stability,
-        transfer, weight_histogram,
+        ablations, accuracy_vs_sparsity, calibration_curve, density, equal_cost, examples, explorer_curve, gaps,
+        layer_profile, layer_sensitivity, loss_along_compression, loss_along_path, loss_in_ball, loss_on_plane,
+        loss_planes, loss_slice, pruners, sharpness, sharpness_over_radii, specialist, spectral_density, stability,
+        training, transfer, weight_histogram,
     )
 }  # fmt: skip
 oracle = pytest.mark.parametrize("check", ORACLES.values(), ids=ORACLES.keys())

@@ -22,12 +22,14 @@ from cram_bench.plots.landscapes import (
 )
 from cram_bench.plots.layers import layer_profile, layer_sensitivity, weight_histogram
 from cram_bench.plots.pruners import pruners, specialist
+from cram_bench.plots.training import density, training
 
 __all__ = [
     "STYLE",
     "ablations",
     "accuracy_vs_sparsity",
     "calibration_curve",
+    "density",
     "equal_cost",
     "examples",
     "explorer_curve",
@@ -48,6 +50,7 @@ __all__ = [
     "spectral_density",
     "stability",
     "style",
+    "training",
     "transfer",
     "weight_histogram",
 ]

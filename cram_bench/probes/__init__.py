@@ -32,6 +32,7 @@ from cram_bench.probes.sharpness import cram_gap, sam_sharpness, sharpness_over_
 from cram_bench.probes.sparsity import LEVELS, sparsity_curve
 from cram_bench.probes.specialist import specialist, specialist_table
 from cram_bench.probes.stability import comparable, stability, verdict_table, verdicts, with_random_directions
+from cram_bench.probes.training import density_accuracy, optimizer_bytes, training_costs, training_curves
 
 __all__ = [
     "CORRECTIONS",
@@ -44,6 +45,7 @@ __all__ = [
     "comparable",
     "cram_gap",
     "curvature",
+    "density_accuracy",
     "flips",
     "layer_blame",
     "layer_profile",
@@ -57,6 +59,7 @@ __all__ = [
     "loss_on_grid",
     "loss_on_plane",
     "mean_and_std",
+    "optimizer_bytes",
     "over_changes",
     "over_runs",
     "predictions",
@@ -71,6 +74,8 @@ __all__ = [
     "specialist_table",
     "spectral_density",
     "stability",
+    "training_costs",
+    "training_curves",
     "transfer_accuracy",
     "verdict_table",
     "verdicts",

@@ -1,6 +1,6 @@
 """Experiments that somebody describes: a file a paper, with its methods, constants and labels; and sets of them."""
 
-from cram_bench.recipes.comparisons import ablations, anatomy, equal_cost, language, transfer
+from cram_bench.recipes.comparisons import ablations, anatomy, equal_cost, language, preconditioners, transfer
 from cram_bench.recipes.defaults import PROFILES, grid, profile_changes, recipe, settings
 from cram_bench.recipes.imagenet import RECIPES, imagenet_resnet50, named
 from cram_bench.recipes.method import Method
@@ -20,6 +20,7 @@ __all__ = [
     "label",
     "language",
     "named",
+    "preconditioners",
     "profile_changes",
     "recipe",
     "settings",

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cram_bench.checks import items, number, unknown
+from cram_bench.checks import integer, items, number, unknown
 from cram_bench.data import SENTENCES, image_shape
 from cram_bench.experiment import Experiment
 from cram_bench.recipes.cram import HIGH
 from cram_bench.recipes.defaults import grid, recipe
+from cram_bench.recipes.methods import known
 
 
 def equal_cost(
@@ -103,6 +104,71 @@ def ablations(
         name: grid(dataset, [changed.pop("method", "cram+-multi")], seeds, model, epochs, **changes, **changed)
         for name, changed in ((name, dict(changed)) for name, changed in variants.items())
     }
+
+
+def preconditioners(
+    dataset: str,
+    methods: Sequence[str] = ("sgd", "adamw", "m-fac", "s-m-fac"),
+    seeds: int | Sequence[int] = 1,
+    model: str = "",
+    epochs: int = 0,
+    repeated: Sequence[str] = ("sgd", "s-m-fac"),
+    densities: Sequence[float] = (),
+    lr: float = 0.0,
+    gradients: int = 0,
+    **changes: Any,
+) -> dict[str, list[Experiment]]:
+    """Return what is compared → its experiments: methods, S-M-FAC without error feedback, and S-M-FAC by density.
+
+    M-FAC and GGT take S-M-FAC's damping and weight decay, or S-GGT's, so that what is kept of a gradient is all in
+    which they differ.
+
+    Args:
+        dataset: a name or the path of an image folder.
+        methods: names in `METHODS`. Error feedback is left out, and densities are gone through, where ``s-m-fac`` is
+            among them.
+        seeds: for the methods of `repeated`; the others have the first of them.
+        model: empty for what suits the data set.
+        epochs: 0 for what suits the data set.
+        repeated: methods that are trained with all seeds.
+        densities: fractions of a gradient's entries that S-M-FAC keeps, each with and without error feedback.
+        lr: of all preconditioned methods, 0 for the papers'.
+        gradients: length of the ring of M-FAC in all its forms, 0 for the papers'.
+        changes: any other setting of all experiments.
+
+    Raises:
+        ValueError: a name is unknown or a value not allowed.
+
+    >>> compared = preconditioners("digits", ["sgd", "s-m-fac"], 2, densities=[0.1])
+    >>> {name: len(experiments) for name, experiments in compared.items()}
+    {'SGD': 2, 'S-M-FAC': 2, 'S-M-FAC, no feedback': 1, 'S-M-FAC, 10 %': 1, 'S-M-FAC, 10 %, no feedback': 1}
+    """
+    listed = (
+        list(range(integer("seeds", seeds, 1, 10_000))) if isinstance(seeds, int) else items("seeds", seeds, "seeds")
+    )
+    methods = items("methods", methods, "names such as 'sgd'")
+
+    def trained(method: str, several: bool = False, **own: Any) -> list[Experiment]:
+        alike = {"m-fac": "s-m-fac", "ggt": "s-ggt"}.get(method)
+        if alike:
+            same = recipe(dataset, alike).optimizer
+            own |= {name: getattr(same, name) for name in ("damping", "decoupled", "weight_decay")}
+        settings = recipe(dataset, method).settings()
+        if "optimizer.damping" in settings:
+            own |= {"lr": lr} if number("lr", lr, 0) else {}
+        if "optimizer.divisor" in settings:
+            own |= {"gradients": gradients} if integer("gradients", gradients, 0) else {}
+        return grid(dataset, [method], listed if several else listed[:1], model, epochs, **changes, **own)
+
+    compared = {known(method).label: trained(method, method in repeated) for method in methods}
+    if "s-m-fac" in methods:
+        sparse = known("s-m-fac").label
+        compared[f"{sparse}, no feedback"] = trained("s-m-fac", feedback=False)
+        for density in densities:
+            name = f"{sparse}, {100 * number('density', density, 0, 1):g} %"
+            compared[name] = trained("s-m-fac", density=density)
+            compared[f"{name}, no feedback"] = trained("s-m-fac", density=density, feedback=False)
+    return compared
 
 
 def anatomy(
