@@ -108,7 +108,7 @@ def relative(ours, truth):
 @pytest.mark.parametrize("norm", [0.7, 15.0])
 @pytest.mark.parametrize("kind", RINGS)
 def test_u_is_that_of_the_explicit_inverse(kind, rows, norm, divisor):
-    """While the ring fills, full and after it has wrapped; rows in float32, the truth in float64 from what they hold."""
+    """Filling, full and wrapped; rows in float32, the truth from what they hold, beyond float64."""
     ring = RINGS[kind]
     gradients = stream(2 * rows + 7, norm)
     for damping in (1e-3, 1e-6, 1e-9):
