@@ -70,6 +70,11 @@ def test_at_equal_cost_each_method_has_the_training_of_the_common_cost(shorter, 
     assert f"and above it at 90 % (by {sam_pruned - pruned:.1f} points)." in made
 
 
+def test_an_accuracy_is_the_mean_over_the_seeds():
+    seeds = [curves({("sgd", 0.0): dense, ("sgd", 0.9): pruned}) for dense, pruned in ((90, 50), (90, 50), (60, 20))]
+    assert findings.means(pd.concat(seeds)) == {"sgd": {0.0: 80.0, 0.9: 40.0}}  # no median, which is 90 and 50
+
+
 def test_the_common_cost_is_where_the_farthest_method_is_least_far(tmp_path):
     """At 30 nobody is farther than 4; at 10 two are there and one is 5 away, which is less in sum."""
     costs = {"sgd": (10, 30), "sam": (10, 26), "cram": (15, 34)}
