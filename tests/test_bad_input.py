@@ -38,6 +38,7 @@ from cram_bench.experiment import Experiment
 from cram_bench.files import sealed
 from cram_bench.recipes import grid, profile_changes, recipe
 from cram_bench.runs import Run, RunError, Store, ensure, ensure_all
+from cram_bench.runs.how import Machine
 from cram_bench.train import DivergedError, evaluate, fit
 
 NAN, INF = math.nan, math.inf
@@ -1194,6 +1195,16 @@ PRUNE = [
     ("in a draw", lambda w: cb.compress.parse("greedy@0.9"), ValueError, ("greedy@0.9", "CrAM", "cb.prune.apply_")),
 ]
 
+DEPLOY = [
+    ("no model", lambda w: cb.deploy.swap_("resnet20", w.pairs[0][0]), TypeError, ("model", "a torch model", "'resnet20'")),
+    ("no runs", lambda w: cb.deploy.swap_(w.model, w.pairs[0][0], repeats=0), ValueError, ("repeats", "at least 1", "not 0")),
+    ("runs: text", lambda w: cb.deploy.swap_(w.model, w.pairs[0][0], repeats="5"), TypeError, ("repeats", "integer", "'5'")),
+    ("lazy", lambda w: cb.deploy.swap_(nn.LazyLinear(2), w.pairs[0][0]), ValueError, ("weight", "not initialised", "one batch")),
+    ("sparse: text", lambda w: Machine(sparse="yes"), TypeError, ("sparse", "True or False", "'yes'")),
+    ("sparse and compiled", lambda w: Machine(sparse=True, compile=True), ValueError, ("sparse", "compile", "leave one out")),
+    ("nothing to put back", lambda w: cb.deploy.dense_(None), TypeError, ("model", "a torch model", "None")),
+]  # fmt: skip
+
 ROWS = [
     (f"{room}: {name}", call, error, words)
     for room, rows in (
@@ -1201,6 +1212,7 @@ ROWS = [
         ("data", DATA),
         ("models", MODELS),
         ("prune", PRUNE),
+        ("deploy", DEPLOY),
         ("optim", OPTIM),
         ("train", TRAIN),
         ("probes", PROBES),

@@ -45,6 +45,7 @@ def _train_together(arguments: argparse.Namespace, group: Group) -> int:
         recipe(arguments.dataset, arguments.method, **changes),
         **_machine(arguments),
         workers=arguments.workers,
+        sparse=arguments.sparse,
         group=group,
     )
     if group.first:

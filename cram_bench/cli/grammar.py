@@ -30,6 +30,11 @@ def parser_of_commands() -> argparse.ArgumentParser:
     _settings(train)
     _machine(train)
     train.add_argument("--workers", type=int, help="processes that decode streamed images (default: one a CPU)")
+    train.add_argument(
+        "--sparse",
+        action="store_true",
+        help="where a mask is held, compute at nonzeros only in layers that are faster so",
+    )
     train.set_defaults(run=commands.run_train, parser=train)
 
     sweep = kinds.add_parser("sweep", help="train many experiments over the cores of this machine, or over Slurm")

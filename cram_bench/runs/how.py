@@ -23,10 +23,13 @@ class Machine:
         threads: of torch on the CPU; by default one for tiny images, where more only wait for each other.
         compile: use torch.compile; by default where the training is long enough to repay the minute it takes.
         workers: processes that decode streamed images, by default a CPU each, and eight at most.
+        sparse: where a training holds masks, let the layers compute at nonzeros only that are faster so
+            (`cram_bench.deploy.swap_`), on the CPU, in float32, in one process. Which these are, is timed when it starts
+            or goes on.
 
     Raises:
         ValueError: the device is not here, there is no thread, or the workers are fewer than none.
-        TypeError: a number is no integer, or `compile` no bool.
+        TypeError: a number is no integer, or `compile` or `sparse` no bool.
 
     >>> Machine(device="gpu")
     Traceback (most recent call last):
@@ -37,6 +40,7 @@ class Machine:
     threads: int | None = None
     compile: bool | None = None
     workers: int | None = None
+    sparse: bool = False
 
     def __post_init__(self) -> None:
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -49,6 +53,9 @@ class Machine:
         if self.workers is not None:
             integer("workers", self.workers, 0)
         instance("compile", self.compile, (bool, type(None)), "True, False or None")
+        instance("sparse", self.sparse, bool, "True or False")
+        if self.sparse and self.compile:
+            raise ValueError("sparse and compile exclude each other: what torch compiles is dense; leave one out")
 
     @property
     def place(self) -> str:
@@ -61,11 +68,13 @@ class Machine:
             return self
         if self.compile:
             raise ValueError(f"compile is for one process, not for {group.world}; leave it out")
+        if self.sparse:
+            raise ValueError(f"sparse is for one process, not for {group.world}; leave it out")
         return replace(self, device=group.device or self.device, compile=False)
 
     def suited(self, experiment: Experiment, train: Dataset) -> Machine:
         """Return what is used where nothing was asked, for a training on these data."""
-        long = train.steady and experiment.epochs * len(train) >= 200_000
+        long = train.steady and experiment.epochs * len(train) >= 200_000 and not self.sparse
         return replace(
             self,
             compile=long if self.compile is None else self.compile,

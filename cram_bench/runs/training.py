@@ -27,6 +27,7 @@ from cram_bench._defaults import usual_defaults
 from cram_bench.checks import instance, number, one_line
 from cram_bench.compress import Masks
 from cram_bench.data import Dataset, fingerprint
+from cram_bench.deploy import swap_
 from cram_bench.distributed import Group
 from cram_bench.experiment import Experiment
 from cram_bench.files import Lock, sealed, sha256, write, write_tensors
@@ -58,7 +59,7 @@ def ensure(
         group: processes that train it together, as `cram_bench.distributed.joined` gives them. All call this alike and
             get the run; the first writes it, in a folder that all must see.
         wait: seconds to wait at most for another process that trains this run; by default without a limit.
-        machine: device, threads, compile and workers, as `Machine` has them.
+        machine: device, threads, compile, workers and sparse, as `Machine` has them.
 
     Raises:
         DivergedError: the training's loss is not finite, now or when it was tried before.
@@ -181,6 +182,7 @@ def _train(experiment: Experiment, store: Store, how: Machine, progress: bool, g
         **group.describe(),
         "threads": threads,
         "compile": begun.how.compile,
+        **({"sparse": True} if begun.how.sparse else {}),
         "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(sum(row["seconds"] for row in history), 1),
@@ -221,6 +223,9 @@ def _begin(experiment: Experiment, store: Store, how: Machine, group: Group) -> 
     _try(model, experiment.model, train)
     volatile = {name: value.clone() for name, value in _volatile(model).items()}
     masks = _inherit(model, experiment, store) if experiment.start else None
+    if how.sparse and masks is not None and experiment.precision == "float32":
+        with how.suited(experiment, train).limits():
+            swap_(model, fitting(model)(next(train.batches(experiment.batch_size, channels_last=True))[0]))
     model = group.parallel(model, unused=models.is_encoder(experiment.model))
     optimizer = experiment.build_optimizer(model)
     if masks is not None:
