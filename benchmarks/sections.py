@@ -26,6 +26,7 @@ import cram_bench as cb
 from benchmarks import peer
 from benchmarks.preconditioners import preconditioners
 from benchmarks.pruning import pruning
+from benchmarks.sparse_layers import sparse_layers
 from benchmarks.store import fabricate
 from benchmarks.timing import REPEATS, Ratio, in_turns, seconds
 from cram_bench.compress import select
@@ -421,6 +422,7 @@ SECTIONS: dict[str, Callable[[], Iterator[Ratio]]] = {
     "memory": memory,
     "pruning": pruning,
     "preconditioners": preconditioners,
+    "sparse": sparse_layers,
     "report": report,
     "store": store,
     "start-up": start_up,

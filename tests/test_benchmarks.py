@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import cram_bench as cb
-from benchmarks import peer, preconditioners, sections, timing
+from benchmarks import peer, preconditioners, sections, sparse_layers, timing
 
 
 @pytest.fixture
@@ -121,3 +121,30 @@ def test_a_large_store_is_compared_with_a_small_one(monkeypatch):
     names = [name.removesuffix(", 12 runs over 6") for name, _, _ in lines]
     assert names[2:] == ["open by id", "open by the beginning of an id", "cram-bench runs", "a new run on the digits"]
     assert {kind for _, kind, _ in lines} == {"cost"}
+
+
+@pytest.mark.parametrize("name", sparse_layers.LAYERS)
+def test_a_sparse_layer_and_its_peers_compute_the_same(name):
+    build, size = sparse_layers.LAYERS[name]
+    torch.manual_seed(0)
+    ours, peers = sparse_layers.of_layer(build(), torch.randn(2, *size), 0.9)
+    assert list(peers) == ["dense float32", "dense bfloat16", *["torch CSR"] * name.startswith("linear")]
+    x, weight, *_ = ours()
+    assert 0.85 < float((weight == 0).float().mean()) < 0.95
+    wide, full, *_ = peers["dense float32"]()
+    torch.testing.assert_close(x, wide, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(weight, full * (weight != 0), rtol=1e-3, atol=1e-3)
+    half, *_ = peers["dense bfloat16"]()
+    assert half.dtype is torch.bfloat16
+    if "torch CSR" in peers:
+        values, turned, _ = peers["torch CSR"]()
+        torch.testing.assert_close(turned.t(), x, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(values.to_dense(), weight, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("cram", [False, True])
+def test_steps_of_a_sparse_network(cram, monkeypatch):
+    monkeypatch.setattr(sparse_layers, "BATCH", 4)
+    ours, peers = sparse_layers.of_step(0.95, cram)
+    before = [float(work()) for work in (ours, *peers.values())]
+    assert before == pytest.approx([before[0]] * 3, rel=0.05)
