@@ -295,3 +295,29 @@ def test_preconditioners(execute):
     }
     assert others({name: given[0] for name, (given, _) in drawn.items()}, ours) == []
     assert drawn["density"][0][1] == whole
+
+
+def test_sparse_training(execute, monkeypatch):
+    """On a clock that stands still, a step of anything takes a second."""
+    monkeypatch.setattr(
+        probes.steps, "medians", lambda works, repeats: ([work() for work in works], [4.0, 2.0, 1.0])[1]
+    )
+    monkeypatch.setattr(
+        cb.deploy.swapping, "medians", lambda works, repeats: ([work() for work in works], [2.0, 1.0])[1]
+    )
+    options = SMALL | {"methods": ["sgd"]}
+    tables, drawn = execute("sparse_training", **options, batch=40, repeats=2)
+    experiments = cb.recipes.grid("digits", ["sgd"], 2, epochs=1)
+    runs = cb.runs.ensure_all(experiments, progress=False)
+    train, _ = experiments[0].load_data()
+    table = probes.over_runs(runs, probes.step_times, train, [0.5, 0.9], 40, 2)
+    ours = {"sparse_training": table, "sparse_training_summary": probes.step_table(table)}
+    of_layers = table[(table["sparsity"] == 0.9) & (table["layer"] != "network")]
+    ours["sparse_training_layers"] = of_layers[["layer", "kind", "weights", "zeros", "dense_ms", "sparse_ms", "reason"]]
+    assert others(tables, ours) == []
+    assert others({"drawn": drawn["step_times"][0][0]}, {"drawn": table}) == []
+    summary = tables["sparse_training_summary"]
+    assert summary["over dense"].tolist() == [4.0] * 4
+    assert summary["over bfloat16"].tolist() == [2.0] * 4
+    assert summary["sparsity"].tolist() == [50.0, 90.0] * 2
+    assert tables["sparse_training_layers"]["reason"].unique().tolist() == ["sparse is 2.00 × as fast"]

@@ -807,13 +807,37 @@ def specialist():
     return figure
 
 
+def step_times():
+    rows = [
+        (level, layer, seed * 0.2 + level * (4 if layer == "conv1" else 2), 1.5 if layer == "network" else float("nan"))
+        for layer in ("conv1", "network")
+        for level in (0.95, 0.8)
+        for seed in (0, 1, 2)
+    ]
+    figure = cb.plots.step_times(pd.DataFrame(rows, columns=["sparsity", "layer", "speedup", "bfloat16_speedup"]))
+    (axis,) = figure.axes
+    layer, sparse, half, one = axis.lines
+    assert list(layer.get_xdata()) == list(sparse.get_xdata()) == list(half.get_xdata()) == [80, 95]
+    assert list(layer.get_ydata()) == pytest.approx([3.4, 4.0])  # medians of three
+    assert list(sparse.get_ydata()) == pytest.approx([1.8, 2.1])
+    assert list(half.get_ydata()) == [1.5, 1.5]
+    assert set(one.get_ydata()) == {1.0}
+    colours = {to_hex(each.get_color()) for each in (layer, sparse, half)}
+    handles = {to_hex(each.get_color()) for each in figure.legends[0].get_lines()}
+    assert len(colours) == 3
+    assert handles == colours
+    assert below(figure) == ["sparse step of the network", "dense step in bfloat16", "a layer alone, sparse"]
+    assert axis.get_ylim()[0] == 0
+    return figure
+
+
 ORACLES = {
     each.__name__: each
     for each in (
         ablations, accuracy_vs_sparsity, calibration_curve, density, equal_cost, examples, explorer_curve, gaps,
         layer_profile, layer_sensitivity, loss_along_compression, loss_along_path, loss_in_ball, loss_on_plane,
         loss_planes, loss_slice, pruners, sharpness, sharpness_over_radii, specialist, spectral_density, stability,
-        training, transfer, weight_histogram,
+        step_times, training, transfer, weight_histogram,
     )
 }  # fmt: skip
 oracle = pytest.mark.parametrize("check", ORACLES.values(), ids=ORACLES.keys())

@@ -58,6 +58,9 @@ PROBES = {
     "calibration_curve": lambda m, d: cb.probes.calibration_curve(m, d, Rows(d), "global@0.5", [60], draws=2),
     "stability": lambda m, d: cb.probes.stability(m, d, "global@0.5", calibration=d),
     "pruners": lambda m, d: cb.probes.pruners(m, d, ["global@0.5", "2:4"], d).drop(columns="seconds"),
+    "step_times": lambda m, d: cb.probes.step_times(m, d, [0.5, 0.9], repeats=1)[
+        ["sparsity", "layer", "weights", "zeros"]
+    ],
     "curvature": lambda m, d: cb.probes.curvature(m, d, vectors=2, parts=2),
     "spectral_density": lambda m, d: cb.probes.spectral_density(m, d, points=8, lanczos=3, repeats=1, parts=2),
 }
@@ -73,6 +76,7 @@ OVER_RUNS = {
     "pruner_table",
     "seeds_left",
     "specialist_table",
+    "step_table",
     "transfer_accuracy",
     "density_accuracy",
     "optimizer_bytes",

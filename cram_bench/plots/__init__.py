@@ -22,6 +22,7 @@ from cram_bench.plots.landscapes import (
 )
 from cram_bench.plots.layers import layer_profile, layer_sensitivity, weight_histogram
 from cram_bench.plots.pruners import pruners, specialist
+from cram_bench.plots.steps import step_times
 from cram_bench.plots.training import density, training
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "specialist",
     "spectral_density",
     "stability",
+    "step_times",
     "style",
     "training",
     "transfer",

@@ -32,6 +32,7 @@ from cram_bench.probes.sharpness import cram_gap, sam_sharpness, sharpness_over_
 from cram_bench.probes.sparsity import LEVELS, sparsity_curve
 from cram_bench.probes.specialist import specialist, specialist_table
 from cram_bench.probes.stability import comparable, stability, verdict_table, verdicts, with_random_directions
+from cram_bench.probes.steps import step_table, step_times
 from cram_bench.probes.training import density_accuracy, optimizer_bytes, training_costs, training_curves
 
 __all__ = [
@@ -74,6 +75,8 @@ __all__ = [
     "specialist_table",
     "spectral_density",
     "stability",
+    "step_table",
+    "step_times",
     "training_costs",
     "training_curves",
     "transfer_accuracy",
