@@ -102,8 +102,8 @@ def faster(one: Work, other: Work) -> Work:
 def of_step(sparsity: float, cram: bool = False) -> tuple[Work, dict[str, Work]]:
     """Return a step on ResNet-20 with the layers that `swap_` takes at this sparsity, and one of its dense peers.
 
-    A step of SGD with held masks, or of CrAM+, whose first pass is dense and whose second needs the gradient at nonzeros
-    only.
+    A step of SGD with held masks, or of CrAM+, whose first pass is dense and whose second needs the gradient at
+    nonzeros only.
     """
     torch.manual_seed(0)
     inputs, labels = torch.randn(BATCH, 3, 32, 32), torch.arange(BATCH) % 10

@@ -1196,12 +1196,12 @@ PRUNE = [
 ]
 
 DEPLOY = [
-    ("no model", lambda w: cb.deploy.swap_("resnet20", w.pairs[0][0]), TypeError, ("model", "a torch model", "'resnet20'")),
-    ("no runs", lambda w: cb.deploy.swap_(w.model, w.pairs[0][0], repeats=0), ValueError, ("repeats", "at least 1", "not 0")),
-    ("runs: text", lambda w: cb.deploy.swap_(w.model, w.pairs[0][0], repeats="5"), TypeError, ("repeats", "integer", "'5'")),
-    ("lazy", lambda w: cb.deploy.swap_(nn.LazyLinear(2), w.pairs[0][0]), ValueError, ("weight", "not initialised", "one batch")),
+    ("no model", lambda w: cb.deploy.swap_("resnet20", w.few), TypeError, ("model", "a torch model", "'resnet20'")),
+    ("no runs", lambda w: cb.deploy.swap_(w.model, w.few, repeats=0), ValueError, ("repeats", "at least 1", "not 0")),
+    ("runs: text", lambda w: cb.deploy.swap_(w.model, w.few, repeats="5"), TypeError, ("repeats", "integer", "'5'")),
+    ("lazy", lambda w: cb.deploy.swap_(nn.LazyLinear(2), w.few), ValueError, ("weight", "not initialised")),
     ("sparse: text", lambda w: Machine(sparse="yes"), TypeError, ("sparse", "True or False", "'yes'")),
-    ("sparse and compiled", lambda w: Machine(sparse=True, compile=True), ValueError, ("sparse", "compile", "leave one out")),
+    ("sparse and compiled", lambda w: Machine(sparse=True, compile=True), ValueError, ("compile", "leave one out")),
     ("nothing to put back", lambda w: cb.deploy.dense_(None), TypeError, ("model", "a torch model", "None")),
 ]  # fmt: skip
 

@@ -61,7 +61,7 @@ def sparse(layer, keep=0.2, seed=0):
 
 
 def compare(layer, x, tolerance=1e-5):
-    """Outputs and gradients of the sparse layer against those of the dense one in float64, each relative to its norm."""
+    """Outputs and gradients of the sparse layer against the dense one's in float64, each relative to its norm."""
     exact = copy.deepcopy(layer).double()
     layer.__class__ = swapping.SPARSE[type(layer)]
     wide, x = x.double().requires_grad_(), x.clone().requires_grad_()
@@ -445,8 +445,8 @@ class Odd(nn.Linear):
 
 def test_what_is_left_says_why(always):
     model = nn.ModuleDict({
-        "zeros": sparse(nn.Linear(4, 4)), "full": nn.Linear(4, 4), "odd": sparse(Odd(4, 4)), "unused": sparse(nn.Linear(4, 4)),
-        "wide": sparse(nn.Linear(4, 4)).double(), "meta": nn.Linear(4, 4),
+        "zeros": sparse(nn.Linear(4, 4)), "full": nn.Linear(4, 4), "odd": sparse(Odd(4, 4)),
+        "unused": sparse(nn.Linear(4, 4)), "wide": sparse(nn.Linear(4, 4)).double(), "meta": nn.Linear(4, 4),
         "norm": torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
         "pruned": prune.l1_unstructured(nn.Linear(4, 4), "weight", 0.5),
     })  # fmt: skip
@@ -559,7 +559,7 @@ def test_fine_tuning_with_held_masks_is_that_of_the_dense_model(model, always):
 
 @pytest.mark.parametrize("plus", [False, True])
 def test_a_step_of_cram_with_a_sparse_second_pass_is_that_of_the_dense_model(plus, always, monkeypatch):
-    """The first pass sees no zero and is dense; the second needs the gradient at nonzeros only, for CrAM masks the rest."""
+    """The first pass sees no zero and is dense; of the second CrAM takes the gradient at nonzeros only."""
     monkeypatch.setattr(nonzeros, "_MOST", 0.4)
     torch.manual_seed(0)
     model = cb.models.create("resnet20", 10).eval()

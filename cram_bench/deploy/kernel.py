@@ -1,7 +1,7 @@
 """The C kernel of sparse layers: compiled at first use by the gcc or clang of this machine, and kept in a cache.
 
-`kernel.c` is compiled for the processor at hand, with flags that let sums be reordered and leave denormal numbers alone:
-a library made with ``-ffast-math`` would flush them to zero in the whole process as soon as it is loaded.
+`kernel.c` is compiled for the processor at hand, with flags that let sums be reordered and leave denormal numbers as
+they are: a library made with ``-ffast-math`` would flush them to zero in the whole process as soon as it is loaded.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ def compiled() -> Kernel | None:
 def load(folder: Path | None = None) -> Kernel:
     """Compile `kernel.c` for this processor, unless `folder` has it, and load it.
 
-    The name in the cache hashes source, flags, compiler and processor. One process compiles, and others wait for it; the
-    file is written whole or not at all, and one that cannot be loaded is made anew.
+    The name in the cache hashes source, flags, compiler and processor. One process compiles, and others wait for it;
+    the file is written whole or not at all, and one that cannot be loaded is made anew.
 
     Args:
         folder: where compiled kernels are kept; ``kernels`` in `cram_bench.files.cache_root` by default, and a folder

@@ -13,9 +13,9 @@ from cram_bench.deploy.nonzeros import Products, Shape
 class SparseLinear(nn.Linear):
     """y = W x + b, and its gradients, from the nonzeros of W: O(nonzeros · batch) instead of O(weights · batch).
 
-    dX = Wᵀ dY as in a dense layer; dW is dY Xᵀ where W is not zero and 0 elsewhere: a pruned weight is not brought back,
-    nor is one that training happened to put at exactly 0. Parameters are those of `torch.nn.Linear`, by name, shape and
-    values. SparseProp, arXiv 2302.04852.
+    dX = Wᵀ dY as in a dense layer; dW is dY Xᵀ where W is not zero and 0 elsewhere: a pruned weight is not brought
+    back, nor is one that training happened to put at exactly 0. Parameters are those of `torch.nn.Linear`, by
+    name, shape and values. SparseProp, arXiv 2302.04852.
 
     >>> import torch
     >>> layer = SparseLinear(3, 2, bias=False)

@@ -85,7 +85,7 @@ class Plan:
         planes, rows = shape.channels * len(phases), shape.rows
 
         def block(channels: int) -> int:
-            """Return how many images (of a linear layer: samples) are computed at once: blocks are as equal as can be."""
+            """Return how many images (or samples) are computed at once: blocks are as equal as can be."""
             if shape.linear:
                 most = max(lanes, min(128, 2 * _CACHE // (4 * channels) // lanes * lanes))
                 return _up(ceil(batch / ceil(batch / most)), lanes)
@@ -220,7 +220,7 @@ class Products:
 
     Args:
         shape: of the layer.
-        dense: the same computation with all weights, which must be one of torch's, differentiable as often as one likes.
+        dense: the same computation with all weights, by functions of torch, differentiable as often as one likes.
     """
 
     _KEPT = 4  # sizes of inputs: a batch, the last one of an epoch, and as much for evaluation
@@ -253,13 +253,13 @@ class Products:
         return self.dense(x, weight * (weight != 0), bias)
 
     def _fits(self, x: Tensor) -> bool:
-        """Tell whether the dense layer would take inputs of this shape; what it does not take, it refuses in its words."""
+        """Tell whether the dense layer takes inputs of this shape; what it does not, it refuses in its words."""
         if self.shape.linear:
             return x.ndim >= 1 and x.shape[-1] == self.shape.channels
         return x.ndim in (3, 4) and x.shape[-3] == self.shape.channels and min(self.shape.outputs(*x.shape[-2:])) >= 1
 
     def _found_in(self, weight: Tensor, x: Tensor, kernel: Kernel) -> _Found | None:
-        """Return the nonzeros of a weight for such inputs, and their values; None where the kernel cannot count so far."""
+        """Return a weight's nonzeros for such inputs, and their values; None where the dense layer computes."""
         height, width = (1, 1) if self.shape.linear else x.shape[-2:]
         available = torch.get_num_threads()
         key = (len(x), height, width, available)

@@ -28,10 +28,10 @@ COLUMNS = ("layer", "kind", "weights", "sparsity", "dense_ms", "sparse_ms", "spe
 def swap_(model: nn.Module, sample: Any, *, backward: bool = True, repeats: int = 5) -> pd.DataFrame:
     """Let every linear layer and convolution of `model` that is faster so compute at its nonzeros only, in place.
 
-    Each is timed on what it gets as input when the model runs on `sample`, dense and sparse in turns, on as many threads
-    as torch has now. It is taken if the median of the sparse runs is the smaller. A layer stays the same object with the
-    same parameters, hooks and name: optimizers, masks, checkpoints and probes go on. Its outputs differ by rounding, and
-    a weight that is zero gets the gradient 0. Weights may change afterwards, also which of them are zero.
+    Each is timed on what it gets as input when the model runs on `sample`, dense and sparse in turns, on as many
+    threads as torch has now. It is taken if the median of the sparse runs is the smaller. A layer stays the same object
+    with the same parameters, hooks and name: optimizers, masks, checkpoints and probes go on. Its outputs differ by
+    rounding, and a weight that is zero gets the gradient 0. Weights may change later, also which of them are zero.
 
     Args:
         model: any torch model.
@@ -80,7 +80,7 @@ def swap_(model: nn.Module, sample: Any, *, backward: bool = True, repeats: int 
 
 
 def dense_(model: nn.Module) -> list[str]:
-    """Let all layers of `model` compute densely again, as before `swap_`, bit for bit; return the names of those that did not.
+    """Let all layers of `model` compute densely again, bit for bit as before `swap_`; return whose turn it was.
 
     >>> model = nn.Sequential(nn.Linear(2, 2))
     >>> model[0].__class__ = SparseLinear

@@ -13,8 +13,8 @@ _LAYER, _SPARSE, _HALF = "#888888", "#0072B2", "#E69F00"
 
 
 def step_times(table: pd.DataFrame) -> Figure:
-    """Draw how many times as fast as dense float32 a step is: of the sparse network, of the dense one in bfloat16, and of
-    every layer that can be sparse. Above 1 it pays; a network leaves dense what lies below.
+    """Draw how many times as fast as dense float32 a step is: of the sparse network, of the dense one in bfloat16, and
+    of every layer that can be sparse. Above 1 it pays; a network leaves dense what lies below.
 
     Args:
         table: of `cram_bench.probes.step_times`: columns sparsity, layer, speedup, bfloat16_speedup. Of several runs,

@@ -32,7 +32,7 @@ def step_times(
     """Time forward and backward of copies of `model` that are pruned by magnitude, on as many threads as torch has now.
 
     Sparse is a network in which `cram_bench.deploy.swap_` took the layers that are faster so; its rivals are the same
-    network dense in float32 and dense in bfloat16 (autocast). All are timed in turns, after one step that is not counted.
+    network dense in float32 and dense in bfloat16 (autocast). All are timed in turns, after a step that is not counted.
 
     Args:
         model: any torch classifier, which is left as it was found.
@@ -98,8 +98,8 @@ def step_table(table: pd.DataFrame) -> pd.DataFrame:
         table: of `step_times`.
 
     Returns:
-        Columns method and seed, where the table has them, sparsity (per cent), dense, bfloat16 and sparse (ms), over dense and over bfloat16 (how many times as fast
-        the sparse step is), layers (what is sparse).
+        Columns method and seed, where the table has them, sparsity (per cent), dense, bfloat16 and sparse (ms), over
+        dense and over bfloat16 (how many times as fast the sparse step is), layers (how many are sparse).
     """
     own = table[table["layer"] == NETWORK]
     return pd.DataFrame(
