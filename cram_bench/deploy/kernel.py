@@ -21,7 +21,7 @@ from ctypes import c_int32, c_int64, c_void_p
 from importlib import resources
 from pathlib import Path
 
-from cram_bench.files import cache_root, locked, whole
+from cram_bench.files import cache_root, locked, sha256, whole, write
 
 FLAGS = (
     "-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math",
@@ -98,7 +98,7 @@ def load(folder: Path | None = None) -> Kernel:
     """Compile `kernel.c` for this processor, unless `folder` has it, and load it.
 
     The name in the cache hashes source, flags, compiler and processor. One process compiles, and others wait for it;
-    the file is written whole or not at all, and one that cannot be loaded is made anew.
+    the file is written whole or not at all, and one that was damaged is made anew.
 
     Args:
         folder: where compiled kernels are kept; ``kernels`` in `cram_bench.files.cache_root` by default, and a folder
@@ -119,15 +119,15 @@ def load(folder: Path | None = None) -> Kernel:
 
 def _kept(folder: Path, name: str, source: bytes, compiler: Sequence[str]) -> Kernel:
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / name
+    path, note = folder / name, folder / f"{name}.sha256"  # half a library may load, and fail later
     with locked(folder / f"{name}.lock"):
-        if path.is_file() and path.stat().st_uid == os.geteuid():
-            try:
+        if path.is_file() and path.stat().st_uid == os.geteuid() and note.is_file():
+            if note.read_bytes() == sha256(path).encode():
                 return Kernel(path)
-            except (OSError, AttributeError):
-                path.unlink()
+            path.unlink()
         with whole(path) as part:
             _compile(source, part, compiler)
+        write(note, sha256(path))
         return Kernel(path)
 
 
