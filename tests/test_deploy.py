@@ -143,7 +143,7 @@ def test_nothing_and_everything_is_zero(keep):
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data())
+@given(data=st.data())
 def test_any_convolution_against_float64(data, eager):
     def draw(low, high):
         return data.draw(st.integers(low, high))

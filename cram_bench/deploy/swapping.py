@@ -54,7 +54,9 @@ def swap_(model: nn.Module, sample: Any, *, backward: bool = True, repeats: int 
     initialised(model)
     integer("repeats", repeats, 1)
     hidden = {id(tensor.module) for tensor in computed(model)}
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, tuple(SPARSE)) and type(m) not in _taken()}
+    layers: dict[str, Any] = {
+        name: m for name, m in model.named_modules() if isinstance(m, tuple(SPARSE)) and type(m) not in _taken()
+    }
     refused = {name: _refusal(layer, id(layer) in hidden) for name, layer in layers.items()}
     inputs = _inputs(model, sample, [layer for name, layer in layers.items() if not refused[name]])
     rows = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.lines import Line2D
 
@@ -37,7 +39,10 @@ def step_times(table: pd.DataFrame) -> Figure:
         axis.set_ylim(bottom=0)
         axis.set_xlabel("weights that are zero, %")
         axis.set_ylabel("times as fast as dense float32")
-        drawn = [("sparse step of the network", _SPARSE, "o", "-"), ("dense step in bfloat16", _HALF, "s", "--"),
-                 ("a layer alone, sparse", _LAYER, ".", "-")]  # fmt: skip
+        drawn: list[tuple[str, Any, Any, Any]] = [
+            ("sparse step of the network", _SPARSE, "o", "-"),
+            ("dense step in bfloat16", _HALF, "s", "--"),
+            ("a layer alone, sparse", _LAYER, ".", "-"),
+        ]
         below(figure, [Line2D([], [], color=c, marker=m, linestyle=dash, label=text) for text, c, m, dash in drawn])
     return figure
