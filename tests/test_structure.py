@@ -12,9 +12,10 @@ from torch import nn
 
 import cram_bench as cb
 from cram_bench import deploy
-from cram_bench.deploy.structure import read
+from cram_bench.deploy.latency import _calls
+from cram_bench.deploy.structure import BiasMap, read
 from cram_bench.files import sealed
-from cram_bench.models.resnet import ResNet
+from cram_bench.models.resnet import Block, ResNet
 from cram_bench.models.vit import ViT
 from cram_bench.prune.structured import structures, widths
 
@@ -297,7 +298,7 @@ class Clock:
     """Time that passes with the multiplications of what runs: no test waits, and latencies are known by hand."""
 
     def __init__(self) -> None:
-        self.now = 0.0
+        self.now, self.warm = 0.0, set()
 
     def __call__(self) -> float:
         return self.now
@@ -306,6 +307,9 @@ class Clock:
         def count(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
             positions = output.numel() // output.shape[-1 if output.ndim == 3 else 1] if output.numel() else 0
             self.now += module.weight.numel() * positions
+            if id(module) not in self.warm:  # a first run takes longer
+                self.now += 1e9
+                self.warm.add(id(module))
 
         for module in model.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
@@ -318,7 +322,7 @@ def test_latencies_are_those_of_each_option(name: str) -> None:
     model, inputs = made(name, torch.float32)
     clock = Clock()
     clock.attend(model)
-    table = deploy.latency(model, inputs, repeats=2, clock=clock)
+    table = deploy.latency(model, inputs, repeats=1, clock=clock)
     found = structures(model)
     rows = table.set_index(["structure", "units"])["seconds"]
     for key, each in found.items():
@@ -336,11 +340,51 @@ def test_latencies_are_those_of_each_option(name: str) -> None:
     assert table["precision"].unique().tolist() == ["float32"]
 
 
+def test_layers_that_are_alike_but_for_what_they_see_are_measured_apart() -> None:
+    torch.manual_seed(0)
+    model, clock = nn.Sequential(Block(8, 8, 1, False), nn.MaxPool2d(2), Block(8, 8, 1, False)), Clock()
+    clock.attend(model)
+    rows = deploy.latency(model, torch.randn(2, 8, 8, 8), repeats=1, clock=clock).set_index(["structure", "units"])
+    assert rows["seconds"]["0.channels", 8] == 4 * rows["seconds"]["2.channels", 8] > 0
+
+
+@pytest.mark.parametrize(
+    "convolution",
+    [
+        nn.Conv2d(4, 5, 3, stride=2, padding=1),
+        nn.Conv2d(4, 5, (3, 2), dilation=(2, 1), padding=(2, 0), stride=(1, 3), bias=False),
+        nn.Conv2d(4, 5, 3, padding="same", dilation=2),
+        nn.Conv2d(4, 5, 4, padding="valid"),
+    ],
+    ids=str,
+)
+def test_what_is_left_of_a_convolution_is_what_it_is_at_zero(convolution: nn.Conv2d) -> None:
+    x = torch.randn(2, 4, 9, 11)
+    with torch.no_grad():
+        convolution.weight.zero_()
+        assert torch.equal(BiasMap(convolution, 5)(x), convolution(x))
+        assert BiasMap(convolution, 0)(x).shape == (2, 0, *convolution(x).shape[2:])
+
+
+def test_what_is_frozen_stays_frozen() -> None:
+    model, _ = made("resnet", torch.float32)
+    model.layer1[0].conv1.weight.requires_grad_(False)
+    small = deploy.shrink(model, {"layer1.0.channels": [0, 3]})
+    assert [p.requires_grad for p in small.layer1[0].parameters()] == [False, True, True, True, True, True]
+
+
 def test_a_table_can_be_kept(tmp_path: Path) -> None:
     """As CSV, and read back the same; of GPT-2, whose cache must not grow from run to run; in bfloat16."""
     model, inputs = made("gpt2", torch.float32)
     state = copy.deepcopy(model.state_dict())
+    types = set()
+    model.transformer.h[0].mlp.c_fc.register_forward_hook(lambda module, args, output: types.add(output.dtype))
+    (args, kwargs), *_ = _calls(model, ["transformer.h.0"], lambda: model(inputs)).values()
+    assert model.config.use_cache
+    assert not any(type(value).__name__.endswith("Cache") for value in (*args, *kwargs.values()))
+    types.clear()
     table = deploy.latency(model, inputs, precision="bfloat16", repeats=1)
+    assert types == {torch.bfloat16}
     table.to_csv(tmp_path / "table.csv", index=False)
     again = pd.read_csv(tmp_path / "table.csv")
     pd.testing.assert_frame_equal(table, again, check_dtype=False, rtol=1e-12)

@@ -310,6 +310,20 @@ def test_weights_are_those_of_the_inputs_that_were_looked_at() -> None:
     assert both[1].structure == result.structure
 
 
+def test_what_is_held_out_decides_nothing() -> None:
+    """Other held-out examples, or H collected in several passes: the same structure and weights, another loss."""
+    model, (first, second) = trained("resnet"), images()
+    x, y = torch.cat([first[0], second[0]]), torch.cat([first[1], second[1]])
+    options = {"latency": latency(model), "samples": 64, "held": 32, "trials": 15}
+    (one,) = cb.prune.ziplm(model, [(x, y)], [2], **options)
+    wrong = torch.cat([y[:64], (y[64:] + 1) % 3])
+    (other,) = cb.prune.ziplm(model, [(torch.cat([x[:64], 3 * x[64:]]), wrong)], [2], memory=1e-9, **options)
+    assert one.structure == other.structure
+    assert one.calibration_loss == other.calibration_loss
+    assert all(torch.equal(weight, other.weights[name]) for name, weight in one.weights.items())
+    assert one.loss < other.loss
+
+
 def test_magnitude_is_the_norm_of_all_weights_of_a_unit() -> None:
     """Rows of what leads to it and columns of what follows; nothing is corrected."""
     model = trained("resnet")

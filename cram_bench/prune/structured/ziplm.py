@@ -186,10 +186,7 @@ def latencies(table: pd.DataFrame, found: Mapping[str, Structure]) -> tuple[floa
         )
     rows = {
         (str(name), int(units)): float(seconds)
-        for name, kind, units, seconds in zip(
-            table["structure"], table["kind"], table["units"], table["seconds"], strict=True
-        )
-        if kind != "dense"
+        for name, units, seconds in zip(table["structure"], table["units"], table["seconds"], strict=True)
     }
     for (name, units), seconds in rows.items():
         if not 0 <= seconds < float("inf"):
