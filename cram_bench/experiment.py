@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
@@ -22,7 +23,7 @@ from cram_bench._defaults import usual_defaults
 from cram_bench.checks import instance, unknown
 from cram_bench.data import Data, Dataset
 from cram_bench.losses import LOSSES, CrossEntropy, Loss
-from cram_bench.optim import BASES, PRUNINGS, STEPS, OneShot, Plain, Step
+from cram_bench.optim import BASES, PRUNINGS, STEPS, OneShot, Plain, Pruning, Step
 from cram_bench.optim.bases import SGD, Base
 from cram_bench.schedules import SCHEDULES, Cosine, Schedule
 from cram_bench.settings import ORIGINAL, Part, Text, plain, unknown_setting
@@ -42,6 +43,8 @@ _STEPS = {
     "cram+-multi": "cram+", "cram+-ramp": "cram+", "cram-half": "cram+",
 }  # fmt: skip
 """The methods of before there were parts, whose name alone says how they step. Frozen: a new method says its step."""
+
+_ID = re.compile("[0-9a-f]{12}")
 
 _OLD = frozenset({"sgd", "adamw", "plain", *_STEPS.values()})
 """The kinds of then: what is not said of them is as `ORIGINAL` has it. Frozen: a new kind has its own defaults."""
@@ -78,7 +81,7 @@ class Experiment(Part):
     optimizer: Base = SGD()
     step: Step = Plain()
     loss: Loss = CrossEntropy()
-    pruning: OneShot = OneShot()
+    pruning: Pruning = OneShot()
     schedule: Schedule = Cosine()
 
     def __post_init__(self) -> None:
@@ -89,11 +92,11 @@ class Experiment(Part):
             raise ValueError(
                 f"model {self.model!r} does not read {self.data.dataset!r}: sentences go with minilm or hub:NAME"
             )
-        if self.pruning.prune and not (self.start and isinstance(self.step, Plain)):
+        one_shot = isinstance(self.pruning, OneShot) and self.pruning.prune
+        if one_shot and not (self.start and isinstance(self.step, Plain)):
             given = f"it was given start {self.start!r} and method {self.method!r}"
             raise ValueError(f"prune needs start, the id of a run, and the method sgd or adamw; {given}")
-        if isinstance(self.schedule, Cosine) and self.schedule.warmup_epochs > self.epochs:
-            warmup = self.schedule.warmup_epochs
+        if (warmup := getattr(self.schedule, "warmup_epochs", 0.0)) > self.epochs:
             raise ValueError(f"warmup_epochs must be from 0 to the number of epochs, not {warmup}")
         if self.step.halved and self.batch_size < 4:
             raise ValueError(f"halves needs a batch of 4 images at least, and batch_size is {self.batch_size}")
@@ -110,13 +113,22 @@ class Experiment(Part):
     def gradients(self) -> float:
         """How often the training evaluates the gradient at every image, on average: epochs × evaluations a step.
 
+        A teacher's forward pass counts as a third of a gradient, which is a forward and a backward pass of twice its
+        price: right for a teacher of the student's size.
+
         >>> from cram_bench.recipes import recipe
         >>> recipe("digits", "cram+", epochs=15).gradients, recipe("digits", "cram-half", epochs=30).gradients
         (30.0, 30.0)
         >>> recipe("digits", "cram+", epochs=20, ramp=True).gradients  # a half of the second gradients is left out
         30.0
         """
-        return self.epochs * self.step.cost()
+        return self.epochs * self.step.cost() * (1 + self.loss.passes / 3)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Ids of the runs that have to be there before this one is trained: what it starts from, and its teacher."""
+        teacher = getattr(self.loss, "teacher", "")
+        return tuple(dict.fromkeys(filter(None, (self.start, teacher if _ID.fullmatch(teacher) else ""))))
 
     @functools.cached_property
     def id(self) -> str:

@@ -173,8 +173,7 @@ def test_settings_lists_every_setting_with_type_default_and_meaning(capsys):
     status, out, _ = run(capsys, "settings", "--csv")
     table = pd.read_csv(io.StringIO("\n".join(out)), keep_default_na=False).set_index("setting")
     assert status == 0
-    alone = {"loss", "pruning", "schedule"}  # there is nothing to choose yet
-    assert {name.removeprefix("--") for name in table.index} == set(names()) - alone >= set(ORIGINAL)
+    assert {name.removeprefix("--") for name in table.index} == set(names()) >= set(ORIGINAL)
     assert {name for name in table.index if name.startswith("--")} == {"--dataset", "--method", "--epochs", "--seed"}
     assert table.loc["lr"].tolist() == ["float", "0.1", "Peak learning rate, positive."]
     assert table["meaning"].str.len().min() > 8

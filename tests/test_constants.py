@@ -22,6 +22,16 @@ SST2 = {
     "dataset": "sst2", "model": "minilm", "epochs": 3, "warmup_epochs": 0.075, "precision": "bfloat16",
     "batch_size": 32, "optimizer": "adamw", "lr": 1e-4, "weight_decay": 0.01,
 }  # fmt: skip
+GRADUAL = {
+    "pruning": "gradual", "pruning.pruner": "global", "pruning.initial": 0.5, "pruning.final": 0.9,
+    "pruning.begin": 0.1, "pruning.end": 0.5, "pruning.times": 50,
+    "schedule": "cycles", "schedule.rewind": 0.3, "schedule.cycles": 1, "schedule.floor": 0.0,
+}  # fmt: skip
+THIRTY = {
+    "pruning.initial": 0.7, "pruning.begin": 0.0667, "pruning.end": 0.8667, "lr": 8e-5, "schedule.rewind": 0.0667,
+    "schedule.cycles": 7, "schedule.floor": 0.1,
+}  # fmt: skip
+SAFE = {"rho": 0.1, "weight_decay": 1e-4, "step.sparsity": 0.9, "step.penalty": 1e-3, "step.every": 32}
 IMAGES = {
     "sgd": {},
     "sam": {"rho": 0.05},
@@ -34,6 +44,9 @@ IMAGES = {
     "adamw": {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.01},
     "cram+-ramp": {"rho": 0.2, "compressors": EIGHT, "ramp": True},
     "cram+-looking": {"rho": 0.2, "compressors": EIGHT, "step.pruner": "greedy(gradients=128)", "step.every": 1},
+    "gmp*": GRADUAL,
+    "obert": {**GRADUAL, "pruning.pruner": "obert(gradients=128)", "pruning.times": 7},
+    "safe": SAFE,
 }
 COMPRESSED = {"optimizer.decoupled": True, "optimizer.feedback": True}
 SPARSE = {**COMPRESSED, "optimizer.density": 0.01, "optimizer.block": 0}
@@ -59,6 +72,9 @@ SENTENCES = {
     "adamw": {},
     "cram+-ramp": {"rho": 1e-3, "compressors": FIVE, "ramp": True},
     "cram+-looking": {"rho": 1e-3, "compressors": FIVE, "step.pruner": "greedy(gradients=128)", "step.every": 1},
+    "gmp*": {**GRADUAL, **THIRTY},
+    "obert": {**GRADUAL, **THIRTY, "pruning.pruner": "obert(gradients=1024)", "pruning.times": 7},
+    "safe": {**SAFE, "weight_decay": 0.01},
 }
 SENTENCES |= {
     method: {**IMAGES[method], "lr": 2e-5, "weight_decay": 0.0, **own}
@@ -93,19 +109,24 @@ def test_every_setting_of_every_method(method, data, table):
 STEPS = {
     "sam": "sam", "momentum-sam": "momentum-sam", "cram": "cram", "cram-single": "cram-single", "cram+": "cram+",
     "cram+-multi": "cram+", "cram+-ramp": "cram+", "cram-half": "cram+", "cram+-looking": "cram+-looking",
+    "safe": "safe",
 }  # fmt: skip
-PASSES = {"sgd": 1, "adamw": 1, "momentum-sam": 1, "cram-single": 1, **dict.fromkeys(PRECONDITIONED, 1)}
+PASSES = {
+    "sgd": 1, "adamw": 1, "momentum-sam": 1, "cram-single": 1, "gmp*": 1, "obert": 1,
+    **dict.fromkeys(PRECONDITIONED, 1),
+}  # fmt: skip
 LABELS = {
     "sgd": "SGD", "sam": "SAM", "cram": "CrAM", "cram+": "CrAM+", "cram+-multi": "CrAM+-Multi", "adamw": "AdamW",
     "cram-single": "CrAM-Single", "momentum-sam": "Momentum-SAM", "cram-half": "CrAM-Half", "cram+-ramp": "CrAM+-Ramp",
     "cram+-looking": "CrAM+-Looking", "m-fac": "M-FAC", "s-m-fac": "S-M-FAC", "lowrank-m-fac": "Low-rank M-FAC",
-    "ggt": "GGT", "s-ggt": "S-GGT",
+    "ggt": "GGT", "s-ggt": "S-GGT", "gmp*": "GMP*", "obert": "oBERT, gradual", "safe": "SAFE",
 }  # fmt: skip
 CLASSES = {
     "sam": cb.optim.SAM, "momentum-sam": cb.optim.MomentumSAM, "cram-single": cb.optim.CrAMSingle,
-    "m-fac": cb.optim.MFAC, "ggt": cb.optim.GGT,
+    "m-fac": cb.optim.MFAC, "ggt": cb.optim.GGT, "safe": cb.optim.SAFE,
     **dict.fromkeys(["s-m-fac", "lowrank-m-fac", "s-ggt"], cb.optim.EFCP),
 }  # fmt: skip
+BARE = ("sgd", "adamw", "gmp*", "obert")
 
 
 def evaluations(model, optimizer):
@@ -130,7 +151,7 @@ def test_the_optimizer_of_every_method(method):
     optimizer = experiment.build_optimizer(model)
     assert METHODS[method].label == LABELS[method]
     assert experiment.step.passes == PASSES.get(method, 2)
-    base = optimizer if method in ("sgd", "adamw") else optimizer.base
+    base = optimizer if method in BARE else optimizer.base
     group = base.param_groups[0]
     if method == "adamw":
         assert type(base) is torch.optim.AdamW
@@ -139,7 +160,8 @@ def test_the_optimizer_of_every_method(method):
         assert type(base) is torch.optim.SGD
         constants = [group[name] for name in ("lr", "momentum", "weight_decay", "dampening", "nesterov")]
         # what is preconditioned has its weight decay outside the base
-        assert constants == ([1e-3, 0.0, 0.0, 0, False] if method in PRECONDITIONED else [0.1, 0.9, 5e-4, 0, False])
+        usual = [0.1, 0.9, 1e-4 if method == "safe" else 5e-4, 0, False]
+        assert constants == ([1e-3, 0.0, 0.0, 0, False] if method in PRECONDITIONED else usual)
     assert len(group["params"]) == len(list(model.parameters()))
     if base is not optimizer:
         assert type(optimizer) is CLASSES.get(method, cb.optim.CrAM)
@@ -147,6 +169,8 @@ def test_the_optimizer_of_every_method(method):
         assert not group.get("adaptive")
     if method in PRECONDITIONED:
         assert_preconditioned(method, optimizer)
+    if method == "safe":
+        assert (str(optimizer.operator), optimizer.penalty, optimizer.every) == ("global@0.9", 1e-3, 32)
     if experiment.step.compresses:
         assert [str(c) for c in optimizer.draw.compressors] == IMAGES[method]["compressors"]
         assert (optimizer.sparse_gradients, optimizer.normalize, optimizer.plain) == (True, False, 0.0)
@@ -217,6 +241,9 @@ def test_the_imagenet_recipe(method):
         "cram-single": {"rho": 0.02, "compressors": EIGHT, "ramp": True},
         "adamw": {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.01},
         **{method: IMAGES[method] for method in PRECONDITIONED},
+        "gmp*": GRADUAL,
+        "obert": {**GRADUAL, "pruning.pruner": "obert(gradients=128)", "pruning.times": 7},
+        "safe": SAFE,
     }
     for one in ("s-m-fac", "lowrank-m-fac"):
         own[one] = {**own[one], "optimizer.damping": 1e-7, "weight_decay": 1e-5}

@@ -205,7 +205,8 @@ def test_the_settings_reach_the_optimizer():
         group = optimizer.param_groups[0]
         assert (group["lr"], group.get("decay", group["weight_decay"])) == (0.3, 0.02)
         assert group.get("momentum", 0.8) == 0.8
-        if method not in BASES:
+        assert ("rho" in group) == (method not in BASES and method not in ("gmp*", "obert"))
+        if "rho" in group:
             assert group["rho"] == 0.7
         if wanted.step.compresses:
             assert [str(c) for c in optimizer.draw.compressors] == list(wanted.step.compressors)

@@ -167,13 +167,16 @@ def test_what_a_method_was_trained_at_is_said_of_its_settings():
     multi, wide = [f"global@{s / 10:g}" for s in range(3, 10)], [f"global@{s:g}" for s in (0.3, 0.4, 0.5, 0.6, 0.95)]
     found = findings.trained_at(
         [run("sgd"), run("cram+-multi", multi), run("cram-single", wide), run("cram", ["global@0.7"]),
-         run("cram", ["2:4"]), run("sgd", ["global@0.5"], start="0123")]
+         run("cram", ["2:4"]), run("sgd", ["global@0.5"], start="0123"), run("gmp*", **{"pruning.final": 0.9}),
+         run("gmp*", **{"pruning.final": 0.95}), run("safe", **{"step.sparsity": 0.9})]
     )  # fmt: skip
     assert found == {
         "SGD": "dense",
         "CrAM+-Multi": "30, 40 … 90 %",
         "CrAM-Single": "30, 40 … 60 and 95 %",
         "CrAM": "70 % or 2:4",
+        "GMP*": "90 % or 95 %",
+        "SAFE": "90 %",
     }
 
 
@@ -253,3 +256,27 @@ def test_a_specialist_says_what_each_awareness_of_the_task_brings(tmp_path):
     ]
     alone = table[table["pattern"].isin(["dense", "global"])]
     assert told(tmp_path, "specialist", specialist_runs=trained, specialist=alone) == []
+
+
+def test_from_how_many_sparsities_on_cram_pays(tmp_path):
+    columns = ["method", "seed", "sparsity", "accuracy", "own", "shared", "one", "curve"]
+    rows = [
+        ("sgd", 0, 0.9, 0.6, 30.0, 0.0, 30.0, 30.0),
+        ("cram+-multi", 0, 0.9, 0.8, 30.0, 0.0, 30.0, 30.0),
+        ("cram+-multi", 0, 0.95, 0.7, 30.0, 0.0, 30.0, 30.0),
+        ("gmp*", 0, 0.9, 0.75, 30.0, 0.0, 30.0, 60.0),  # level in cost for one, dearer from two on
+        ("gmp*", 0, 0.95, 0.76, 30.0, 0.0, 30.0, 60.0),
+        ("gmp*, distilled", 0, 0.9, 0.8, 29.0, 30.0, 59.0, 88.0),  # dearer at once, for its teacher
+        ("gmp*, distilled", 0, 0.95, 0.8, 29.0, 30.0, 59.0, 88.0),
+        ("safe", 0, 0.9, 0.9, 10.0, 0.0, 10.0, 20.0),
+    ]
+    table, trained = pd.DataFrame(rows, columns=columns), runs("sgd", "cram+-multi", "gmp*")
+    (said,) = told(tmp_path, "gradual", gradual_runs=trained, gradual=table)
+    assert said.startswith(
+        "CrAM+-Multi costs 30 gradients an image for all sparsities; from 2 sparsities on it costs less than GMP* "
+        "(0 + 30 for each): it is below GMP* at 95 % (by 6.0 points) and above it at 90 % (by 5.0 points); from 1 "
+        "sparsity on it costs less than GMP*, distilled (30 + 29 for each): it is below GMP*, distilled at 95 % (by "
+        "10.0 points); from 4 sparsities on it costs less than SAFE (0 + 10 for each): it is below SAFE at 90 % (by "
+        "10.0 points)."
+    )
+    assert told(tmp_path, "gradual", gradual_runs=trained, gradual=table[table["method"] != "cram+-multi"]) == []

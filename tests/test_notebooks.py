@@ -248,6 +248,20 @@ def test_pruners_against_each_other(notebook, execute):
     assert drawn["pruners"][0][0].equals(tables[notebook])
 
 
+def test_gradual(execute):
+    options = SMALL | {"methods": ["sgd", "cram+-multi", "gmp*"], "distilled": ["gmp*"]}
+    tables, drawn = execute("gradual", **options, pruners=["global", "greedy(gradients=16)"], calibration=300)
+    experiments = cb.recipes.prices("digits", options["methods"], 2, [0.5, 0.9], ["gmp*"], epochs=1)
+    runs = cb.runs.ensure_all(experiments, progress=False)
+    train, test, calibrating = data(experiments[0], 300)
+    table = probes.prices(runs, test, [0.5, 0.9], calibrating, train, ["global", "greedy(gradients=16)"])
+    assert others(tables, {"gradual": table, "gradual_summary": probes.price_table(table)}) == []
+    assert others({"drawn": drawn["prices"][0][0]}, {"drawn": table}) == []
+    shown = tables["gradual_runs"]
+    assert shown["gradients"].tolist() == [experiment.gradients for experiment in experiments]
+    assert shown["sparsity"].tolist() == [0, 0, 0, 0, *[0.5, 0.9] * 4]
+
+
 def test_specialist(execute):
     options = {"pruners": ["global", "exactobs(samples=32)"], "corrections": ["statistics"], "samples": 32, "draws": 2}
     tables, drawn = execute("specialist", **(SMALL | {"methods": ["sgd"]}), **options, task=["1", "7"])

@@ -785,6 +785,36 @@ def test_patterns_with_a_sparsity_of_their_own_stand_in_a_block_of_their_own():
     assert (upper, lower) == (0, 1)
 
 
+def prices():
+    rows = [
+        (method, seed, sparsity, accuracy + seed / 20 - sparsity / 10, one, curve)
+        for method, accuracy, one, curve in (("sgd", 0.5, 30.0, 30.0), ("gmp*", 0.8, 40.0, 80.0))
+        for seed in (0, 1)
+        for sparsity in (0.9, 0.98)
+    ]
+    rows = pd.DataFrame(rows, columns=["method", "seed", "sparsity", "accuracy", "one", "curve"])
+    figure = cb.plots.prices(rows)
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["90 % zeros", "98 % zeros", "", ""]
+    for axis, (cost, level) in zip(figure.axes, [(c, s) for c in ("one", "curve") for s in (0.9, 0.98)], strict=True):
+        assert axis.get_xscale() == "log"
+        assert tick_texts(axis.xaxis) == ["30", "40", "80"]
+        words = {"one": "cost of one sparsity", "curve": "cost of the whole curve"}[cost]
+        assert axis.get_xlabel() == f"{words},\ngradients an image (log scale)"
+        for number, method in enumerate(("sgd", "gmp*")):
+            own = rows[(rows["method"] == method) & (rows["sparsity"] == level)]
+            _, colour, marker = cb.plots.look(method)
+            line = axis.lines[number]
+            assert (to_hex(line.get_color()), line.get_marker()) == (colour.lower(), marker)
+            assert line.get_xdata().tolist() == [own[cost].iloc[0]]
+            assert line.get_ydata().tolist() == pytest.approx([own["accuracy"].mean()])
+            (bar,) = axis.collections[number].get_segments()
+            assert bar[1][1] - bar[0][1] == pytest.approx(2 * own["accuracy"].std())
+        check_per_cent(axis.yaxis)
+    assert below(figure)[:2] == ["SGD", "GMP*"]
+    assert "mean ± std of 2 seeds" in below(figure)
+    return figure
+
+
 def specialist():
     rows = [
         (pattern, 0.9, draw, looked, "task", "statistics", 0.5 + draw / 10, 0.7 + draw / 10)
@@ -836,8 +866,8 @@ ORACLES = {
     for each in (
         ablations, accuracy_vs_sparsity, calibration_curve, density, equal_cost, examples, explorer_curve, gaps,
         layer_profile, layer_sensitivity, loss_along_compression, loss_along_path, loss_in_ball, loss_on_plane,
-        loss_planes, loss_slice, pruners, sharpness, sharpness_over_radii, specialist, spectral_density, stability,
-        step_times, training, transfer, weight_histogram,
+        loss_planes, loss_slice, prices, pruners, sharpness, sharpness_over_radii, specialist, spectral_density,
+        stability, step_times, training, transfer, weight_histogram,
     )
 }  # fmt: skip
 oracle = pytest.mark.parametrize("check", ORACLES.values(), ids=ORACLES.keys())
@@ -1313,10 +1343,11 @@ def test_a_narrow_axis_of_per_cent_has_no_two_equal_ticks():
 # ---------------------------------------------------------------- looks, and tables of one model
 
 
-def test_no_two_methods_share_a_colour():
-    colours = {method: cb.plots.look(method)[1] for method in METHODS}
-    assert len(set(colours.values())) == len(METHODS)
-    assert all(to_rgba(colour) for colour in colours.values())
+def test_no_two_methods_look_alike():
+    looks = {method: cb.plots.look(method)[1:] for method in METHODS}
+    assert len(set(looks.values())) == len(METHODS)
+    assert len({colour for colour, _ in looks.values()}) == min(len(METHODS), len(cb.plots._style._PALETTE))
+    assert all(to_rgba(colour) for colour, _ in looks.values())
     assert [cb.plots.look(method)[1:] for method in ("sgd", "sam", "cram+-multi")] == [
         ("#000000", "o"),
         ("#0072B2", "s"),

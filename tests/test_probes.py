@@ -73,6 +73,8 @@ OVER_RUNS = {
     "mean_and_std",
     "over_changes",
     "over_runs",
+    "price_table",
+    "prices",
     "pruner_table",
     "seeds_left",
     "specialist_table",

@@ -15,7 +15,7 @@ from torch import nn
 from cram_bench.checks import instance, integer, unknown
 from cram_bench.compress import prunable
 from cram_bench.models.convnet import convnet
-from cram_bench.models.encoder import Encoder, is_encoder
+from cram_bench.models.encoder import Classifier, Encoder, check_tokens, is_encoder
 from cram_bench.models.resnet import resnet18, resnet20, resnet20_projection
 from cram_bench.models.vgg import vgg16_bn
 from cram_bench.models.vit import vit_tiny
@@ -23,7 +23,9 @@ from cram_bench.models.weights import check_values, load_, read, renamed, storab
 
 __all__ = [
     "BUILDERS",
+    "Classifier",
     "check",
+    "check_tokens",
     "check_values",
     "create",
     "head",

@@ -45,9 +45,44 @@ class Encoder(nn.Module):
         return [f"body.{name}.weight" for name in sorted(linear) if not name.startswith("pooler")]
 
 
+class Classifier(nn.Module):
+    """A classifier of sentences as the hub has it, weights of its head included; it reads token ids, as `Encoder`.
+
+    Args:
+        name: ``hub:`` and a model of the hub or a folder that transformers can load.
+        reader: the model whose tokens it is given.
+
+    Raises:
+        ValueError: it cannot be loaded, has no head of its own, or reads other tokens.
+    """
+
+    def __init__(self, name: str, reader: str) -> None:
+        super().__init__()
+        check_tokens(name, reader)
+        self.body, told = _pretrained(
+            "AutoModelForSequenceClassification", name, dtype=torch.float32, output_loading_info=True
+        )
+        if told["missing_keys"]:
+            raise ValueError(f"{name!r} has no trained classifier: {sorted(told['missing_keys'])[0]!r} is missing")
+        self.pad = tokenizer(name).pad_token_id
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.body(input_ids=ids, attention_mask=(ids != self.pad).long()).logits
+
+
 def is_encoder(name: str) -> bool:
     """Tell whether `name` means a pretrained encoder of text."""
     return name == "minilm" or name.startswith("hub:")
+
+
+def check_tokens(name: str, other: str) -> None:
+    """Refuse two encoders that read other tokens.
+
+    Raises:
+        ValueError: they do, or a name is not that of an encoder.
+    """
+    if name != other and tokenizer(name).get_vocab() != tokenizer(other).get_vocab():
+        raise ValueError(f"{name!r} reads other tokens than {other!r}")
 
 
 def location(name: str) -> str:

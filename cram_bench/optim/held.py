@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import nn
 from torch.optim import Optimizer
 
+from cram_bench.callbacks import Callback
 from cram_bench.checks import instance
 from cram_bench.compress import Masks, check_leaves
-from cram_bench.data import Batches
+from cram_bench.data import Batches, Dataset
 from cram_bench.optim.base import Closure, Wrapper, mask_gradients
 from cram_bench.prune import Specification, apply_, parse
 from cram_bench.settings import Part, Text
@@ -59,10 +60,34 @@ class HeldMasks(Wrapper):
 
 
 @dataclass(frozen=True)
-class OneShot(Part):
-    """Prune the weights that a training starts from, before its first step, and hold the mask: `HeldMasks`."""
+class Pruning(Part):
+    """When and how a training prunes; what is pruned stays an exact zero."""
 
     role: ClassVar[str] = "pruning"
+
+    @property
+    def sparsity(self) -> float:
+        """What is pruned at the end, of the prunable weights; 0 where nothing is."""
+        raise NotImplementedError
+
+    def apply_(self, model: nn.Module, batches: Callable[[], Batches] = lambda: ()) -> Masks | None:
+        """Prune what a training starts from, in place; return the masks to hold, or None where nothing is pruned yet.
+
+        Args:
+            model: any torch model.
+            batches: returns what a pruner looks at, training data; called where one does.
+        """
+        return None
+
+    def callbacks(self, train: Dataset) -> Sequence[Callback]:
+        """Return what has to be called as training on these data goes."""
+        return ()
+
+
+@dataclass(frozen=True)
+class OneShot(Pruning):
+    """Prune the weights that a training starts from, before its first step, and hold the mask: `HeldMasks`."""
+
     kind: ClassVar[str] = "one-shot"
 
     prune: Text = ""
@@ -75,21 +100,10 @@ class OneShot(Part):
 
     @property
     def sparsity(self) -> float:
-        """What is pruned, of the prunable weights; 0 where nothing is."""
         return parse(self.prune).sparsity if self.prune else 0.0
 
     def apply_(self, model: nn.Module, batches: Callable[[], Batches] = lambda: ()) -> Masks | None:
-        """Prune `model` in place; return the masks, or None where nothing is pruned.
-
-        Args:
-            model: any torch model.
-            batches: returns what a pruner looks at, training data; called where one does.
-        """
         if not self.prune:
             return None
         spec = parse(self.prune)
         return apply_(model, spec, batches() if isinstance(spec, Specification) else None)
-
-
-PRUNINGS: dict[str, type[OneShot]] = {part.kind: part for part in (OneShot,)}
-"""Ways to prune in training, by the name that settings use."""

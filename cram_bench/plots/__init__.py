@@ -21,6 +21,7 @@ from cram_bench.plots.landscapes import (
     loss_slice,
 )
 from cram_bench.plots.layers import layer_profile, layer_sensitivity, weight_histogram
+from cram_bench.plots.prices import prices
 from cram_bench.plots.pruners import pruners, specialist
 from cram_bench.plots.steps import step_times
 from cram_bench.plots.training import density, training
@@ -44,6 +45,7 @@ __all__ = [
     "loss_on_plane",
     "loss_planes",
     "loss_slice",
+    "prices",
     "pruners",
     "sharpness",
     "sharpness_over_radii",

@@ -27,6 +27,7 @@ from cram_bench.probes.over_runs import (
     transfer_accuracy,
 )
 from cram_bench.probes.paths import loss_along_path, loss_at, loss_on_plane
+from cram_bench.probes.prices import price_table, prices
 from cram_bench.probes.pruners import CORRECTIONS, chosen_against, chosen_by_loss, pruner_table, pruners
 from cram_bench.probes.sharpness import cram_gap, sam_sharpness, sharpness_over_radii
 from cram_bench.probes.sparsity import LEVELS, sparsity_curve
@@ -64,6 +65,8 @@ __all__ = [
     "over_changes",
     "over_runs",
     "predictions",
+    "price_table",
+    "prices",
     "pruner_table",
     "pruners",
     "random_direction",

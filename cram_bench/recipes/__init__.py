@@ -1,6 +1,15 @@
 """Experiments that somebody describes: a file a paper, with its methods, constants and labels; and sets of them."""
 
-from cram_bench.recipes.comparisons import ablations, anatomy, equal_cost, language, preconditioners, transfer
+from cram_bench.recipes.comparisons import (
+    ablations,
+    aim,
+    anatomy,
+    equal_cost,
+    language,
+    preconditioners,
+    prices,
+    transfer,
+)
 from cram_bench.recipes.defaults import PROFILES, grid, profile_changes, recipe, settings
 from cram_bench.recipes.imagenet import RECIPES, imagenet_resnet50, named
 from cram_bench.recipes.method import Method
@@ -12,6 +21,7 @@ __all__ = [
     "RECIPES",
     "Method",
     "ablations",
+    "aim",
     "anatomy",
     "equal_cost",
     "grid",
@@ -21,6 +31,7 @@ __all__ = [
     "language",
     "named",
     "preconditioners",
+    "prices",
     "profile_changes",
     "recipe",
     "settings",

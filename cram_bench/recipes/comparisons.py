@@ -6,7 +6,7 @@ new question is a function here, and a notebook whose metadata name it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cram_bench.checks import integer, items, number, unknown
@@ -45,6 +45,93 @@ def equal_cost(
         for experiment, n in zip(at_epochs, lengths, strict=True)
     ]
     return at_epochs, at_cost
+
+
+def prices(
+    dataset: str,
+    methods: Sequence[str],
+    seeds: int | Sequence[int],
+    sparsities: Sequence[float],
+    distilled: Sequence[str] = (),
+    model: str = "",
+    epochs: int = 0,
+    repeated: Sequence[float] = (),
+    **changes: Any,
+) -> list[Experiment]:
+    """Return trainings of one cost: one for all sparsities, or of methods that aim at one, a training for each.
+
+    Args:
+        methods: names in `METHODS`. Such as train once and are pruned afterwards come once; gradual pruning and SAFE
+            once for every sparsity.
+        seeds, model: as of `grid`.
+        sparsities: to aim at.
+        distilled: of `methods`, those that are trained a second time with a teacher, the training of the first method
+            with the same seed; its passes count, so that they train shorter.
+        epochs: of a method with two gradients a step; 0 for what suits the data set. The others train as long as costs
+            the same, in whole epochs.
+        repeated: of `sparsities`, those that all seeds aim at, and others the first seed alone; empty for all.
+        changes: any other setting of the experiment.
+
+    Raises:
+        ValueError: a name or a sparsity to repeat is unknown, the first method aims at one sparsity and cannot teach,
+            or there is no sparsity.
+
+    >>> found = prices("digits", ["sgd", "cram+-multi", "gmp*"], 1, [0.9, 0.95], ["gmp*"], epochs=15)
+    >>> [(e.method, aim(e), e.loss.kind, e.epochs) for e in found][:3]
+    [('sgd', 0.0, 'cross-entropy', 30), ('cram+-multi', 0.0, 'cross-entropy', 15), ('gmp*', 0.9, 'cross-entropy', 30)]
+    >>> [(e.method, aim(e), e.loss.kind, e.epochs) for e in found][-1]
+    ('gmp*', 0.95, 'distil', 22)
+    """
+    levels = [number("sparsity", s, 0, 1) for s in items("sparsities", sparsities, "numbers in [0, 1)")]
+    for name in distilled:
+        if name not in methods:
+            raise ValueError(unknown("method to distil", name, list(methods)))
+    for level in repeated:
+        if level not in levels:
+            raise ValueError(unknown("sparsity to repeat", level, [f"{known:g}" for known in levels]))
+    dense = grid(dataset, methods, seeds, model, epochs, **changes)
+    cost = 2 * dense[0].epochs
+    often = {each.seed: list(repeated) or levels for each in dense} | {dense[0].seed: levels}
+    found: list[Experiment] = []
+    for each in dense:
+        found += [_lasting(one, cost) for one in _aimed(each, often[each.seed])]
+    teachers = {each.seed: each for each in found if each.method == dense[0].method}
+    if distilled and _aims(dense[0]):
+        raise ValueError(
+            f"the first method teaches, and {dense[0].method!r} aims at one sparsity: take sgd, for example"
+        )
+    for each in dense:
+        if each.method in distilled:
+            taught = each.but(loss="distil", teacher=teachers[each.seed].id)
+            found += [_lasting(one, cost) for one in _aimed(taught, often[each.seed])]
+    return found
+
+
+def aim(experiment: Experiment) -> float:
+    """Return the sparsity that a training aims at, 0 for one that is dense in the end.
+
+    >>> aim(recipe("digits", "gmp*", final=0.95)), aim(recipe("digits", "safe")), aim(recipe("digits", "cram+"))
+    (0.95, 0.9, 0.0)
+    """
+    return max(experiment.pruning.sparsity, experiment.settings().get("step.sparsity", 0.0))
+
+
+def _aims(experiment: Experiment) -> str:
+    """Return the setting of the sparsity that a training aims at, or nothing."""
+    known = experiment.settings()
+    return next((name for name in ("pruning.final", "step.sparsity") if name in known), "")
+
+
+def _aimed(experiment: Experiment, levels: Sequence[float]) -> Iterator[Experiment]:
+    name = _aims(experiment)
+    for level in levels if name else [0.0]:
+        yield experiment.but(**{name: level}) if name else experiment
+
+
+def _lasting(experiment: Experiment, cost: float) -> Experiment:
+    """Return the experiment with as many whole epochs as cost so many gradients an image, or nearly so."""
+    epochs = max(1, round(experiment.epochs * cost / experiment.gradients))
+    return experiment.but(epochs=epochs, **experiment.schedule.stretched(epochs, experiment.epochs))
 
 
 def language(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from cram_bench.checks import unknown
 from cram_bench.optim import BASES, STEPS
-from cram_bench.recipes import baselines, cheaper, cram, looking, preconditioned, sam
+from cram_bench.recipes import baselines, cheaper, cram, gradual, looking, preconditioned, sam
 from cram_bench.recipes.method import Method
 
-_FILES = (baselines, sam, cram, cheaper, looking, preconditioned)
+_FILES = (baselines, sam, cram, cheaper, looking, preconditioned, gradual)
 _FIRST = (
     "sgd",
     "sam",
@@ -47,5 +47,10 @@ def known(method: str) -> Method:
 
 
 def label(method: str) -> str:
-    """Return how figures call a method, also one that is not known here."""
-    return METHODS[method].label if method in METHODS else method
+    """Return how figures call a method, also one that is not known here, and what tables put after its name.
+
+    >>> label("cram+"), label("gmp*, distilled"), label("mine")
+    ('CrAM+', 'GMP*, distilled', 'mine')
+    """
+    name, comma, more = method.partition(", ")
+    return f"{METHODS[name].label}{comma}{more}" if name in METHODS else method

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,8 @@ def trained_at(identities: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     for settings in (identity["settings"] for identity in identities):
         if not settings.get("start"):
             texts = found.setdefault(label(settings["method"]), [])
-            text = percents(settings.get("compressors", []))
+            aims = [settings[name] for name in ("pruning.final", "step.sparsity") if name in settings]
+            text = percents(settings.get("compressors") or [f"global@{aim!r}" for aim in aims])
             texts += [text] * (text not in texts)
     return {label: " or ".join(texts) for label, texts in found.items()}
 
@@ -386,6 +388,27 @@ def _signed(points: float) -> str:
     return "0.0" if abs(points) < 0.05 else f"{points:+.1f}".replace("-", "−")
 
 
+def _prices(tables: Tables) -> str:
+    """Say from how many sparsities on CrAM costs less than what trains anew for each, and where it is not below it."""
+    runs, table = tables.values()
+    accuracies, ours = means(table), next((m for m in table["method"] if str(m).startswith("cram")), None)
+    if ours not in accuracies:
+        return ""
+    costs = table.groupby("method", sort=False)[["own", "shared", "one"]].mean()
+    price = float(costs.loc[ours, "one"])
+    texts = []
+    for method in dict.fromkeys(table.loc[table["one"] < table["curve"], "method"]):
+        if method in accuracies and float(costs.loc[method, "own"]) > 0:
+            own, shared = (float(costs.loc[method, name]) for name in ("own", "shared"))
+            count = max(1, math.floor((price - shared) / own + 1e-9) + 1)  # the first n with shared + n · own > price
+            texts.append(
+                f"from {count} {'sparsity' if count == 1 else 'sparsities'} on it costs less than {label(method)} "
+                f"({shared:.0f} + {own:.0f} for each): it is {_along(accuracies, ours, method).partition(' is ')[2]}"
+            )
+    said = f"{label(str(ours))} costs {price:.0f} gradients an image for all sparsities"
+    return f"{_sentence(said, *texts)} {_behind(runs)}" if texts else ""
+
+
 _FINDINGS: dict[str, tuple[tuple[str, ...], Callable[[Tables], str]]] = {
     "accuracy_vs_sparsity": (("runs", "accuracy_vs_sparsity"), _accuracy),
     "loss_stability": (("verdicts", "stability"), _stability),
@@ -395,5 +418,6 @@ _FINDINGS: dict[str, tuple[tuple[str, ...], Callable[[Tables], str]]] = {
     "better_pruner": (("better_pruner_runs", "better_pruner"), _pruners),
     "second_order": (("second_order_runs", "second_order"), _pruners),
     "specialist": (("specialist_runs", "specialist"), _specialist),
+    "gradual": (("gradual_runs", "gradual"), _prices),
     "language": (("language_runs", "language_curves"), _accuracy),
 }

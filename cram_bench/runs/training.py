@@ -31,6 +31,7 @@ from cram_bench.deploy import swap_
 from cram_bench.distributed import Group
 from cram_bench.experiment import Experiment
 from cram_bench.files import Lock, sealed, sha256, write, write_tensors
+from cram_bench.losses import Loss
 from cram_bench.optim import HeldMasks
 from cram_bench.outputs import fitting, logits_of
 from cram_bench.preserve import modes_kept
@@ -38,6 +39,7 @@ from cram_bench.progress import Progress
 from cram_bench.runs import environment, publishing
 from cram_bench.runs.how import Machine
 from cram_bench.runs.store import FILES, FORMAT, Run, RunError, Store, describe, lacks_weights
+from cram_bench.runs.teachers import taught
 from cram_bench.train import Callback, DivergedError, Fit, check_trainable, fit
 
 
@@ -142,6 +144,7 @@ def _train(experiment: Experiment, store: Store, how: Machine, progress: bool, g
     callbacks: list[Callback] = [
         Checkpoint(work / "checkpoint.pt", write=group.first),
         *experiment.step.callbacks(begun.train),
+        *experiment.pruning.callbacks(begun.train),
         *([Progress(describe(experiment))] if progress and group.first else []),
     ]
     try:
@@ -154,7 +157,7 @@ def _train(experiment: Experiment, store: Store, how: Machine, progress: bool, g
                 epochs=experiment.epochs,
                 batch_size=experiment.batch_size,
                 seed=experiment.seed,
-                loss=experiment.loss,
+                loss=begun.loss,
                 schedule=experiment.schedule,
                 augment=experiment.data.augment,
                 halves=experiment.step.halved,
@@ -205,6 +208,7 @@ class _Begun:
     test: Dataset
     model: nn.Module
     optimizer: Optimizer
+    loss: Loss
     volatile: dict[str, Tensor]
 
 
@@ -223,6 +227,7 @@ def _begin(experiment: Experiment, store: Store, how: Machine, group: Group) -> 
     _try(model, experiment.model, train)
     volatile = {name: value.clone() for name, value in _volatile(model).items()}
     masks = _inherit(model, experiment, store) if experiment.start else None
+    loss = taught(experiment, store, train, how.place)
     if how.sparse and masks is not None and experiment.precision == "float32":
         with how.suited(experiment, train).limits():
             swap_(model, fitting(model)(next(train.batches(experiment.batch_size, channels_last=True))[0]))
@@ -230,7 +235,7 @@ def _begin(experiment: Experiment, store: Store, how: Machine, group: Group) -> 
     optimizer = experiment.build_optimizer(model)
     if masks is not None:
         optimizer = HeldMasks(model, optimizer, masks)
-    return _Begun(how.suited(experiment, train), images, train, test, model, optimizer, volatile)
+    return _Begun(how.suited(experiment, train), images, train, test, model, optimizer, loss, volatile)
 
 
 def _work_folder(experiment: Experiment, store: Store, images: str | None, group: Group) -> Path:

@@ -158,7 +158,7 @@ class Follow:
 
     def _submit(self) -> None:
         waits = set(self.open())
-        ready = [key for key in self.queue if self.wanted[key].start not in waits]
+        ready = [key for key in self.queue if waits.isdisjoint(self.wanted[key].needs)]
         groups = [[key] for key in self.alone]
         groups += [ready[start : start + self.per_job] for start in range(0, len(ready), self.per_job)]
         groups = groups[: self.backend.room()]

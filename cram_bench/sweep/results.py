@@ -104,8 +104,11 @@ def _failure(experiment: Experiment, by_id: Mapping[str, Experiment], store: Sto
     with contextlib.suppress(RunError):  # a damaged source is a row of its own
         if reason := store.failure(experiment):
             return reason
-    source = by_id.get(experiment.start)
-    return f"the run it starts from, {source.id}, failed" if source and _failure(source, by_id, store) else None
+    for id in experiment.needs:
+        if (source := by_id.get(id)) and _failure(source, by_id, store):
+            what = "the run it starts from" if id == experiment.start else "its teacher"
+            return f"{what}, {id}, failed"
+    return None
 
 
 def _result(known: Mapping[str, Any] | Exception) -> dict[str, Any]:

@@ -85,8 +85,9 @@ def run(
     _check(options, executor)
     ids = {each.id for each in wanted}
     for each in wanted:
-        if each.start and each.start not in ids:
-            store.open(each.start)  # raises where there is no such run
+        for needed in each.needs:
+            if needed not in ids:
+                store.open(needed)  # raises where there is no such run
     parameters = slurm_parameters(slurm or {}) if executor == "slurm" else {}
     name = safe(name)
     folder = store.root / ".sweeps" / name
