@@ -136,8 +136,8 @@ def _calls(model: nn.Module, names: Sequence[str], run: Callable[[], Any]) -> di
 
     def seen(name: str) -> Callable[..., None]:
         def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            named = {key: None if type(value).__name__.endswith("Cache") else value for key, value in kwargs.items()}
-            unnamed = tuple(None if type(value).__name__.endswith("Cache") else value for value in args)
+            named = {key: _uncached(value) for key, value in kwargs.items()}
+            unnamed = tuple(_uncached(value) for value in args)
             calls.setdefault(name, (unnamed, named))
 
         return see
@@ -151,6 +151,10 @@ def _calls(model: nn.Module, names: Sequence[str], run: Callable[[], Any]) -> di
     if missing := [name for name in names if name not in calls]:
         raise ValueError(f"these inputs do not run {missing[0]}, so that its time is not known")
     return calls
+
+
+def _uncached(value: Any) -> Any:
+    return None if type(value).__name__.endswith("Cache") else value
 
 
 def _likeness(holder: nn.Module, call: Call) -> Any:
