@@ -31,8 +31,17 @@ RULES = {
     "cram-single": lambda m, seed: cb.optim.CrAMSingle(m, sgd(m), LEVELS, seed=seed),
     "m-fac": lambda m, seed: cb.optim.MFAC(m, sgd(m), 4, 1e-2, dtype=torch.float64),
     "s-m-fac": lambda m, seed: sparse(m),
+    "m-fac on machines that round differently": lambda m, seed: unlike(m, seed),
     "cram+ over s-m-fac": lambda m, seed: cb.optim.CrAM(m, sparse(m), LEVELS, seed=seed),
 }
+
+
+def unlike(model, seed):
+    """M-FAC whose combinations differ from one process to the next: that of the first has to count."""
+    optimizer = cb.optim.MFAC(model, sgd(model), 4, 1e-2, dtype=torch.float64)
+    push = optimizer.window.push
+    optimizer.window.push = lambda *given: push(*given) * (1 if seed == 3 else 1 + 1e-6)
+    return optimizer
 
 
 def sparse(model):

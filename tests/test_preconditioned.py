@@ -146,6 +146,16 @@ def test_gradients_that_repeat_are_no_trouble(kind):
     assert relative(u, inverse(1e-5, torch.stack(kept[-40:]), 40)) < 5e-6
 
 
+def test_the_root_of_gradients_that_repeat():
+    """The Gram matrix has rounded zeros on both sides of zero; one direction is left: u = g/(ε + √n |g|)."""
+    gradient = stream(1, 15.0)[0]
+    window = window_of(Dense(), Root(1e-2), 40)
+    for step in range(60):
+        u = window.push(gradient)
+        norm = float(gradient.double().norm()) * min(step + 1, 40) ** 0.5
+        assert relative(u, gradient.double() / (1e-2 + norm)) < 1e-5, step
+
+
 @pytest.mark.parametrize("norm", [0.7, 15.0])
 @pytest.mark.parametrize("kind", RINGS)
 def test_ggt_is_the_explicit_root_of_the_matrix(kind, norm):
@@ -370,6 +380,20 @@ def test_every_piece_of_the_ring_matters(piece, small_model, small_batch):
     train(small_model, optimizer, small_batch, 3)
     train(other, forgetful, small_batch, 3)
     assert not equal(small_model, other)
+
+
+def test_a_factor_of_other_rows_is_not_used_after_loading(small_model, small_batch):
+    """Both rings are full and stand at the same place; what is kept from step to step is of the rows before."""
+    optimizer = OPTIMIZERS["m-fac of many"](small_model, sgd(small_model))
+    train(small_model, optimizer, small_batch, 44)
+    other = copy.deepcopy(small_model)
+    twin = OPTIMIZERS["m-fac of many"](other, sgd(other))
+    train(other, twin, (small_batch[0].flip(0), small_batch[1]), 45)
+    other.load_state_dict(small_model.state_dict())
+    twin.load_state_dict(through_a_file(optimizer.state_dict()))
+    train(small_model, optimizer, small_batch, 2)
+    train(other, twin, small_batch, 2)
+    assert equal(small_model, other)
 
 
 def test_a_checkpoint_of_a_ring_that_fills_holds_what_there_is(small_model, small_batch):
@@ -707,6 +731,61 @@ def test_a_checkpoint_of_another_ring_is_refused_and_nothing_changes(small_model
         optimizer.load_state_dict(sgd(small_model).state_dict())
 
 
+def test_a_checkpoint_that_the_base_refuses_leaves_the_ring_as_it_was(small_model, small_batch):
+    optimizer = OPTIMIZERS["s-m-fac"](small_model, sgd(small_model, momentum=0.9))
+    train(small_model, optimizer, small_batch, 3)
+    state = through_a_file(optimizer.state_dict())
+    state["param_groups"].append({key: value for key, value in state["param_groups"][0].items()})
+    train(small_model, optimizer, small_batch, 2)
+    before = state_of(optimizer)
+    with pytest.raises(ValueError, match="parameter groups"):
+        optimizer.load_state_dict(state)
+    assert same(state_of(optimizer), before)
+
+
+def test_the_step_by_which_torch_prepares_a_state_enters_no_ring(small_model):
+    """At learning rate 0, with gradients of 0: as `torch.distributed.checkpoint` does."""
+    optimizer = MFAC(small_model, sgd(small_model, 0.0), 6)
+    for parameter in small_model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    cb.optim.SAM(small_model, optimizer).step()
+    assert optimizer.window.count == 0
+    optimizer.param_groups[0]["lr"] = 0.1
+    optimizer.step()
+    assert optimizer.window.count == 1
+
+
+def test_a_group_that_is_added_has_its_decay_checked(small_model, small_batch):
+    optimizer = MFAC(small_model, torch.optim.SGD(small_model[0].parameters(), lr=0.1), 6, decay=0.1, decoupled=True)
+    with pytest.raises(ValueError, match=r"decay must be in \[0, 1\], not 1\.5"):
+        optimizer.add_param_group({"params": list(small_model[3].parameters()), "decay": 1.5})
+    assert len(optimizer.param_groups) == 1
+    optimizer.base.add_param_group({"params": list(small_model[3].parameters()), "decay": -1.0})
+    gradient_of(small_model, small_batch)
+    with pytest.raises(ValueError, match="decay must be .* not -1"):
+        optimizer.step()
+    assert optimizer.window.count == 0
+
+
+def test_what_is_not_said_is_as_the_papers_have_it(small_model):
+    base = sgd(small_model)
+    found = {}
+    for optimizer in (MFAC(small_model, base), GGT(small_model, base), EFCP(small_model, base)):
+        window = optimizer.window
+        how = getattr(window.spectrum, "divisor", "root")
+        found[type(optimizer).__name__] = (window.ring, window.gradients, window.spectrum.damping, how, window.dtype)
+        assert (optimizer.settings, optimizer.decoupled) == ({"decay": 0.0}, False)
+    assert found == {
+        "MFAC": (Dense(), 1024, 1e-5, "window", torch.float32),
+        "GGT": (Dense(), 100, 1e-5, "root", torch.float32),
+        "EFCP": (TopK(0.01, 0, True), 1024, 1e-4, "window", torch.float32),
+    }
+    assert LowRank() == LowRank(4, feedback=True)
+    root = EFCP(small_model, base, LowRank(2), "ggt", 9, 0.5).window
+    assert (type(root.spectrum), root.spectrum.damping, root.gradients) == (Root, 0.5, 9)
+
+
 def test_a_ring_that_does_not_fit_into_memory_is_refused(small_model, small_batch):
     optimizer = MFAC(small_model, sgd(small_model), 10**9)
     weights = copy.deepcopy(small_model.state_dict())
@@ -727,10 +806,11 @@ def test_none_is_built_over_a_wrapper(small_model):
         cb.optim.SAM(small_model, cb.optim.SAM(small_model, base))
 
 
-def test_the_factor_that_is_kept_is_that_of_the_rows(monkeypatch):
+@pytest.mark.parametrize("divisor", ["window", "count"])
+def test_the_factor_that_is_kept_is_that_of_the_rows(divisor, monkeypatch):
     """A step that keeps it equals one that does not; it is made anew once a block, not once a step."""
-    rows, kept, anew = stream(3 * 70), Inverse(1e-4), []
-    window, other = window_of(Dense(), kept, 70), window_of(Dense(), Inverse(1e-4), 70)
+    rows, kept, anew = stream(3 * 70), Inverse(1e-4, divisor), []
+    window, other = window_of(Dense(), kept, 70), window_of(Dense(), Inverse(1e-4, divisor), 70)
     factor = Inverse._factor
     for step, gradient in enumerate(rows):
         other.spectrum.forget()

@@ -210,11 +210,9 @@ class Preconditioned(Wrapper):
     ) -> None:
         window = Window(ring, spectrum, gradients, dtype)
         _check_decay(decay, decoupled)
+        self.decoupled = decoupled
         super().__init__(model, base, decay=decay)
         self.window = window
-        self.decoupled = decoupled
-        for group in self.param_groups:
-            _check_decay(group["decay"], decoupled)
         self._columns: list[int] = []  # places of the parameters whose gradients are joined, in that order
 
     @property
@@ -245,6 +243,8 @@ class Preconditioned(Wrapper):
         return closure()
 
     def _ready(self) -> None:
+        for group in self.param_groups:  # whoever changed them
+            _check_decay(group["decay"], self.decoupled)
         parameters = [(p, group["decay"]) for group in self.param_groups for p in group["params"]]
         present = [place for place, (p, _) in enumerate(parameters) if p.grad is not None]
         new = [place for place in present if place not in set(self._columns)]
@@ -286,7 +286,7 @@ class Preconditioned(Wrapper):
 
     def _adopt(self, group: dict[str, Any]) -> None:
         super()._adopt(group)
-        _check_decay(group["decay"], getattr(self, "decoupled", False))
+        _check_decay(group["decay"], self.decoupled)
 
     def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
         """Return the base optimizer's state and, as ``preconditioner`` of its first group, the ring.
