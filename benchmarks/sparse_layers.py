@@ -6,7 +6,6 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -57,35 +56,37 @@ def of_layer(layer: nn.Module, x: Tensor, sparsity: float) -> tuple[Work, dict[s
     cb.compress.apply_(layer, cb.compress.Magnitude(sparsity))
     sparse = copy.deepcopy(layer)
     sparse.__class__ = SPARSE[type(layer)]
-    dense = {"dense float32": partial(_pass, layer, x)}
+    dense = {"dense float32": _pass(layer, x)}
     half = copy.deepcopy(layer).bfloat16()
-    dense["dense bfloat16"] = partial(_pass, half, x.bfloat16())
+    dense["dense bfloat16"] = _pass(half, x.bfloat16())
     if x.ndim == 4:
         last = torch.channels_last
         dense["dense float32"] = faster(
             dense["dense float32"],
-            partial(_pass, copy.deepcopy(layer).to(memory_format=last), x.to(memory_format=last)),
+            _pass(copy.deepcopy(layer).to(memory_format=last), x.to(memory_format=last)),
         )
         dense["dense bfloat16"] = faster(
             dense["dense bfloat16"],
-            partial(_pass, copy.deepcopy(half).to(memory_format=last), x.bfloat16().to(memory_format=last)),
+            _pass(copy.deepcopy(half).to(memory_format=last), x.bfloat16().to(memory_format=last)),
         )
-        return partial(_pass, sparse, x), dense
+        return _pass(sparse, x), dense
     csr = layer.weight.detach().to_sparse_csr().requires_grad_()
     turned = x.t().contiguous().requires_grad_()
     bias = layer.bias.detach()[:, None].requires_grad_()
 
+    dy = torch.ones(len(csr), len(x))
+
     def by_csr() -> object:
-        y = csr @ turned + bias
-        return torch.autograd.grad(y, (csr, turned, bias), torch.ones_like(y))
+        return torch.autograd.grad(csr @ turned + bias, (csr, turned, bias), dy)
 
-    return partial(_pass, sparse, x), {**dense, "torch CSR": by_csr}
+    return _pass(sparse, x), {**dense, "torch CSR": by_csr}
 
 
-def _pass(layer: nn.Module, x: Tensor) -> object:
+def _pass(layer: nn.Module, x: Tensor) -> Work:
+    """Return forward and backward of a layer; the gradient of its outputs is there before."""
     x = x.detach().requires_grad_()
-    y = layer(x)
-    return torch.autograd.grad(y, (x, *layer.parameters()), torch.ones_like(y))
+    dy = torch.ones_like(layer(x))
+    return lambda: torch.autograd.grad(layer(x), (x, *layer.parameters()), dy)
 
 
 def faster(one: Work, other: Work) -> Work:

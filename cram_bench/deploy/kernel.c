@@ -19,7 +19,6 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #if defined(__AVX512F__)
 #define LANES 16
@@ -397,19 +396,6 @@ static int64_t filled(int64_t vectors, int64_t count, int64_t images, const geom
     return vectors - less;
 }
 
-/* Ask for large pages before an output is written: where memory is new, a page of 4 KiB costs more than filling it. */
-static void prepare(float *to, int64_t floats)
-{
-#ifdef MADV_HUGEPAGE
-    const uintptr_t page = 2 << 20, low = ((uintptr_t)to + page - 1) / page * page;
-    const uintptr_t high = (uintptr_t)(to + floats) / page * page;
-    if (to && high > low)
-        madvise((void *)low, high - low, MADV_HUGEPAGE);
-#else
-    (void)to, (void)floats;
-#endif
-}
-
 /* ---------------------------------------------------------------- forward */
 
 static void pack_inputs(job *on, int64_t part, int64_t parts)
@@ -470,7 +456,6 @@ int32_t forward(const geometry *g, const int32_t *phase_y, const int32_t *phase_
 {
     const int64_t blocks = (g->batch + g->images - 1) / g->images;
     const int64_t at_once = g->threads > 1 ? blocks : 1;
-    prepare(y, g->batch * g->rows * g->out_height * g->out_width);
     float *packed = zeros(at_once * g->planes * g->plane);
     if (!packed)
         return 1;
@@ -557,7 +542,6 @@ int32_t backward(const geometry *g, const int32_t *phase_y, const int32_t *phase
 {
     const int64_t blocks = (g->batch + g->back_images - 1) / g->back_images;
     const int64_t at_once = g->threads > 1 ? blocks : 1;
-    prepare(dx, g->batch * g->planes / g->phases * g->height * g->width);
     float *packed = zeros(at_once * g->rows * g->back_plane);
     if (!packed)
         return 1;
