@@ -67,7 +67,7 @@ def _blocks(shown: pd.DataFrame) -> list[tuple[list[float], list[str]]]:
 
     Patterns n:m have a sparsity to themselves: beside the others it would be a panel of empty rows.
     """
-    at = {float(level): set(own) for level, own in shown.groupby("sparsity")["row"]}
+    at = {float(str(level)): set(own) for level, own in shown.groupby("sparsity")["row"]}
     most = max(map(len, at.values()), default=0)
     parts = (
         [level for level in at if 2 * len(at[level]) >= most],
@@ -88,7 +88,7 @@ def _panel(
     """Draw the accuracies of one sparsity, a row a pruner."""
     for place, group in enumerate(groups):
         _, colour, marker = look(group) if by == "method" else looks[group]
-        own = part[part[by] == group].groupby("row")["accuracy"].agg(["mean", "std"]).reindex(rows)
+        own = part[part[by] == group].groupby("row")["accuracy"].agg(["mean", "std"]).reindex(list(rows))
         offset = 0.5 * ((place + 0.5) / len(groups) - 0.5)
         axis.errorbar(
             own["mean"], [row + offset for row in range(len(rows))], xerr=own["std"].fillna(0.0), fmt=marker,

@@ -322,9 +322,10 @@ def _masks_and_values(pruned: pd.DataFrame) -> list[tuple[float, str, str]]:
     """Return sparsity, method and accuracies of the same selection, without and with the update of what stays."""
     rows = []
     tuned = pruned[pruned["correction"] == "batchnorm"]
-    means = 100 * tuned.groupby(["sparsity", "method", "pattern"])["accuracy"].mean()
-    for (sparsity, method), own in means.groupby(level=[0, 1]):
-        found = own.droplevel([0, 1])
+    means: dict[tuple[float, str], dict[str, float]] = {}
+    for row in tuned.groupby(["sparsity", "method", "pattern"])["accuracy"].mean().reset_index().to_dict("records"):
+        means.setdefault((float(row["sparsity"]), str(row["method"])), {})[row["pattern"]] = 100 * row["accuracy"]
+    for (sparsity, method), found in means.items():
         pairs = [("magnitude", "global", "global+obs"), ("greedy", "greedy(update=none)", "greedy")]
         parts = [
             f"{name} {found[alone]:.1f} → {found[updated]:.1f}"
