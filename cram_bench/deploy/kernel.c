@@ -480,11 +480,6 @@ static void pack_gradients(job *on, int64_t part, int64_t parts)
     for (int64_t block = on->first; block < on->last; block++) {
         float *to = on->packed + (block - on->first) * g->rows * g->back_plane;
         const int64_t first = block * g->back_images, count = least(g->back_images, g->batch - first);
-        if (count < g->back_images) /* what the block before left there */
-            for (int64_t row = low; row < high; row++) {
-                float *rest = to + row * g->back_plane + g->lead + count * (g->linear ? 1 : g->lines * g->line);
-                memset(rest, 0, (to + (row + 1) * g->back_plane - rest) * 4);
-            }
         if (g->linear)
             turn(to + low * g->back_plane + g->lead, g->back_plane, on->y + first * g->rows, g->rows, low, high, count);
         else
@@ -500,6 +495,7 @@ static void backward_columns(job *on, int64_t part, int64_t parts)
     const int64_t low = border(on->pointers, g->planes, part, parts);
     const int64_t high = border(on->pointers, g->planes, part + 1, parts);
     const int64_t room = least(step, high - low) * wide;
+    /* Zeros where a smaller last block has no samples: there dY still is that of the block before. */
     float *here = zeros(2 * room);
     if (!here) {
         on->wrong = 1;
@@ -514,12 +510,9 @@ static void backward_columns(job *on, int64_t part, int64_t parts)
             const int64_t end = least(column + step, high);
             if (on->to_values && g->linear)
                 turn(here, wide, on->x + first * g->planes, g->planes, column, end, count);
-            else if (on->to_values) {
-                if (g->phases > 1 && step < high - low) /* planes of other phases have their zeros elsewhere */
-                    memset(here, 0, room * 4);
+            else if (on->to_values)
                 for (int64_t i = column; i < end; i++)
                     pixels(on, here + (i - column) * wide, (float *)on->x, 1, i, first, count);
-            }
             if (on->to_x && on->to_values)
                 back_planes(on, 1, 1, there, wide, here, dy, column, end, vectors);
             else if (on->to_x)
