@@ -99,8 +99,13 @@ class SAFE(SAM):
         """Return the base optimizer's state and, as ``safe`` of its first group, z, u and the count of steps."""
         state = super().state_dict()
         first, *rest = state["param_groups"]
-        own = {"sparsity": self.operator.sparsity, "every": self.every, "count": self.count}
-        own |= {"sparse": dict(self.sparse), "dual": dict(self.dual)}
+        own = {
+            "sparsity": self.operator.sparsity,
+            "every": self.every,
+            "count": self.count,
+            "sparse": dict(self.sparse),
+            "dual": dict(self.dual),
+        }
         return {**state, "param_groups": [{**first, "safe": own}, *rest]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # type: ignore[override]

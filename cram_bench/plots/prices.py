@@ -25,9 +25,9 @@ def prices(table: pd.DataFrame) -> Figure:
     levels = sorted(shown["sparsity"].unique())
     methods = in_order(shown)
     ticks: list[float] = []
-    for cost in sorted(round(float(value), 1) for value in shown[list(COSTS)].to_numpy().flat):
-        if not ticks or cost > 1.15 * ticks[-1]:  # nearer ones would lie over each other
-            ticks.append(cost)
+    for value in sorted(round(float(cost), 1) for cost in shown[list(COSTS)].to_numpy().flat):
+        if not ticks or value > 1.15 * ticks[-1]:  # nearer ones would lie over each other
+            ticks.append(value)
     with style():
         figure = Figure(figsize=(2.6 * max(1, len(levels)) + 0.8, 5.6))
         axes = figure.subplots(2, max(1, len(levels)), sharex=True, sharey="col", squeeze=False)

@@ -18,7 +18,7 @@ from cram_bench.runs.store import Store
 from cram_bench.train import DivergedError
 
 
-def taught(experiment: Experiment, store: Store, train: Dataset, place: torch.device) -> Loss:
+def taught(experiment: Experiment, store: Store, train: Dataset, place: torch.device | str) -> Loss:
     """Return the loss of an experiment, with its teacher on `place` where it has one.
 
     Raises:
