@@ -30,6 +30,9 @@ class Loss(Part):
         """Forward passes of another network that every evaluation makes."""
         return 0
 
+    def check(self) -> None:
+        """Refuse to be called where something is missing yet."""
+
 
 @dataclass(frozen=True)
 class CrossEntropy(Loss):
@@ -83,9 +86,12 @@ class Distil(Loss):
         kept_in = next((p.dtype for p in teacher.parameters() if p.is_floating_point()), torch.float32)
         return Taught(self, teacher, precision, kept_in)
 
-    def __call__(self, logits: Tensor, labels: Tensor, inputs: Tensor) -> Tensor:
+    def check(self) -> None:
         if self.passes:
             raise ValueError("loss 'distil' has no teacher at hand: give fit loss.taught(model)")
+
+    def __call__(self, logits: Tensor, labels: Tensor, inputs: Tensor) -> Tensor:
+        self.check()
         return F.cross_entropy(logits, labels)
 
 

@@ -199,6 +199,7 @@ def _check(
         integer(name, value, least)
     integer("seed", seed, 0)
     instance("loss", loss, Loss, "a loss, such as cram_bench.losses.CrossEntropy()")
+    loss.check()
     instance("schedule", schedule, Schedule, "a schedule, such as cram_bench.schedules.Cosine(warmup_epochs=5.0)")
     if precision not in ("float32", "bfloat16"):
         raise ValueError(f"precision must be float32 or bfloat16, not {shown(precision)}")
