@@ -102,6 +102,8 @@ def watched(experiment):
     callbacks = [*experiment.step.callbacks(train), *experiment.pruning.callbacks(train), watch]
     cb.train.fit(model, optimizer, train, epochs=experiment.epochs, batch_size=128, schedule=experiment.schedule,
                  halves=experiment.step.halved, callbacks=callbacks)  # fmt: skip
+    assert not optimizer._optimizer_step_pre_hooks  # let go of in the end
+    assert not optimizer._optimizer_step_post_hooks
     return watch, model, optimizer, len(train) // 128 * experiment.epochs
 
 
