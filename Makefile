@@ -61,6 +61,9 @@ cifar10: install
 
 sst2: install
 	$(BIN)/cram-bench report --notebook language --name sst2-minilm --profile full
+	$(BIN)/cram-bench report --dataset sst2 --notebook second_order --profile full --seeds 1 -p methods '[adamw]' -p held_out 2000 \
+	  -p sparsities '[0.5, 0.7, 0.8]' -p corrections '[none]' -p pruners '[global, "obert(gradients:256,block:50)", \
+	  "greedy(gradients:256,block:64)"]' --name sst2-second-order
 	$(MAKE) readme
 
 lab: install

@@ -18,6 +18,7 @@ ASKED = {
     "cifar10-second-order": "What curvature buys in one shot",
     "cifar10-specialist-vehicles": "Whether a few examples of four classes prune a network for them",
     "cifar10-specialist-cat-dog": "Whether a few examples of cats and dogs do",
+    "sst2-second-order": "What curvature buys on sentences",
     "cifar10-better-pruner": "Whether training for compression pays when the pruner is good",
     "cifar10-pruners-at-95": "Why a pruner that looks does harm at 95 %, masks and values apart",
 }

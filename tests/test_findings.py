@@ -208,6 +208,10 @@ def test_pruners_are_chosen_by_held_out_loss_and_compared_with_magnitude_that_wa
     ]
     dense = table[table["sparsity"] == 0]
     assert told(tmp_path, "better_pruner", better_pruner_runs=trained, better_pruner=dense) == []
+    without = table[(table["correction"] == "none") | (table["pattern"] == "obs")].assign(correction="none")
+    (made,) = told(tmp_path, "better_pruner", better_pruner_runs=trained, better_pruner=without)
+    assert made.startswith("Magnitude with nothing tuned → the pruner")
+    assert "at 90 %, SGD 10.0 → 67.0 (obs)." in made
 
 
 def test_masks_and_values_are_told_apart(tmp_path):

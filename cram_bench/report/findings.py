@@ -292,7 +292,9 @@ def _pruners(tables: Tables) -> str:
     if pruned.empty:
         return ""
     best = chosen_by_loss(pruned).assign(pattern=lambda rows: rows["chosen"].str.rsplit(", ", n=1).str[0])
-    blind = pruned[(pruned["pattern"] == "global") & (pruned["correction"] == "batchnorm")]
+    usual = "batchnorm" if (pruned["correction"] == "batchnorm").any() else "none"  # of a model without BatchNorm
+    tuned = "BatchNorm tuned" if usual == "batchnorm" else "nothing tuned"
+    blind = pruned[(pruned["pattern"] == "global") & (pruned["correction"] == usual)]
     ours, theirs = (100 * rows.groupby(["sparsity", "method"])["accuracy"].mean() for rows in (best, blind))
     first, *others = dict.fromkeys(runs["method"])
     brought, added = [], []
@@ -306,9 +308,9 @@ def _pruners(tables: Tables) -> str:
             added.append((sparsity, method, f"{label(method)} {_signed(before)} → {_signed(after)}"))
     texts = []
     for rows, said in (
-        (brought, "magnitude with BatchNorm tuned → the pruner of least held-out loss of each run, test accuracy in %"),
+        (brought, f"magnitude with {tuned} → the pruner of least held-out loss of each run, test accuracy in %"),
         (added, f"what training adds to {label(first)}, in points, under magnitude → under the pruner chosen"),
-        (_masks_and_values(pruned), "masks alone → values updated too, BatchNorm tuned, in %"),
+        (_masks_and_values(pruned, usual), f"masks alone → values updated too, {tuned}, in %"),
     ):
         parts = []
         for level in sorted({row[0] for row in rows}):
@@ -318,10 +320,10 @@ def _pruners(tables: Tables) -> str:
     return f"{' '.join(texts)} {_behind(runs)}" if texts else ""
 
 
-def _masks_and_values(pruned: pd.DataFrame) -> list[tuple[float, str, str]]:
+def _masks_and_values(pruned: pd.DataFrame, correction: str) -> list[tuple[float, str, str]]:
     """Return sparsity, method and accuracies of the same selection, without and with the update of what stays."""
     rows = []
-    tuned = pruned[pruned["correction"] == "batchnorm"]
+    tuned = pruned[pruned["correction"] == correction]
     means: dict[tuple[float, str], dict[str, float]] = {}
     for row in tuned.groupby(["sparsity", "method", "pattern"])["accuracy"].mean().reset_index().to_dict("records"):
         means.setdefault((float(row["sparsity"]), str(row["method"])), {})[row["pattern"]] = 100 * row["accuracy"]
