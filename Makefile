@@ -49,6 +49,9 @@ cifar10: install
 	$(BIN)/cram-bench report --dataset cifar10 --notebook better_pruner --profile full --seeds 2 --keep-runs -p epochs 15 \
 	  -p held_out 2000 -p sparsities '[0.8, 0.9, 0.95]' -p corrections '[none, batchnorm]' -p methods '[sgd, cram-single, cram+-multi]' \
 	  -p pruners '[global, greedy, "exactobs(scope:global)"]' --name cifar10-better-pruner
+	$(BIN)/cram-bench report --dataset cifar10 --notebook better_pruner --profile full --seeds 1 --keep-runs -p epochs 15 \
+	  -p held_out 2000 -p sparsities '[0.8, 0.9, 0.95]' -p corrections '[none, batchnorm]' \
+	  -p methods '[sgd, cram+-multi, cram+-looking]' -p pruners '[global, greedy, "exactobs(scope=global)"]' --name cifar10-looking
 	$(BIN)/cram-bench report --dataset cifar10 --notebook better_pruner --profile full --seeds 1 -p epochs 15 \
 	  -p held_out 2000 -p sparsities '[0.95]' -p methods '[sgd, cram-single, cram+-multi]' -p pruners '[global, "global+obs", \
 	  "global+obs(damping:1)", "global+obs(at:global@0.95)", "global+exactobs", "greedy(update:none)", greedy, \

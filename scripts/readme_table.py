@@ -20,6 +20,7 @@ ASKED = {
     "cifar10-specialist-cat-dog": "Whether a few examples of cats and dogs do",
     "sst2-second-order": "What curvature buys on sentences",
     "cifar10-better-pruner": "Whether training for compression pays when the pruner is good",
+    "cifar10-looking": "Whether CrAM gains from the masks of a pruner that looks",
     "cifar10-pruners-at-95": "Why a pruner that looks does harm at 95 %, masks and values apart",
 }
 """Reports of which the README has the result in words → what they ask."""
