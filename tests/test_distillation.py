@@ -88,7 +88,7 @@ def test_hardness_0_trains_what_no_teacher_trains(lesson):
 def test_a_teacher_by_its_id_is_that_run_in_eval_mode_on_the_students_inputs(lesson):
     store, teacher = lesson
     experiment = distilled(teacher.id, temperature=3.0, hardness=0.4)
-    run = ensure(experiment, store, progress=False)
+    run = ensure(experiment, store, progress=False, threads=torch.get_num_threads())  # as `fit` below
     train, test = experiment.load_data()
     model, known = experiment.build_model(train), teacher.load_model()
     seen = []

@@ -179,7 +179,7 @@ class Rows(abc.ABC):
         return torch.zeros(shape, dtype=dtype or self.wide, device=self.device)
 
     def _slices(self) -> list[slice]:
-        ends = torch.tensor([0, *map(math.prod, self.shapes)]).cumsum(0).tolist()
+        ends = list(itertools.accumulate(map(math.prod, self.shapes), initial=0))
         return [slice(start, end) for start, end in itertools.pairwise(ends)]
 
     def _with_error(self, gradient: Tensor, absent: Sequence[int]) -> Tensor:

@@ -65,7 +65,8 @@ class Inverse:
         shift = self.damping * divisor
         start = newest // BLOCK * BLOCK
         last = torch.arange(start, min(start + BLOCK, n), device=gram.device)
-        first = torch.cat([torch.arange(start, device=gram.device), torch.arange(start + len(last), n).to(gram.device)])
+        every = torch.arange(n, device=gram.device)
+        first = torch.cat([every[:start], every[start + len(last) :]])
         key = (start, n, shift)
         if self._kept is None or self._kept[0] != key:
             self._kept = key, self._factor(gram[first][:, first], shift)
