@@ -17,6 +17,7 @@ from cram_bench.checks import instance, one_line, shown
 from cram_bench.files import check_writable, sealed, sha256, unsealed, write
 from cram_bench.report import folders, page, pages
 from cram_bench.report.execute import Job, execute_all
+from cram_bench.report.findings import counted
 from cram_bench.report.notebook import Notebook, outputs
 from cram_bench.report.plan import Plan, plan
 
@@ -169,7 +170,7 @@ def _write_anew(folder: Path, planned: Plan, about: Mapping[str, Any], name: str
     kept = sum((folder / "runs" / run["id"]).is_dir() for run in about["runs"])
     reason = (
         f"Figures, verdicts and texts were made anew from the tables at commit {machine['commit']}. Nothing was "
-        f"trained or measured anew: the weights of {kept or 'none'} of the {total} runs are kept beside this report."
+        f"trained or measured anew: the weights of {kept or 'none'} of {counted(total, 'run')} are kept beside this report."
     )
     command = folders.in_command(page.plain(about["facts"].get("Command", "")), {})
     facts = pages.facts(about["runs"], command, machine | {"versions": about["versions"]}, measured=measured)
