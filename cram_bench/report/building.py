@@ -170,7 +170,7 @@ def _write_anew(folder: Path, planned: Plan, about: Mapping[str, Any], name: str
     kept = sum((folder / "runs" / run["id"]).is_dir() for run in about["runs"])
     reason = (
         f"Figures, verdicts and texts were made anew from the tables at commit {machine['commit']}. Nothing was "
-        f"trained or measured anew: the weights of {kept or 'none'} of {counted(total, 'run')} are kept beside this report."
+        f"trained or measured anew: the weights of {kept or 'none'} of {counted(total, 'run')} are kept beside it."
     )
     command = folders.in_command(page.plain(about["facts"].get("Command", "")), {})
     facts = pages.facts(about["runs"], command, machine | {"versions": about["versions"]}, measured=measured)
