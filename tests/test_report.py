@@ -381,7 +381,7 @@ def test_a_report_is_made_anew_from_its_tables_without_its_runs(built, tmp_path,
     assert after["renewed"] == cb.runs.commit()
     assert set(pd.read_csv(folder / "tables" / "verdicts.csv")["verdict"]) == {"not comparable"}
     index = (folder / "index.html").read_text()
-    assert "Nothing was trained or measured anew: the weights of 1 of the 2 runs are kept" in index
+    assert "Nothing was trained or measured anew: the weights of 1 of 2 runs are kept" in index
     assert f"<dt>Measured</dt><dd>{before['facts']['Report made']}</dd>" in index
     assert "<h1>moved: accuracy vs sparsity</h1>" in index
     assert "Not measured in this report: ascent_gap." in index
