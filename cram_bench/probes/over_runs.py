@@ -92,6 +92,18 @@ def mean_and_std(table: pd.DataFrame, value: str, by: Sequence[str]) -> pd.DataF
     return grouped.agg(mean="mean", std="std", seeds="count").reset_index()
 
 
+def half_width(values: pd.Series) -> float:
+    """Return half the width of the 95 % interval of a mean, by Student's t.
+
+    >>> round(half_width(pd.Series([1.0, 2.0, 3.0])), 3)
+    2.484
+    """
+    from scipy.stats import t
+
+    n = len(values)
+    return float(values.std() / n**0.5 * t.ppf(0.975, n - 1)) if n > 1 else float("nan")
+
+
 def seeds_left(table: pd.DataFrame, value: str) -> dict[str, tuple[int, int]]:
     """Return method → (seeds with a measurement of `value`, all seeds): a mean over what is left must say so.
 

@@ -14,9 +14,10 @@ from cram_bench.compress import apply_, correct_statistics, layer_statistics, tu
 from cram_bench.data import AT_ONCE, Dataset
 from cram_bench.preserve import preserved
 from cram_bench.probes.common import Problem, classes_of, cost_of, looked, probing
+from cram_bench.probes.over_runs import half_width
+from cram_bench.probes.pruners import CORRECTIONS
 
 FROM = ("task", "random")
-_CORRECTIONS = ("none", "batchnorm", "statistics")
 
 
 def specialist(
@@ -62,8 +63,8 @@ def specialist(
     integer("samples", samples, 2)
     integer("draws", draws, 1)
     for name in (corrections := items("corrections", corrections, "names of corrections")):
-        if name not in _CORRECTIONS:
-            raise ValueError(unknown("correction", name, list(_CORRECTIONS)))
+        if name not in CORRECTIONS:
+            raise ValueError(unknown("correction", name, list(CORRECTIONS)))
     task, own = train.of_classes(classes), test.of_classes(classes)
     outputs = sorted(train.classes.index(name) for name in classes)
     rows: list[tuple[object, ...]] = []
@@ -120,15 +121,12 @@ def specialist_table(table: pd.DataFrame, value: str = "accuracy") -> pd.DataFra
         table: of `specialist`, perhaps stacked over runs.
         value: ``accuracy`` or ``task_accuracy``.
     """
-    from scipy.stats import t
-
     columns(table, "pattern", "sparsity", "looked", "corrected", "correction", value)
     by = ["pattern", "looked", "corrected", "correction"]
     cells: dict[tuple[str, ...], dict[str, str]] = {}
     for key, own in table[table["sparsity"] > 0].groupby([*by, "sparsity"], sort=False)[value]:
         *where, level = key
-        mean, n = 100 * own.mean(), len(own)
-        half = 100 * own.std() / math.sqrt(n) * float(t.ppf(0.975, n - 1)) if n > 1 else math.nan
+        mean, half = 100 * own.mean(), half_width(100 * own)
         text = f"{mean:.1f}" if math.isnan(half) else f"{mean:.1f} ± {half:.1f}"
         cells.setdefault(tuple(map(str, where)), {})[f"{100 * float(str(level)):g} %"] = text
     laid_out = pd.DataFrame.from_dict(cells, orient="index")

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from cram_bench import untrusted
-from cram_bench.probes.over_runs import apart
+from cram_bench.probes.over_runs import apart, half_width
 from cram_bench.probes.pruners import chosen_by_loss
 from cram_bench.probes.stability import QUANTITIES
 from cram_bench.recipes import label
@@ -358,7 +358,7 @@ def _specialist(tables: Tables) -> str:
         parts = []
         for other, what in ((("random", "task"), "what the pruner looks at"), (("task", "random"), "the correction")):
             effect = aware - crossed[other]
-            every, among = (f"{_signed(effect[name].mean())} ± {_half_width(effect[name]):.1f}" for name in values)
+            every, among = (f"{_signed(effect[name].mean())} ± {half_width(effect[name]):.1f}" for name in values)
             parts.append(f"{every} by {what} ({among})")
         texts.append(f"{pattern}, {correction}, {aware['accuracy'].mean():.1f}: {listed(parts)}")
     if len(texts) == 1:
@@ -368,18 +368,6 @@ def _specialist(tables: Tables) -> str:
     brings = "what that brings over as many of all classes (in brackets: to accuracy among the task's classes alone)"
     said = f"{first}, all from examples of the task, and {brings}: {'; '.join(rest)}"
     return f"{_sentence(said)} 95 % intervals over {counted(draws, 'draw')}. {_behind(runs)}"
-
-
-def _half_width(values: pd.Series) -> float:
-    """Return half the width of the 95 % interval of a mean, by Student's t.
-
-    >>> round(_half_width(pd.Series([1.0, 2.0, 3.0])), 3)
-    2.484
-    """
-    from scipy.stats import t
-
-    n = len(values)
-    return float(values.std() / n**0.5 * t.ppf(0.975, n - 1)) if n > 1 else float("nan")
 
 
 def _signed(points: float) -> str:
