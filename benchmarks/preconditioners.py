@@ -10,9 +10,9 @@ import torch
 import cram_bench as cb
 from benchmarks.timing import Ratio, in_turns
 from cram_bench.optim import Dense, LowRank, TopK
-from cram_bench.optim.preconditioned import Window
 from cram_bench.optim.rings import Ring
 from cram_bench.optim.spectra import Inverse
+from cram_bench.optim.window import Window
 
 LENGTHS = (32, 256, 1024)
 METHODS: dict[str, dict[str, int]] = {"s-m-fac": {}, "lowrank-m-fac": {}, "m-fac": {}, "s-ggt": {}, "ggt": {}}

@@ -17,8 +17,8 @@ import cram_bench as cb
 from cram_bench.compress import Magnitude
 from cram_bench.compress.rank import NaNError
 from cram_bench.optim import EFCP, GGT, MFAC, Dense, LowRank, TopK, preconditioned, spectra
-from cram_bench.optim.preconditioned import Window
 from cram_bench.optim.spectra import Inverse, Root
+from cram_bench.optim.window import Window
 
 CPU = torch.device("cpu")
 SHAPES = [torch.Size(shape) for shape in ((16, 12), (16,), (6, 4, 3, 3), (5,))]

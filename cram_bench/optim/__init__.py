@@ -11,16 +11,8 @@ from cram_bench.optim.cram import CrAM, CrAMPlusStep, CrAMSingle, CrAMSingleStep
 from cram_bench.optim.gradual import Gradual, GradualMasks
 from cram_bench.optim.held import HeldMasks, OneShot, Pruning
 from cram_bench.optim.looking import CrAMLookingStep
-from cram_bench.optim.preconditioned import (
-    EFCP,
-    GGT,
-    MFAC,
-    GGTBase,
-    LowRankMFACBase,
-    MFACBase,
-    SparseGGTBase,
-    SparseMFACBase,
-)
+from cram_bench.optim.preconditioned import EFCP, GGT, MFAC
+from cram_bench.optim.preconditioned_bases import GGTBase, LowRankMFACBase, MFACBase, SparseGGTBase, SparseMFACBase
 from cram_bench.optim.rings import Dense, LowRank, TopK
 from cram_bench.optim.safe import SAFE, SAFEStep
 from cram_bench.optim.sam import SAM, MomentumSAM, MomentumSAMStep, SAMStep
