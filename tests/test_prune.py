@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 import cram_bench as cb
-from cram_bench.compress import Magnitude, prunable, quantized
+from cram_bench.compress import Magnitude, PruneThenQuantize, prunable, quantized
 from cram_bench.curvature import Layout, chunks, obs
 from cram_bench.curvature.fisher import fisher
 from cram_bench.curvature.layout import pieces
+from cram_bench.preserve import preserved
 from cram_bench.prune import OBD, PRUNERS, Specification, fitted, is_name, parse
 from cram_bench.prune.obd import Uncorrected
 
@@ -372,6 +373,31 @@ def test_small_memory_gives_the_same(kind):
     assert found.gradients == (24 if kind == "obd" else 3 * 24)  # the diagonal of all, then each of two layers
     found.solve(found.masks(0.5))
     assert found.gradients == (24 if kind == "obd" else 5 * 24)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("mfac", "obd")])
+def test_several_sparsities_share_the_passes_that_small_memory_needs(kind):
+    """Blocks that do not fit together are collected once for all sparsities of a table, not once for each."""
+    levels = (0.5, 0.8, 0.9)
+
+    def curve(more, specs):
+        model, rows = small(), []
+        for compressor in fitted(
+            [parse(f"{kind}(gradients:12,batch:2{more})@{spec}") for spec in specs], model, data()
+        ):
+            with preserved(model):
+                compressor.apply_(prunable(model))
+                rows.append({name: weight.detach().clone() for name, weight in prunable(model).items()})
+            seen = compressor.prune.gradients if isinstance(compressor, PruneThenQuantize) else compressor.gradients
+        return rows, seen
+
+    specs = [*levels, "0.8+int8"]
+    together, seen = curve(",memory:1e-9", specs)
+    assert seen == 5 * 24  # three while looking; each of two layers once more, for all four
+    alone = [curve("", [spec])[0][0] for spec in specs]
+    for one, other in zip(together, alone, strict=True):
+        for name, weight in one.items():
+            torch.testing.assert_close(weight, other[name], rtol=1e-4, atol=1e-5)
 
 
 # ---------------------------------------------------------------- any torch model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, ClassVar
 
@@ -128,6 +128,14 @@ class Fitted(abc.ABC):
         zeros = zeros_for(sparsity, sum(key.numel() for key in keys))
         kept = keep_largest_across(keys, zeros, magnitudes=False)
         return Masks(dict(zip(chosen, kept, strict=True)), self.dense)
+
+    @property
+    def collects(self) -> bool:
+        """Whether `solve` looks at examples anew; then `prepare` saves passes."""
+        return False
+
+    def prepare(self, masks: Sequence[Mapping[str, Tensor]]) -> None:  # noqa: B027 — most have nothing to prepare
+        """Look once for all masks that `solve` will be asked for."""
 
     @abc.abstractmethod
     def solve(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -193,32 +193,62 @@ class _Blocks(Fitted):
     ) -> None:
         super().__init__(pruner, weights, keys)
         self.parts, self.whole, self.scale = parts, whole, scale
-        self._collect, self._model_weights = collect, weights
+        self._collect = collect
+        self._solved: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
+
+    @property
+    def collects(self) -> bool:
+        return self.whole is None
+
+    def prepare(self, masks: Sequence[Mapping[str, Tensor]]) -> None:
+        """Collect the blocks of every part once for all masks, and keep what they lead to."""
+        if all(self._known(own) is not None for own in masks):
+            return
+        with torch.no_grad(), torch.inference_mode(False):
+            solved = self._solve(masks)
+        self._solved = [(dict(own), values) for own, values in zip(masks, solved, strict=True)]
 
     def solve(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        known = self._known(masks)
+        return self._solve([masks])[0] if known is None else known
+
+    def _known(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        for known, values in self._solved:
+            if known.keys() == masks.keys() and all(torch.equal(known[name], masks[name]) for name in masks):
+                return values
+        return None
+
+    def _solve(self, wanted: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
         pruner = self.pruner
         assert isinstance(pruner, BlockPruner)
-        found: dict[str, Tensor] = {}
+        found: list[dict[str, Tensor]] = [{} for _ in wanted]
         for part in self.parts:
-            names = [name for name in part.shapes if name in masks]
-            if not names:
-                continue
-            if pruner.update == "none":
-                found |= {name: self.weights[name].masked_fill(~masks[name], 0.0) for name in names}
-                continue
-            seen = self._seen(part)
-            packed = part.pack(self.weights)
-            every = {name: masks.get(name, torch.ones_like(self.keys[name], dtype=torch.bool)) for name in part.shapes}
-            keep = part.pack(every, fill=True)
-            out = packed.double()
-            for rows in pieces(part.rows, part.width):
-                if bool(keep[rows].all()):
-                    continue  # nothing goes
-                with _named(part, rows, pruner):
-                    out[rows] = pruner.updated(seen.damped(rows, self.scale), packed[rows], keep[rows])
-            unpacked = part.unpack(out)
-            found |= {name: unpacked[name] for name in names}
+            whose = [(masks, values) for masks, values in zip(wanted, found, strict=True) if masks.keys() & part.shapes]
+            seen = self._seen(part) if whose and pruner.update != "none" else None
+            for masks, values in whose:
+                names = [name for name in part.shapes if name in masks]
+                if seen is None:
+                    values |= {name: self.weights[name].masked_fill(~masks[name], 0.0) for name in names}
+                    continue
+                solved = self._solve_part(part, seen, masks)
+                values |= {
+                    name: solved[name] if len(wanted) == 1 else solved[name].to(self.weights[name]) for name in names
+                }
         return found
+
+    def _solve_part(self, part: Layout, seen: Fisher, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        pruner = self.pruner
+        assert isinstance(pruner, BlockPruner)
+        packed = part.pack(self.weights)
+        every = {name: masks.get(name, torch.ones_like(self.keys[name], dtype=torch.bool)) for name in part.shapes}
+        keep = part.pack(every, fill=True)
+        out = packed.double()
+        for rows in pieces(part.rows, part.width):
+            if bool(keep[rows].all()):
+                continue  # nothing goes
+            with _named(part, rows, pruner):
+                out[rows] = pruner.updated(seen.damped(rows, self.scale), packed[rows], keep[rows])
+        return part.unpack(out)
 
     def _seen(self, part: Layout) -> Fisher:
         if self.whole is not None:

@@ -62,7 +62,21 @@ def fitted(
             name = f"{spec.masks.pattern}+{spec.pruner}" if spec.masks is not None else ""
             compressor = Fixed(known[spec.pruner], spec.sparsity, spec.masks, name)
         found.append(compressor if spec.quantize is None else PruneThenQuantize(compressor, spec.quantize))
+    _prepare(found, model, exclude)
     return found
+
+
+def _prepare(found: Sequence[Compressor], model: nn.Module, exclude: Sequence[str]) -> None:
+    """Tell pruners that would look anew for every sparsity which masks they will be asked to solve."""
+    plain = [own.prune if isinstance(own, PruneThenQuantize) else own for own in found]
+    of: dict[int, list[Fixed]] = {}
+    for own in plain:
+        if isinstance(own, Fixed) and own.fitted.collects:
+            of.setdefault(id(own.fitted), []).append(own)
+    for those in of.values():
+        if len(those) > 1:
+            weights = prunable(model, exclude)
+            those[0].fitted.prepare([own.masks(weights) for own in those])
 
 
 class _Path(Fitted):
