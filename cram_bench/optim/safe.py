@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 CALIBRATION = 10_000
 """Training images that BatchNorm is re-estimated on at the end, as the authors' code has it."""
+PULL = 78.2
+"""λ · T of the paper's ResNet-20: 1e-3 over 200 epochs of 391 steps."""
 
 
 class SAFE(SAM):
@@ -136,7 +138,8 @@ class Rise(Callback):
     """Raise the penalty of a `SAFE` to its setting, and project the weights at the end.
 
     λ_t = λ(1 − cos(πt/T))/2 at step t of T. After the last step w ← TopK(w), and BatchNorm is re-estimated on training
-    images, augmented as they were.
+    images, augmented as they were. A λ of 0 is replaced by `PULL`/T: over 20 epochs of digits (T = 355, two seeds, 300
+    held-out images) the paper's 1e-3 left 61 % at 95 % zeros, 0.1 left 84 %, 0.3 left 80 % and 1 left 36 %.
     """
 
     def __init__(self, train: Dataset) -> None:
@@ -144,7 +147,8 @@ class Rise(Callback):
 
     def on_start(self, fit: Fit) -> None:
         """Remember the setting, and start at 0, or where a checkpoint left."""
-        self.final: float = fit.optimizer.penalty  # type: ignore[attr-defined]
+        self.given: float = fit.optimizer.penalty  # type: ignore[attr-defined]
+        self.final = self.given or PULL / (fit.epochs * fit.steps_per_epoch)
         self._set(fit, fit.epoch * fit.steps_per_epoch)
 
     def on_step(self, fit: Fit, step: int, loss: Tensor, correct: Tensor, seen: int) -> None:
@@ -157,7 +161,7 @@ class Rise(Callback):
 
     def on_end(self, fit: Fit) -> None:
         """Put the setting back."""
-        fit.optimizer.penalty = self.final  # type: ignore[attr-defined]
+        fit.optimizer.penalty = self.given  # type: ignore[attr-defined]
 
     def _set(self, fit: Fit, step: int) -> None:
         share = step / (fit.epochs * fit.steps_per_epoch)
@@ -174,8 +178,9 @@ class SAFEStep(TwoPassStep):
     """Ascent radius of SAM (normalised) and CrAM (not normalised)."""
     sparsity: Fraction = 0.9
     """Of SAFE: sparsity of the network in the end, in [0, 1)."""
-    penalty: NotNegative = 1e-3
-    """Of SAFE: λ, how strongly the weights are pulled to sparse ones at the end of the training."""
+    penalty: NotNegative = 0.0
+    """Of SAFE: λ, how strongly the weights are pulled to sparse ones at the end of the training; 0 for as much pull in
+    all as in the paper's, 78.2/T in T steps."""
     every: Count = 32
     """Of SAFE: K, steps from one projection to the next."""
 

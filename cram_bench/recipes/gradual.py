@@ -5,8 +5,8 @@ On sentences the schedules are those of oBERT's 30 epochs, as shares of a traini
 26, oBERT's 7 of them 4 epochs apart; the rate falls to a tenth in each of these, from 8e-5. Its 1024 gradients are of
 batches of 8. What distils says ``loss`` and ``teacher``; T = 2 and h = 1 are the papers' and the defaults. On images
 the papers prune nothing gradually: there SGD's rate, many small steps, and one rewind, before pruning ends; where, was
-chosen on 300 held-out training images of digits (40 epochs, two seeds, 95 and 98 %). SAFE's λ and K are those of 200
-epochs of CIFAR-10; a shorter training needs a larger λ.
+chosen on 300 held-out training images of digits (40 epochs, two seeds, 95 and 98 %). SAFE's K is that of 200 epochs of
+CIFAR-10, and its λ pulls as much in all as there.
 """
 
 from __future__ import annotations
