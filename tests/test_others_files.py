@@ -9,6 +9,7 @@ import re
 import resource
 import shutil
 import struct
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -445,6 +446,33 @@ def test_weights_of_a_run_have_a_header_that_was_meant(a_run, tmp_path):
     (folder / "environment.json").write_text(cb.files.sealed(about, "environment.json"))
     words = r"model.safetensors is not readable as safetensors: its header has 78,888,890 bytes, and may have 4,194,304"
     assert words in attempt(load_weights, tmp_path, a_run.id)
+
+
+HOSTILE_STRUCTURES = {
+    "a million units": lambda: json.dumps({"layer1.0.channels": [0] * 10**6}),
+    "a unit of a million digits": lambda: '{"layer1.0.channels": [' + "9" * 10**6 + "]}",
+    "a million structures": lambda: json.dumps({f"layer{n}": [] for n in range(2 * 10**5)}),
+    "a long name": lambda: json.dumps({"n" * 10**6: []}),
+    "nested": lambda: '{"layer1.0.channels": ' + "[" * 10**5 + "]" * 10**5 + "}",
+    "too long": lambda: json.dumps({"layer1.0.channels": [0] * 2 * 10**6}),
+}
+"""What a structure of somebody else's run may keep."""
+
+
+@pytest.mark.parametrize("kind", HOSTILE_STRUCTURES)
+def test_a_structure_of_a_run_is_read_within_bounds(kind, a_run, tmp_path):
+    folder = tmp_path / a_run.id
+    shutil.copytree(a_run.path, folder)
+    text = '{"format": 1, "kept": ' + HOSTILE_STRUCTURES[kind]() + ', "sha256": {"structure.json": "0"}}'
+    with contextlib.suppress(ValueError, RecursionError):  # where it is JSON at all, its checksum is right
+        sys.set_int_max_str_digits(0)
+        text = cb.files.sealed({**json.loads(text), "sha256": {}}, "structure.json")
+    sys.set_int_max_str_digits(4300)
+    (folder / "structure.json").write_text(text)
+    about = cb.files.unsealed((folder / "environment.json").read_text(), "environment.json")
+    about["sha256"]["structure.json"] = cb.files.sha256(folder / "structure.json")
+    (folder / "environment.json").write_text(cb.files.sealed(about, "environment.json"))
+    assert str(folder / "structure.json") in attempt(load_weights, tmp_path, a_run.id)
 
 
 def load_weights(root: Path, id: str) -> None:

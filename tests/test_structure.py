@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -11,10 +12,10 @@ import torch
 from torch import nn
 
 import cram_bench as cb
-from cram_bench import deploy
+from cram_bench import deploy, runs
 from cram_bench.deploy.latency import _calls
 from cram_bench.deploy.structure import BiasMap, read
-from cram_bench.files import sealed
+from cram_bench.files import sealed, sha256, unsealed
 from cram_bench.models.resnet import Block, ResNet
 from cram_bench.models.vit import ViT
 from cram_bench.prune.structured import structures, widths
@@ -403,3 +404,78 @@ def test_a_table_can_be_kept(tmp_path: Path) -> None:
     ]:
         with pytest.raises(ValueError, match=words):
             deploy.latency(model, inputs, **wrong)
+
+
+# ---------------------------------------------------------------- runs
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run on digits whose network has structures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CRAM_BENCH_RUNS", str(tmp_path_factory.mktemp("runs")))
+        return runs.ensure(cb.recipes.recipe("digits", "sgd", epochs=1, model="resnet20"), progress=False)
+
+
+def test_a_run_holds_a_shrunk_network(whole, tmp_path: Path) -> None:
+    """It is loaded bit for bit, by a folder, and copied whole; a run without one is whole, and loads as ever."""
+    model = whole.load_model()
+    kept = {"layer1.0.channels": [0, 3, 5], "layer2.1.channels": [], "layer3.0.channels": range(1, 64)}
+    small = deploy.shrink(model, kept)
+    run = runs.write_shrunk(whole, small, kept, tmp_path / "small")
+    assert whole.structure is None
+    assert run.structure == {name: list(units) for name, units in kept.items()}
+    loaded, inputs = runs.Store().open(tmp_path / "small").load_model(), torch.randn(5, 1, 8, 8)
+    assert torch.equal(logits(loaded, inputs), logits(small, inputs))
+    assert run.experiment == whole.experiment
+    pd.testing.assert_frame_equal(run.history, whole.history)
+    copied = runs.Run.open(runs.copy(run, tmp_path / "copies"))
+    assert torch.equal(logits(copied.load_model(), inputs), logits(small, inputs))
+    again = {"layer1.0.channels": [2], "layer1.1.channels": [7]}
+    both = deploy.composed(kept, again)
+    assert both["layer1.0.channels"] == [5]
+    third = runs.write_shrunk(run, deploy.shrink(small, again), both, tmp_path / "smaller").load_model()
+    assert torch.allclose(logits(third, inputs), logits(deploy.shrink(model, both), inputs), atol=1e-5)
+    with pytest.raises(ValueError, match="small is there already: name a new folder"):
+        runs.write_shrunk(whole, small, kept, tmp_path / "small")
+    with pytest.raises(ValueError, match="has 3 units, and structure says 2"):
+        runs.write_shrunk(whole, small, kept | {"layer1.0.channels": [0, 1]}, tmp_path / "other")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copies", "small", "smaller"]
+
+
+def test_a_run_whose_structure_is_wrong_is_refused_in_one_line(whole, tmp_path: Path) -> None:
+    """Whoever writes a structure can write its checksums too."""
+    kept = {"layer1.0.channels": [0, 3, 5]}
+    run = runs.write_shrunk(whole, deploy.shrink(whole.load_model(), kept), kept, tmp_path / "small")
+    file, note = run.path / "structure.json", run.path / "environment.json"
+    sound = note.read_text()
+
+    def told(**more: object) -> None:
+        about = unsealed(sound, note.name)
+        note.write_text(sealed(about | {"sha256": about["sha256"] | {file.name: sha256(file)}} | more, note.name))
+
+    def written(structure: object) -> None:
+        write_structure(run.path, structure)
+        told()
+
+    def unvouched() -> None:
+        about = unsealed(sound, note.name)
+        note.write_text(sealed(about | {"sha256": {n: s for n, s in about["sha256"].items() if n != file.name}}, ""))
+
+    cases = [
+        (lambda: written({"layer1.0.channels": [0, 3]}), "model.safetensors does not fit resnet20"),
+        (lambda: written({"layer9.0.channels": []}), "structure.json does not fit resnet20: unknown structure"),
+        (lambda: written({"layer1.0.channels": [10**30]}), "structure.json does not fit resnet20: a unit of"),
+        (lambda: written({"layer1.0.channels": [[]]}), "must be an integer, not []"),
+        (lambda: written([1]), "structure.json is damaged or no structure: 'kept' is no mapping"),
+        (lambda: (file.write_bytes(b"\xff"), told()), "structure.json is damaged or no structure"),
+        (lambda: file.write_text("{}"), "its checksum does not match"),
+        (lambda: file.unlink(), "structure.json cannot be read: "),
+        (unvouched, "environment.json is damaged"),
+    ]
+    for damage, words in cases:
+        damage()
+        with pytest.raises(runs.RunError, match=re.escape(words)) as error:
+            run.load_model()
+        assert "\n" not in str(error.value)
+        assert str(run.path) in str(error.value)

@@ -8,9 +8,10 @@ from cram_bench.deploy.convolution import SparseConv2d
 from cram_bench.deploy.kernel import CompilerError
 from cram_bench.deploy.latency import latency
 from cram_bench.deploy.linear import SparseLinear
-from cram_bench.deploy.structure import load, save, shrink, size
+from cram_bench.deploy.structure import alive, composed, load, save, shrink, size
 from cram_bench.deploy.swapping import dense_, swap_
 
 __all__ = [
-    "CompilerError", "SparseConv2d", "SparseLinear", "dense_", "latency", "load", "save", "shrink", "size", "swap_",
+    "CompilerError", "SparseConv2d", "SparseLinear", "alive", "composed", "dense_", "latency",
+    "load", "save", "shrink", "size", "swap_",
 ]  # fmt: skip

@@ -74,7 +74,7 @@ def latency(
         run = forward or (lambda network, x: network(x))
         calls = _calls(whole, sorted({each.holder for each in found.values()}), lambda: run(whole, inputs))
         both = [partial(run, network, inputs) for network in (whole, shrink(whole, dict.fromkeys(found, ())))]
-        dense, fixed = _medians(both, device, repeats, clock)
+        dense, fixed = medians(both, device, repeats, clock)
         rows.append({"structure": "dense", "kind": "dense", "units": 0, "seconds": dense})
         rows.append({"structure": "fixed", "kind": "fixed", "units": 0, "seconds": fixed})
         known: dict[Any, dict[str, list[float]]] = {}
@@ -102,13 +102,16 @@ def _layer(
     options = [(name, units) for name, each in own.items() for units in each.options if units]
     variants = [shrink(holder, dict.fromkeys(own, ()))]
     variants += [shrink(holder, dict.fromkeys(own, ()) | {name: range(units)}) for name, units in options]
-    least, *others = _medians([partial(each, *call[0], **call[1]) for each in variants], device, repeats, clock)
+    least, *others = medians([partial(each, *call[0], **call[1]) for each in variants], device, repeats, clock)
     seconds = {option: max(0.0, other - least) for option, other in zip(options, others, strict=True)}
     return {each.kind: [seconds.get((name, units), 0.0) for units in each.options] for name, each in own.items()}
 
 
-def _medians(
-    runs: Sequence[Callable[[], Any]], device: torch.device, repeats: int, clock: Callable[[], float]
+def medians(
+    runs: Sequence[Callable[[], Any]],
+    device: torch.device,
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[float]:
     """Return the median seconds of each of several runs, made in turns."""
     times: list[list[float]] = [[] for _ in runs]

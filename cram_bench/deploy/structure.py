@@ -24,7 +24,7 @@ from cram_bench.models.weights import load_, storable
 from cram_bench.prune.structured import Structure, structures
 
 FORMAT = 1  # of structure.json; raise it when an older version could misread a new one
-_MOST = 2**24  # bytes that structure.json may have
+FILE = "structure.json"
 
 
 class Bias(nn.Module):
@@ -203,6 +203,28 @@ def _drop(model: nn.Module, each: Structure) -> None:
     _tell(model, each, 0)
 
 
+def alive(model: nn.Module) -> dict[str, list[int]]:
+    """Return which units stay if those go whose part of the weight that follows them is zero: nothing is lost.
+
+    A mask of single weights seldom leaves a unit that is zero as a whole; a `Shrinkable`'s does. What has no structures
+    has none that stay.
+
+    >>> from cram_bench import models
+    >>> model = models.create("resnet20", num_classes=10)
+    >>> _ = model.layer1[0].conv2.weight.data[:, 3:].zero_()
+    >>> alive(model)["layer1.0.channels"], len(alive(model)["layer1.1.channels"])
+    ([0, 1, 2], 16)
+    """
+    kept = {}
+    for name, each in _found(model).items():
+        module = model.get_submodule(each.output)
+        weight = module.get_parameter("weight")
+        rows = (weight if is_conv1d(module) else weight.transpose(0, 1)).detach().flatten(1)
+        used = (rows != 0).any(1).view(each.count, -1).any(1)
+        kept[name] = used.nonzero().flatten().tolist()
+    return kept
+
+
 def save(small: nn.Module, structure: Mapping[str, Iterable[int]], folder: str | os.PathLike[str]) -> None:
     """Write ``structure.json``, which units stay, and ``model.safetensors``, each whole or not at all.
 
@@ -215,6 +237,20 @@ def save(small: nn.Module, structure: Mapping[str, Iterable[int]], folder: str |
         ValueError: the network has not these units.
         OSError: the folder cannot be written.
     """
+    text = described(small, structure)
+    path = check_writable(folder, "folder")
+    path.mkdir(parents=True, exist_ok=True)
+    # the structure first: weights without it would be read as those of a whole network
+    write(path / FILE, text)
+    write_tensors(path / "model.safetensors", storable(small))
+
+
+def described(small: nn.Module, structure: Mapping[str, Iterable[int]]) -> str:
+    """Return what `save` writes into ``structure.json``; `parsed` reads it.
+
+    Raises:
+        ValueError: the network has not these units.
+    """
     instance("structure", structure, Mapping, "a mapping from names of structures to the units that stay")
     found = _found(small)
     kept = {name: sorted(int(unit) for unit in units) for name, units in structure.items()}
@@ -224,11 +260,19 @@ def save(small: nn.Module, structure: Mapping[str, Iterable[int]], folder: str |
             raise ValueError(
                 f"{name!r} of this network has {there} units, and structure says {len(units)}: shrink it first"
             )
-    path = check_writable(folder, "folder")
-    path.mkdir(parents=True, exist_ok=True)
-    # the structure first: weights without it would be read as those of a whole network
-    write(path / "structure.json", sealed({"format": FORMAT, "kept": kept}, "structure.json"))
-    write_tensors(path / "model.safetensors", storable(small))
+    return sealed({"format": FORMAT, "kept": kept}, FILE)
+
+
+def composed(first: Mapping[str, Iterable[int]], second: Mapping[str, Iterable[int]]) -> dict[str, list[int]]:
+    """Return the structure of a network that was shrunk twice: `second` counts units of what `first` left.
+
+    >>> composed({"a": [1, 3, 5], "b": []}, {"a": [0, 2], "c": [4]})
+    {'a': [1, 5], 'b': [], 'c': [4]}
+    """
+    kept = {name: sorted(units) for name, units in first.items()}
+    for name, units in second.items():
+        kept[name] = [kept[name][unit] for unit in sorted(units)] if name in kept else sorted(units)
+    return kept
 
 
 def load(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:
@@ -242,7 +286,7 @@ def load(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:
         ValueError: a file is damaged, of a newer version, or of another network; the message names it.
         OSError: one is missing or may not be read.
     """
-    file = Path(folder) / "structure.json"
+    file = Path(folder) / FILE
     try:
         small = shrink(model, read(file))
     except (ValueError, TypeError) as error:
@@ -260,16 +304,27 @@ def read(file: str | os.PathLike[str]) -> dict[str, list[int]]:
         ValueError: it is damaged or of a newer version.
         OSError: it is missing or may not be read.
     """
+    content = untrusted.contents(file, untrusted.NOTE)
     try:
-        content = unsealed(untrusted.contents(file, _MOST).decode(), "structure.json")
-        if content.get("format") != FORMAT:
-            raise ValueError(f"it has format {shown(content.get('format'))}, and this version reads {FORMAT}")
-        kept = content["kept"]
-        if not isinstance(kept, dict) or not all(isinstance(units, list) for units in kept.values()):
-            raise ValueError("'kept' is no mapping to lists of units")
-    except (ValueError, KeyError) as error:
-        reason = "it has no 'kept'" if isinstance(error, KeyError) else one_line(error)
-        raise ValueError(f"{file} is damaged or no structure: {reason}") from error
+        return parsed(content)
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged or no structure: {one_line(error)}") from error
+
+
+def parsed(content: bytes) -> dict[str, list[int]]:
+    """Read the content of a ``structure.json``.
+
+    Raises:
+        ValueError: it is damaged or of a newer version.
+    """
+    inner = unsealed(content.decode(), FILE)
+    if inner.get("format") != FORMAT:
+        raise ValueError(f"it has format {shown(inner.get('format'))}, and this version reads {FORMAT}")
+    if "kept" not in inner:
+        raise ValueError("it has no 'kept'")
+    kept = inner["kept"]
+    if not isinstance(kept, dict) or not all(isinstance(units, list) for units in kept.values()):
+        raise ValueError("'kept' is no mapping to lists of units")
     return kept
 
 

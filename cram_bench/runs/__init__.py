@@ -2,6 +2,7 @@
 
     store/
       1f0c…/               a finished run: settings.json, history.csv, model.safetensors, environment.json
+                           and, of a network that was shrunk, structure.json
       .training/1f0c…/     one that trains, was interrupted or failed: settings.json, checkpoint.pt or failed.json
       .locks/1f0c….lock    held by the process that trains it, which it names; free when that process dies
       .index/              what the folders hold, for quick answers; may be deleted (index.py)
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cram_bench.runs.environment import commit, machine
     from cram_bench.runs.how import Machine
-    from cram_bench.runs.publishing import copy
+    from cram_bench.runs.publishing import copy, write_shrunk
     from cram_bench.runs.store import Run, RunError, Store, describe, summary
     from cram_bench.runs.training import Checkpoint, ensure, ensure_all
 
@@ -35,6 +36,7 @@ __all__ = [
     "ensure_all",
     "machine",
     "summary",
+    "write_shrunk",
 ]
 
 # Loaded when first used: a store of many runs is listed without torch, which takes longer than the list.
@@ -42,7 +44,7 @@ _WHERE = {
     "environment": ("commit", "machine"),
     "how": ("Machine",),
     "index": (),
-    "publishing": ("copy",),
+    "publishing": ("copy", "write_shrunk"),
     "store": ("Run", "RunError", "Store", "describe", "summary"),
     "training": ("Checkpoint", "ensure", "ensure_all"),
 }

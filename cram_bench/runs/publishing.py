@@ -8,10 +8,15 @@ import secrets
 import shutil
 import stat
 import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from cram_bench.files import Lock, sync_folder, write
-from cram_bench.runs.store import CONTENT, Run, RunError, finished
+from torch import nn
+
+from cram_bench.deploy.structure import described
+from cram_bench.files import Lock, check_writable, sealed, sha256, sync_folder, write, write_tensors
+from cram_bench.models import storable
+from cram_bench.runs.store import CONTENT, FILES, STRUCTURE, Run, RunError, finished
 
 
 def staging(work: Path) -> Path:
@@ -62,8 +67,9 @@ def copy(run: Run, folder: Path) -> Path | None:
     part = folder / f".{run.id}.{os.getpid()}-{secrets.token_hex(3)}.part"
     part.mkdir()
     try:
-        for name in CONTENT:
-            write(part / name, _content(run.path / name))
+        for name in (*CONTENT, STRUCTURE):
+            if name != STRUCTURE or name in run.environment["sha256"]:
+                write(part / name, _content(run.path / name))
         if os.path.lexists(target):
             shutil.rmtree(target)
         os.rename(part, target)
@@ -74,6 +80,45 @@ def copy(run: Run, folder: Path) -> Path | None:
         shutil.rmtree(part, ignore_errors=True)
     sync_folder(folder)
     return target
+
+
+def write_shrunk(
+    run: Run, small: nn.Module, structure: Mapping[str, Iterable[int]], folder: str | os.PathLike[str]
+) -> Run:
+    """Write a run as `run` is, but with a physically smaller network: its weights and ``structure.json``.
+
+    Settings and history stay those of the training. The folder is not one of a store, where a name stands for what its
+    settings train; `Run.open` and commands that take a run's folder read it.
+
+    Args:
+        run: whose network was pruned.
+        small: what `cram_bench.deploy.shrink` returned.
+        structure: name of a structure of the whole network → the units of it that stay; of a run that was shrunk
+            already, the `cram_bench.deploy.composed` structure.
+        folder: to write to, whole or not at all; must not be there.
+
+    Raises:
+        ValueError: the network has not these units, or the folder is there.
+        OSError: it cannot be written.
+    """
+    text, target = described(small, structure), check_writable(folder, "folder")
+    if os.path.lexists(target):
+        raise ValueError(f"{target} is there already: name a new folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.parent / f".{target.name}.{os.getpid()}-{secrets.token_hex(3)}.part"
+    part.mkdir()
+    try:
+        for name in ("settings.json", "history.csv"):
+            write(part / name, _content(run.path / name))
+        write(part / STRUCTURE, text)
+        write_tensors(part / "model.safetensors", storable(small))
+        sums = {name: sha256(part / name) for name in (*FILES, STRUCTURE)}
+        write(part / "environment.json", sealed(run.environment | {"sha256": sums}, "environment.json"))
+        os.rename(part, target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    sync_folder(target.parent)
+    return Run.open(target)
 
 
 def _content(path: Path) -> bytes:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 FILES = ("settings.json", "history.csv", "model.safetensors")
 _REMEDY = "put that file back, or train it again"
 CONTENT = (*FILES, "environment.json")
+STRUCTURE = "structure.json"  # of a network that was shrunk
 _KEPT = ("dataset", "model", "method", "seed", "epochs")  # in every table
 _ENVIRONMENT = ("seconds", "device", "threads", "compile", "commit", "finished")
 FORMAT = 1  # of a run's folder; raise it when an older version could misread a new one
@@ -89,11 +90,31 @@ class Run:
         """
         return _history(self.path, _environment(self.path))
 
+    @property
+    def structure(self) -> dict[str, list[int]] | None:
+        """Which units stay in a network that was shrunk, as `cram_bench.deploy.shrink` takes it; None: it is whole.
+
+        Raises:
+            RunError: ``structure.json`` is missing, damaged or of a newer version.
+        """
+        from cram_bench.deploy.structure import parsed as read
+
+        environment = _environment(self.path)
+        if STRUCTURE not in environment["sha256"]:
+            return None
+        content = _read(self.path, STRUCTURE, environment)
+        try:
+            return read(content)
+        except ValueError as error:
+            raise RunError(f"{self.path / STRUCTURE} is damaged or no structure: {one_line(error)}") from error
+
     def load_model(self) -> nn.Module:
         """Build the network and load its trained weights, in eval mode on the CPU.
 
+        A network that was shrunk has a ``structure.json`` beside its weights, which is read before them.
+
         Raises:
-            RunError: the weights do not match their checksum or the network, or are no finite numbers.
+            RunError: a file does not match its checksum or the network, or the weights are no finite numbers.
         """
         import torch
         from safetensors import SafetensorError
@@ -101,12 +122,20 @@ class Run:
 
         from cram_bench import models
         from cram_bench._defaults import usual_defaults
+        from cram_bench.deploy.structure import shrink
 
         environment = _environment(self.path)
         content, shape = _read(self.path, "model.safetensors", environment), environment["data"]
         with torch.random.fork_rng(), usual_defaults():
             torch.manual_seed(self.experiment.seed)  # of what is drawn and not saved
             model = models.create(self.experiment.model, shape["num_classes"], shape["channels"], shape["image_size"])
+        if (kept := self.structure) is not None:
+            try:
+                model = shrink(model, kept)
+            except (ValueError, TypeError) as error:
+                raise RunError(
+                    f"{self.path / STRUCTURE} does not fit {self.experiment.model}: {one_line(error)[:200]}"
+                ) from error
         try:
             models.check_values(model, weights := load(content))
             model.load_state_dict(weights)
