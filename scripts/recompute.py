@@ -2,8 +2,10 @@
 
     python scripts/recompute.py reports/cifar10-resnet20 accuracy_vs_sparsity
     python scripts/recompute.py reports/cifar10-second-order second_order -p pruners '["global"]'
+    python scripts/recompute.py reports/cifar10-resnet20-15-epochs accuracy_vs_sparsity --threads 2
 
-The notebook's own cells run, on one thread, with the runs whose weights lie in the report's folder; nothing is trained.
+The notebook's own cells run, on one thread unless told otherwise, with the runs whose weights lie in the report's
+folder; nothing is trained.
 `cram-bench reproduce` does more, and trains what is missing. A number that differs comes of another version of torch,
 of other threads, or of the code.
 """
@@ -84,10 +86,14 @@ def main() -> None:
     parser.add_argument("report", type=Path)
     parser.add_argument("tables", nargs="+", help="names of tables that are measured, such as accuracy_vs_sparsity")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="other parameter")
+    parser.add_argument("--threads", type=int, default=1, help="that measure: as many as then, or last digits differ")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    if arguments.threads < 1:
+        parser.error(f"--threads must be at least 1, not {arguments.threads}")
+    torch.set_num_threads(arguments.threads)
     about = json.loads((arguments.report / "report.json").read_text())
-    print(f"{arguments.report.name}: torch {about['versions']['torch']} then, {torch.__version__} now")
+    versions = f"torch {about['versions']['torch']} then, {torch.__version__} now"
+    print(f"{arguments.report.name}: {versions}; threads: {torch.get_num_threads()}")
     changed = {name: json.loads(value) for name, value in arguments.p}
     planned = plan(**about["build"] | {"parameters": about["build"]["parameters"] | changed})
     output.Output = Recomputed  # type: ignore[misc]

@@ -69,6 +69,10 @@ def test_accuracy_vs_sparsity(execute):
     assert others(tables, ours) == []
     assert list(summary) == ["dense", "50 %", "90 %", "2:4"]
     assert drawn["accuracy_vs_sparsity"][1] == {"pattern": "uniform", "chance": test.majority}
+    few = {"methods": ["sgd"], "seeds": 1, "epochs": 1, "sparsities": [0.5], "patterns": ["uniform", "global"]}
+    tables, drawn = execute("accuracy_vs_sparsity", **few, calibration=300)
+    assert drawn["accuracy_vs_sparsity"][1]["pattern"] == "global"  # wherever it stands
+    assert others(tables, {"accuracy_summary": probes.accuracy_table(tables["accuracy_vs_sparsity"])}) == []
 
 
 def test_loss_stability(execute):
@@ -215,6 +219,10 @@ def test_anatomy(execute):
     changed = tables["flips"]["index"].head(12).tolist()
     assert changed
     assert drawn["examples"][0][0].equal(test.take(changed).images)
+    labels, before, _ = probes.predictions(dense, test)
+    _, after, _ = probes.predictions(pruned, test)
+    called = [f"{test.classes[before[i]]} → {test.classes[after[i]]}\n({test.classes[labels[i]]})" for i in changed]
+    assert drawn["examples"][0][1] == called
 
 
 PRUNED = {"pruners": ["global", "greedy(gradients=16)"], "corrections": ["none", "batchnorm"], "calibration": 300}

@@ -1,6 +1,7 @@
 """The pages of a report: what is escaped in them, and whether their numbers are those of the tables."""
 
 import ast
+import base64
 import html
 import json
 import re
@@ -184,6 +185,140 @@ def test_a_figure_is_drawn_from_the_table_of_its_name():
                 assert table & _all(_names(call.args[0]), comes_from), f"{path.name}: {name} is not of its table"
                 checked += 1
     assert checked >= 20
+
+
+SHOWS = {
+    "ablations": "differences to it for each change",
+    "accuracy_vs_sparsity": "accuracy against sparsity, a line",
+    "better_pruner": "by pruner and correction",
+    "calibration_curve": "images BatchNorm is tuned on",
+    "cram_gap": "CrAM gap by method",
+    "equal_cost": "at equal gradient evaluations",
+    "flips": "predicted class pruning changes",
+    "gradual": "cost of one sparsity and of the whole curve",
+    "language": "sentence classifier",
+    "layer_blame": "Zeros and rise of the loss",
+    "layer_sensitivity": "one layer alone is pruned",
+    "loss_along_compression": "from dense to pruned weights",
+    "loss_in_ball": "in random directions",
+    "loss_in_plane": "on a random plane",
+    "path": "between two trainings",
+    "plane_through_three": "dense, pruned and fine-tuned network",
+    "planes": "around the dense and around the pruned weights",
+    "preconditioners": "by epoch and by second",
+    "preconditioners_density": "share of a gradient",
+    "preconditioners_pruned": "before and after BatchNorm tuning",
+    "preconditioners_stability": "eigenvalue",
+    "sam_sharpness": "SAM-sharpness against radius",
+    "second_order": "a mark per correction",
+    "sharpness_over_radii": "on spheres",
+    "sparse_training": "Speed of a step",
+    "spectral_density": "Hessian's eigenvalues",
+    "specialist": "what the pruner looked at",
+    "stability": "a point per method and seed",
+    "transfer": "on the new data",
+    "weight_histogram": "weights by value",
+}
+"""What is said of each figure to those who do not see it, and of no neighbour."""
+
+
+def _sources():
+    """Return the name of every notebook, its texts as one line, and its code."""
+    for path in sorted(report.notebooks_folder().glob("*.ipynb")):
+        cells = json.loads(path.read_text())["cells"]
+        kinds = {kind: ["".join(c["source"]) for c in cells if c["cell_type"] == kind] for kind in ("markdown", "code")}
+        yield path.stem, " ".join(" ".join(kinds["markdown"]).split()), "\n".join(kinds["code"])
+
+
+def test_what_is_said_of_a_figure_is_true_of_it_and_of_no_neighbour():
+    known = set()
+    for stem, _, source in _sources():
+        calls = [each for each in ast.walk(ast.parse(source)) if isinstance(each, ast.Call)]
+        drawn = [each for each in calls if getattr(each.func, "attr", "") == "figure" and len(each.args) > 1]
+        alts = {each.args[1].value: each.keywords[0].value.value for each in drawn}
+        assert len(alts) == len(drawn)
+        for name in alts:
+            assert [other for other, alt in alts.items() if SHOWS[name] in alt] == [name], (stem, name)
+        known |= alts.keys()
+    assert known == SHOWS.keys()
+
+
+def test_accuracies_are_called_by_the_examples_that_they_are_of():
+    """Reports evaluate on the test set; what is held out of training chooses, and is never called a result."""
+    measured = 0
+    for stem, text, source in _sources():
+        assert "validation" not in f"{text} {source}".lower(), stem
+        assert not re.search(r"(chosen|choose|chosen by|least)[^.]{0,60}\btest (images|loss|accuracy)", text), stem
+        assert ("held-out" in text) == ("held_out: int" in source), stem
+        if re.search(r"sparsity_curve,\s+test\b|probes\.pruners,\s+test\b|probes\.prices,\s+runs,\s+test\b", source):
+            measured += 1
+            assert re.search("[Tt]est accuracy|test images|pruned network is tested", f"{text} {source}"), stem
+    assert measured >= 7
+    texts = dict((stem, text) for stem, text, _ in _sources())
+    for stem in ("accuracy_vs_sparsity", "better_pruner", "equal_cost", "gradual", "language", "second_order"):
+        assert "Test accuracy in per cent" in texts[stem], stem
+    assert "by the loss on **other** training images, which neither looked at" in texts["better_pruner"]
+
+
+def test_the_pages_words_say_on_which_examples(tmp_path):
+    (tmp_path / "tables").mkdir()
+    usual, pruned = "Test accuracy in per cent after one-shot pruning", "of least loss on held-out training images"
+    for name, lead, words, other in (
+        ("accuracy_summary", "accuracy_vs_sparsity", usual, pruned),
+        ("second_order_summary", "second_order", pruned, usual),
+    ):
+        table = pd.DataFrame({"method": ["SGD"], "pruner": ["global"], "90 %": ["97.6"]})
+        shown = table if lead == "second_order" else table.drop(columns="pruner")
+        shown.to_csv(tmp_path / "tables" / f"{name}.csv", index=False)
+        pages.index(tmp_path, [lead], [], {}, {})
+        text = " ".join((tmp_path / "index.html").read_text().split())
+        assert words in text
+        assert other not in text
+        assert "validation" not in text.lower()
+        (tmp_path / "tables" / f"{name}.csv").unlink()
+    assert "Test accuracy in per cent after pruning, with the correction" in text
+    assert ">test accuracy, %</text>" in pages.slider(curves())
+
+
+def test_each_figure_has_its_own_picture_text_name_and_downloads(tmp_path):
+    (tmp_path / "r" / "figures").mkdir(parents=True)
+    for name in ("b_lead", "a_first", "c last"):
+        drawn = f"<svg><metadata><dc:title>alt of {name}</dc:title></metadata></svg>"
+        (tmp_path / "r" / "figures" / f"{name}.svg").write_text(drawn)
+    pages.index(tmp_path / "r", ["b_lead"], [], {}, {})
+    page = (tmp_path / "r" / "index.html").read_text()
+    found = re.findall(r"<figure>(.*?)</figure>", page, re.DOTALL)
+    assert [re.search('alt="alt of (.*?)"', each)[1] for each in found] == ["b_lead", "a_first", "c last"]
+    for each in found:
+        name = re.search('alt="alt of (.*?)"', each)[1]
+        picture = base64.b64decode(re.search('base64,(.*?)"', each)[1]).decode()
+        assert picture == (tmp_path / "r" / "figures" / f"{name}.svg").read_text()
+        assert [unquote(link) for link in re.findall('href="(.*?)"', each)] == [
+            f"figures/{name}.svg",
+            f"figures/{name}.png",
+        ]
+        assert re.search(r"<figcaption>(.*?) \(", each)[1] == name.replace("_", " ")
+    (tmp_path / "r" / "report.json").write_text(json.dumps({"title": "b lead", "facts": {"Experiment": "E"}}))
+    pages.shelf(tmp_path)
+    assert _Read((tmp_path / "index.html").read_text()).sources == ["r/figures/b_lead.svg"]
+
+
+def test_only_verdicts_that_were_given_can_be_others_on_raw_values(tmp_path):
+    (tmp_path / "tables").mkdir()
+    rows = [("supports", 0.01, 0.2), ("undecided", 0.2, 0.01), ("undecided", 0.2, 0.3), ("not comparable", 0.01, 0.2)]
+    table = pd.DataFrame(rows, columns=["verdict", "p", "raw_p"])
+    table.to_csv(tmp_path / "tables" / "verdicts.csv", index=False)
+    assert pages._other_on_raw_values(tmp_path) == ": by it 2 of the 3 verdicts would be other"
+
+
+def test_a_notebook_tunes_on_its_training_images_augmented_as_they_were():
+    tuned = 0
+    for stem, _, source in _sources():
+        for call in re.findall(r"(\w+)\.calibration\(([^()]*)\)", source):
+            tuned += 1
+            assert call[0] in ("train", "looked_at"), stem
+            assert re.search(r"augment=[\w.\[\]\"+-]+\.data\.augment$", call[1].strip().rstrip(",")), (stem, call)
+    assert tuned >= 8
 
 
 def _names(node) -> set[str]:

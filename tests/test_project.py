@@ -2,13 +2,14 @@
 
 import doctest
 import importlib.util
+import json
 import os
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -134,3 +135,26 @@ def test_numbers_measured_anew_are_found_by_run_and_sparsity():
     found = recompute.differences(old, new)
     assert list(found["there"]) == [True, True, False, True]
     assert list((found["accuracy"] - found["accuracy_new"])[found["there"]]) == [0, 0.25, 0]
+
+
+@pytest.mark.parametrize(("given", "threads"), [([], 1), (["--threads", "2"], 2)])
+def test_numbers_are_measured_anew_on_as_many_threads_as_are_asked_for(given, threads, tmp_path, monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("recompute", ROOT / "scripts" / "recompute.py")
+    recompute = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recompute)
+    about = {"versions": {"torch": "1.0"}, "build": {"parameters": {}}}
+    (tmp_path / "report.json").write_text(json.dumps(about))
+    monkeypatch.setattr(recompute.output, "Output", recompute.output.Output)  # which it exchanges
+    monkeypatch.setattr(recompute, "plan", lambda **_: SimpleNamespace(notebooks=[]))
+    before = torch.get_num_threads()
+    try:
+        for arguments, said in ((given, "no such measured table: a"), (["--threads", "0"], "2")):
+            monkeypatch.setattr("sys.argv", ["recompute.py", str(tmp_path), "a", *arguments])
+            with pytest.raises(SystemExit, match=said):
+                recompute.main()
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    said = capsys.readouterr()
+    assert said.out.endswith(f"now; threads: {threads}\n")
+    assert said.err.endswith("--threads must be at least 1, not 0\n")

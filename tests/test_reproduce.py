@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from cram_bench import cli, report
-from cram_bench.files import sealed, unsealed
+from cram_bench.files import sealed, sha256, unsealed
 from cram_bench.recipes import recipe
-from cram_bench.report.reproduce import ReportError, _run, _table, reproduce
+from cram_bench.report.reproduce import ReportError, _edited, _run, _table, reproduce
 from cram_bench.train import DivergedError
 
 SMALL = {"epochs": 2, "sparsities": [0.5, 0.9], "methods": ["sgd", "cram-single"]}
@@ -72,6 +72,25 @@ def test_a_value_that_came_or_went_differs_too(before, now, state, tmp_path):
     for name, text in (("old.csv", before), ("new.csv", now)):
         (tmp_path / name).write_text(text)
     assert _table(tmp_path / "old.csv", tmp_path / "new.csv")[0] == state
+
+
+def test_every_file_that_a_report_names_must_be_there_as_it_was(tmp_path):
+    """Figures and pages too, not only tables; and a table that is not made again is not the same."""
+    contents = {name: f"of {name}\n" for name in ("index.html", "figures/a.svg", "figures/a.png", "tables/a.csv")}
+    for name, text in contents.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    about = {"sha256": {name: sha256(tmp_path / name) for name in contents}}
+    assert _edited(tmp_path, about) == []
+    for name in contents:
+        (tmp_path / name).write_text("x")
+        assert [row[:3] for row in _edited(tmp_path, about)] == [("file", name, "edited")]
+        (tmp_path / name).unlink()
+        assert [row[:3] for row in _edited(tmp_path, about)] == [("file", name, "missing")]
+        (tmp_path / name).write_text(contents[name])
+    (tmp_path / "there.csv").write_text("x\n1\n")
+    assert _table(tmp_path / "there.csv", tmp_path / "none.csv") == ("missing", "in the new report")
+    assert _table(tmp_path / "none.csv", tmp_path / "there.csv") == ("missing", "in the old report")
 
 
 def test_a_run_is_trained_as_it_was_and_one_that_failed_must_fail_again(monkeypatch):
