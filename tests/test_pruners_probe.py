@@ -76,6 +76,8 @@ def test_it_chooses_by_held_out_loss_never_by_test_accuracy():
     assert chosen["chosen"].tolist() == ["greedy, batchnorm"] * 2
     assert chosen["accuracy"].tolist() == [0.6, 0.2]
     assert chosen_by_loss(table, ["global"])["accuracy"].tolist() == [0.9, 0.3]
+    tested = table.assign(loss=1 - table["held_out_loss"], held_out_accuracy=1 - table["held_out_loss"])
+    pd.testing.assert_frame_equal(chosen_by_loss(tested)[list(chosen)], chosen)  # nor by the loss on the test set
     untuned = pd.DataFrame(rows(pattern="global", accuracy=0.01, held_out_loss=9.0, correction="none"))
     against = chosen_against(pd.concat([table, untuned], ignore_index=True)).iloc[0]
     assert against[["accuracy", "global, batchnorm", "points", "seeds"]].tolist() == [40, 60, -20, 2]
