@@ -26,7 +26,7 @@ $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "installing into $(VENV): some minutes the first time, for torch is large …"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[report,lab,language,sweep,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[report,lab,language,sweep,deploy,dev]'
 	touch $@
 
 report: install

@@ -249,6 +249,97 @@ def run_probe(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_export(arguments: argparse.Namespace) -> int:
+    """Write a run's network, pruned and smaller where that is asked, for other programs and people."""
+    import pandas as pd
+
+    from cram_bench import compress, deploy, prune, runs
+    from cram_bench.checks import integer, needs, number
+    from cram_bench.files import check_writable
+    from cram_bench.progress import working
+    from cram_bench.train import evaluate
+
+    target = Path(arguments.path).expanduser()
+    if arguments.to == "onnx":
+        needs("ONNX files", "deploy", "onnx", "onnxscript", "onnxruntime")
+        check_writable(target.parent, "the folder of PATH")
+        if target.is_dir():
+            raise ValueError(f"PATH must be a file, such as {target / 'model.onnx'}, and {target} is a folder")
+    elif arguments.int8:
+        raise ValueError(f"--int8 belongs to --to onnx, not to --to {arguments.to}")
+    elif target.exists():
+        raise ValueError(f"{target} is there already: name a new folder")
+    integer("--batch", arguments.batch, 2)
+    integer("--repeats", arguments.repeats, 1)
+    if arguments.speedup is not None:
+        number("--speedup", arguments.speedup, 1.0)
+    if arguments.pruner is not None:
+        prune.parse(arguments.pruner)
+    run = runs.Store().open(arguments.folder)
+    train, test = run.experiment.load_data()
+    dense, model = run.load_model(), run.load_model()
+    inputs = next(test.batches(arguments.batch, channels_last=True))[0]
+    with runs.Machine(device="cpu", threads=arguments.threads).limits() as threads:
+        said = []
+        if arguments.pruner is not None:
+            with working(f"pruning, {arguments.pruner}"):
+                prune.apply_(model, arguments.pruner, train)
+            said.append(arguments.pruner)
+        if arguments.speedup is not None:
+            with working("latencies of all widths"):
+                table = deploy.latency(model, inputs)
+            with working(f"ZipLM for {arguments.speedup:g} times the speed"):
+                (found,) = prune.ziplm(model, train, [arguments.speedup], latency=table)
+            found.apply_(model)
+            said.append(f"ziplm for {arguments.speedup:g}x, {found.predicted:.2f}x predicted")
+        if said:
+            compress.tune_batchnorm(model, train.calibration(arguments.calibration, run.experiment.data.augment))
+        weights = compress.prunable(model)
+        zeros = sum(int((weight == 0).sum()) for weight in weights.values()) / sum(w.numel() for w in weights.values())
+        kept = deploy.alive(model)
+        gone = any(len(units) < prune.structures(model)[name].count for name, units in kept.items())
+        small = deploy.shrink(model, kept) if gone else model
+        structure = deploy.composed(run.structure or {}, kept) if gone else run.structure
+        if arguments.to == "run":
+            if not gone:
+                raise ValueError(
+                    f"nothing of {run.id} goes as a whole, so there is no smaller network: try --speedup 2"
+                )
+            written = runs.write_shrunk(run, small, structure or {}, target)
+            print(written.path)
+            return 0
+        if arguments.to == "onnx":
+            with working("ONNX"):
+                deploy.write_onnx(small, inputs, target, int8=arguments.int8)
+            with working("torch and onnxruntime on the same examples"):
+                sample = test.take(range(min(len(test), arguments.examples)))
+                results = deploy.compared(small, sample.batches(arguments.batch), [target], inputs, arguments.repeats)
+            results.insert(0, "network", ", ".join(said) or "as trained")
+            print(results.to_string(index=False))
+            print(f"largest difference of a logit: {results['max_difference'].iloc[1]:.2g}")
+        else:
+            with working("accuracy and latency"):
+                rows = [("as trained", dense)] + ([(", ".join(said), small)] if said else [])
+                seconds = deploy.timed([network for _, network in rows], inputs, arguments.repeats)
+                results = pd.DataFrame(
+                    {
+                        "state": state,
+                        "accuracy": evaluate(network, test)["accuracy"],
+                        "sparsity": zeros if network is small and said else 0.0,
+                        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+                        "bytes": deploy.size(network),
+                        "ms": 1000 * time,
+                        "batch": len(inputs),
+                        "threads": threads,
+                    }
+                    for (state, network), time in zip(rows, seconds, strict=True)
+                )
+            deploy.write_hub(small, target, run.experiment.settings(), test, results, structure)
+            print(results.to_string(index=False))
+        print(target)
+    return 0
+
+
 def _file(arguments: argparse.Namespace) -> Any:
     """Return (train, test, model) of a file of weights of somebody else's training."""
     from cram_bench import data, models

@@ -117,6 +117,31 @@ def parser_of_commands() -> argparse.ArgumentParser:
     probe.add_argument("--out", help="folder to write tables/*.csv to")
     probe.set_defaults(run=commands.run_probe)
 
+    export = kinds.add_parser("export", help="write a run's network, pruned and smaller, as ONNX or for a hub")
+    export.add_argument("folder", metavar="RUN", help="a run's folder or the beginning of its id")
+    export.add_argument(
+        "--to", choices=["onnx", "hub", "run"], required=True,
+        help="onnx: a file for other runtimes; hub: a folder with weights, configuration and a model card; run: a "
+        "folder that all commands here take, with the smaller network",
+    )  # fmt: skip
+    export.add_argument("path", metavar="PATH", help="the file or folder to write")
+    export.add_argument("-p", "--pruner", metavar="SPEC", help="prune first, such as greedy@0.9 or 2:4+obs")
+    export.add_argument(
+        "--speedup", type=float, metavar="TIMES",
+        help="remove heads, columns and channels for that speed-up, as measured here (ZipLM); such as 2",
+    )  # fmt: skip
+    export.add_argument("--int8", action="store_true", help="of ONNX: products of matrices in 8 bits; the rest stays")
+    export.add_argument("--batch", type=int, default=32, help="examples in a batch that is timed (default: 32)")
+    export.add_argument("--threads", type=int, help="torch's and onnxruntime's on the CPU")
+    export.add_argument("--repeats", type=int, default=21, help="warm runs whose median is told (default: 21)")
+    export.add_argument(
+        "--examples", type=int, default=1000, help="of the test set, on which logits are compared (default: 1000)"
+    )
+    export.add_argument(
+        "--calibration", type=int, default=2000, help="training images for BatchNorm tuning (default: 2000)"
+    )
+    export.set_defaults(run=commands.run_export)
+
     again = kinds.add_parser("reproduce", help="train and build a report again, and say what differs")
     again.add_argument("report", metavar="REPORT", help="the report's folder")
     again.add_argument(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import statistics
 import time
@@ -17,6 +18,7 @@ from cram_bench.checks import integer, unknown
 from cram_bench.curvature.samples import Forward
 from cram_bench.deploy.structure import shrink
 from cram_bench.outputs import fitting, tensors_of
+from cram_bench.preserve import modes_kept
 from cram_bench.prune.structured import structures
 
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -92,6 +94,22 @@ def latency(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         threads=torch.get_num_threads(),
     )
+
+
+def timed(models: Sequence[nn.Module], inputs: Any, repeats: int = 21) -> list[float]:
+    """Return the median seconds of networks on a batch, run in turns after a first run that does not count.
+
+    Each gets the batch on its device and in its type, and runs in eval mode without gradients.
+    """
+    integer("repeats", repeats, 1)
+    batches = [fitting(model)(inputs) for model in models]
+    device = next(tensors_of(batches[0])).device
+    with contextlib.ExitStack() as stack:
+        for model in models:
+            stack.enter_context(modes_kept(model))
+            model.eval()
+        stack.enter_context(torch.inference_mode())
+        return medians([partial(each, x) for each, x in zip(models, batches, strict=True)], device, repeats)
 
 
 def _layer(
