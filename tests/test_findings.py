@@ -284,3 +284,21 @@ def test_from_how_many_sparsities_on_cram_pays(tmp_path):
         "10.0 points)."
     )
     assert told(tmp_path, "gradual", gradual_runs=trained, gradual=table[table["method"] != "cram+-multi"]) == []
+
+
+def test_the_fastest_within_a_point_is_told_and_who_is_not_there(tmp_path):
+    """Of a way with several marks the fastest that is near enough; means over seeds."""
+    rows = [
+        ("float32", 0, 1.0, 0.90), ("bfloat16", 0, 1.5, 0.899), ("sparse", 0.8, 1.2, 0.895), ("sparse", 0.9, 1.9, 0.88),
+        ("ziplm", 1.5, 1.6, 0.93), ("ziplm", 2, 2.2, 0.891), ("ziplm", 3, 3.1, 0.6), ("2:4", 0.5, 0.9, 0.7),
+    ]  # fmt: skip
+    table = pd.DataFrame(
+        [(seed, *row, 32, 1) for row in rows for seed in (0, 1)],
+        columns=["seed", "kind", "asked", "speedup", "accuracy", "batch", "threads"],
+    )
+    made = told(tmp_path, "speed", speed_runs=runs("sgd", seeds=(0, 1)), speed=table)
+    assert made == [
+        "Within a point of dense float32 (90.0 %), in batches of 32 on 1 thread: ZipLM 2.20 times as fast (89.1 %), "
+        "dense, bfloat16 1.50 times as fast (89.9 %) and unstructured, sparse kernels 1.20 times as fast (89.5 %); "
+        "not there: 2:4, sparse kernels. Means of seeds 0 and 1, 15 epochs."
+    ]

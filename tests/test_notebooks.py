@@ -270,6 +270,32 @@ def test_gradual(execute):
     assert shown["sparsity"].tolist() == [0, 0, 0, 0, *[0.5, 0.9] * 4]
 
 
+def test_speed(execute, monkeypatch):
+    """Accuracies are those of the library; times are a clock's, and every network is there once a way and asking."""
+    monkeypatch.setattr(cb.deploy, "write_onnx", lambda *_, **__: pytest.fail("asked for without the extra"))
+    monkeypatch.setattr(probes.speeds.__globals__["importlib"].util, "find_spec", lambda name, *_: None)
+    options = {"sparsities": [0.9], "speedups": [1.05], "samples": 32, "trials": 1, "calibration": 300, "repeats": 1}
+    tables, drawn = execute("speed", **options, epochs=1)
+    (experiment,) = cb.recipes.speed("digits", ["sgd"], 1, epochs=1)
+    (run,) = cb.runs.ensure_all([experiment], progress=False)
+    assert experiment.model == "resnet20"
+    _, test, calibration = data(experiment, 300)
+    curve = probes.sparsity_curve(run.load_model(), test, ["global@0", "global@0.9", "2:4"], calibration)
+    (table,) = drawn["speeds"][0]
+    assert table["kind"].tolist() == ["float32", "bfloat16", "sparse", "2:4", "ziplm", "uniform"]
+    assert table["asked"].tolist() == [0.0, 0.0, 0.9, 0.5, 1.05, 1.05]
+    tuned = curve[curve["calibrated"]].set_index("pattern")["accuracy"]
+    assert table["accuracy"][0] == curve["accuracy"][0]
+    assert table["accuracy"][2] == pytest.approx(tuned["global"].iloc[-1])
+    assert table["accuracy"][3] == pytest.approx(tuned["2:4"])
+    assert table["speedup"][0] == 1.0
+    assert (table["ms"] * table["speedup"]).tolist() == pytest.approx([table["ms"][0]] * 6)
+    assert table["bytes"][1] < 0.6 * table["bytes"][0]
+    assert (table["bytes"][4:] < table["bytes"][0]).all()
+    assert others(tables, {"speed_summary": probes.speed_table(table)}) == []
+    assert tables["speed_summary"]["accuracy"].tolist() == pytest.approx((100 * table["accuracy"]).tolist())
+
+
 def test_specialist(execute):
     options = {"pruners": ["global", "exactobs(samples=32)"], "corrections": ["statistics"], "samples": 32, "draws": 2}
     tables, drawn = execute("specialist", **(SMALL | {"methods": ["sgd"]}), **options, task=["1", "7"])

@@ -861,13 +861,37 @@ def step_times():
     return figure
 
 
+def speeds():
+    rows = [
+        ("float32", 0.0, 1.0, 0.9), ("bfloat16", 0.0, 1.6, 0.89), ("sparse", 0.95, 1.4, 0.6),
+        ("sparse", 0.8, 0.8, 0.88), ("ziplm", 2.0, 2.1, 0.87), ("ziplm", 2.0, 1.9, 0.85), ("ziplm", 1.5, 1.5, 0.88),
+    ]  # fmt: skip
+    figure = cb.plots.speeds(pd.DataFrame(rows, columns=["kind", "asked", "speedup", "accuracy"]))
+    (axis,) = figure.axes
+    dense, half, sparse, ziplm, one = axis.lines
+    assert (dense.get_xdata().tolist(), dense.get_ydata().tolist()) == ([1.0], [0.9])
+    assert (half.get_xdata().tolist(), half.get_ydata().tolist()) == ([1.6], [0.89])
+    assert sparse.get_xdata().tolist() == [0.8, 1.4]  # by what was asked
+    assert ziplm.get_xdata().tolist() == pytest.approx([1.5, 2.0])  # means
+    assert ziplm.get_ydata().tolist() == pytest.approx([0.88, 0.86])
+    assert set(one.get_xdata()) == {1.0}
+    assert axis.get_xscale() == "log"
+    assert tick_texts(axis.xaxis) == ["1", "1.5", "2"]
+    assert below(figure) == ["dense, float32", "dense, bfloat16", "unstructured, sparse kernels", "ZipLM"]
+    assert len({to_hex(each.get_color()) for each in (dense, half, sparse, ziplm)}) == 4
+    handles = [to_hex(each.get_color()) for each in figure.legends[0].get_lines()]
+    assert handles == [to_hex(each.get_color()) for each in (dense, half, sparse, ziplm)]
+    check_per_cent(axis.yaxis)
+    return figure
+
+
 ORACLES = {
     each.__name__: each
     for each in (
         ablations, accuracy_vs_sparsity, calibration_curve, density, equal_cost, examples, explorer_curve, gaps,
         layer_profile, layer_sensitivity, loss_along_compression, loss_along_path, loss_in_ball, loss_on_plane,
         loss_planes, loss_slice, prices, pruners, sharpness, sharpness_over_radii, specialist, spectral_density,
-        stability, step_times, training, transfer, weight_histogram,
+        speeds, stability, step_times, training, transfer, weight_histogram,
     )
 }  # fmt: skip
 oracle = pytest.mark.parametrize("check", ORACLES.values(), ids=ORACLES.keys())

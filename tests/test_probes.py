@@ -58,6 +58,7 @@ PROBES = {
     "calibration_curve": lambda m, d: cb.probes.calibration_curve(m, d, Rows(d), "global@0.5", [60], draws=2),
     "stability": lambda m, d: cb.probes.stability(m, d, "global@0.5", calibration=d),
     "pruners": lambda m, d: cb.probes.pruners(m, d, ["global@0.5", "2:4"], d).drop(columns="seconds"),
+    "speeds": lambda m, d: cb.probes.speeds(m, d, d, [0.5], repeats=1, exported=False)[["kind", "asked", "accuracy"]],
     "step_times": lambda m, d: cb.probes.step_times(m, d, [0.5, 0.9], repeats=1)[
         ["sparsity", "layer", "weights", "zeros"]
     ],

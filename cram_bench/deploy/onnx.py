@@ -173,7 +173,7 @@ def compared(
     for file in files:
         runner, kinds = session(file), _kinds(file)
         precision = "int8" if kinds["MatMulInteger"] else "float32"
-        runners.append(("onnxruntime", precision, Path(file).stat().st_size, partial(_run, runner)))
+        runners.append(("onnxruntime", precision, Path(file).stat().st_size, partial(answer, runner)))
     with torch.inference_mode(), modes_kept(model):
         model.eval()
         outputs: list[list[Tensor]] = [[] for _ in runners]
@@ -200,7 +200,8 @@ def compared(
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _run(runner: Any, x: Tensor) -> Tensor:
+def answer(runner: Any, x: Tensor) -> Tensor:
+    """Return the logits of a batch, by a `session`."""
     return torch.from_numpy(np.ascontiguousarray(runner.run(["logits"], {"input": np.ascontiguousarray(x.numpy())})[0]))
 
 

@@ -23,6 +23,7 @@ from cram_bench.plots.landscapes import (
 from cram_bench.plots.layers import layer_profile, layer_sensitivity, weight_histogram
 from cram_bench.plots.prices import prices
 from cram_bench.plots.pruners import pruners, specialist
+from cram_bench.plots.speeds import speeds
 from cram_bench.plots.steps import step_times
 from cram_bench.plots.training import density, training
 
@@ -51,6 +52,7 @@ __all__ = [
     "sharpness_over_radii",
     "specialist",
     "spectral_density",
+    "speeds",
     "stability",
     "step_times",
     "style",

@@ -32,6 +32,7 @@ from cram_bench.probes.pruners import CORRECTIONS, chosen_against, chosen_by_los
 from cram_bench.probes.sharpness import cram_gap, sam_sharpness, sharpness_over_radii
 from cram_bench.probes.sparsity import LEVELS, sparsity_curve
 from cram_bench.probes.specialist import specialist, specialist_table
+from cram_bench.probes.speeds import speed_table, speeds
 from cram_bench.probes.stability import comparable, stability, verdict_table, verdicts, with_random_directions
 from cram_bench.probes.steps import step_table, step_times
 from cram_bench.probes.training import density_accuracy, optimizer_bytes, training_costs, training_curves
@@ -77,6 +78,8 @@ __all__ = [
     "specialist",
     "specialist_table",
     "spectral_density",
+    "speed_table",
+    "speeds",
     "stability",
     "step_table",
     "step_times",

@@ -8,6 +8,7 @@ from cram_bench.recipes.comparisons import (
     language,
     preconditioners,
     prices,
+    speed,
     transfer,
 )
 from cram_bench.recipes.defaults import PROFILES, grid, profile_changes, recipe, settings
@@ -35,5 +36,6 @@ __all__ = [
     "profile_changes",
     "recipe",
     "settings",
+    "speed",
     "transfer",
 ]

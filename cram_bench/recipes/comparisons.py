@@ -134,6 +134,17 @@ def _lasting(experiment: Experiment, cost: float) -> Experiment:
     return experiment.but(epochs=epochs, **experiment.schedule.stretched(epochs, experiment.epochs))
 
 
+def speed(
+    dataset: str, methods: Sequence[str], seeds: int | Sequence[int], model: str = "", epochs: int = 0, **changes: Any
+) -> list[Experiment]:
+    """Return `grid` of networks that can lose units as a whole: on the digits of ResNet-20, where no model is named.
+
+    >>> speed("digits", ["sgd"], 1)[0].model, speed("cifar10", ["sgd"], 1)[0].model
+    ('resnet20', 'resnet20')
+    """
+    return grid(dataset, methods, seeds, model or ("resnet20" if dataset == "digits" else ""), epochs, **changes)
+
+
 def language(
     dataset: str, methods: Sequence[str], seeds: int | Sequence[int], model: str = "", epochs: int = 0, **changes: Any
 ) -> list[Experiment]:

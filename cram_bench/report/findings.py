@@ -12,6 +12,7 @@ import pandas as pd
 from cram_bench import untrusted
 from cram_bench.probes.over_runs import apart, half_width
 from cram_bench.probes.pruners import chosen_by_loss
+from cram_bench.probes.speeds import KINDS
 from cram_bench.probes.stability import QUANTITIES
 from cram_bench.recipes import label
 
@@ -400,6 +401,27 @@ def _prices(tables: Tables) -> str:
     return f"{_sentence(said, *texts)} {_behind(runs)}" if texts else ""
 
 
+def _speeds(tables: Tables) -> str:
+    """Say what is the fastest way within a point of dense float32, and how fast the others are there."""
+    runs, table = tables.values()
+    means = table.groupby(["kind", "asked"], sort=False)[["speedup", "accuracy"]].mean().reset_index()
+    dense = means.loc[means["kind"] == "float32", "accuracy"]
+    if not len(dense):
+        return ""
+    near = means[(means["accuracy"] >= float(dense.iloc[0]) - 0.01) & (means["kind"] != "float32")]
+    best = near.sort_values("speedup").groupby("kind").tail(1).sort_values("speedup", ascending=False)
+    parts = [
+        f"{KINDS[kind]} {speedup:.2f} times as fast ({accuracy:.1%})".replace("%)", " %)")
+        for kind, speedup, accuracy in best[["kind", "speedup", "accuracy"]].itertuples(index=False)
+    ]
+    lost = [KINDS[kind] for kind in dict.fromkeys(means["kind"]) if kind not in {"float32", *best["kind"]}]
+    first = table.iloc[0]
+    where = f"in batches of {first['batch']:g} on {counted(int(first['threads']), 'thread')}"
+    dense_at = f"{float(dense.iloc[0]):.1%}".replace("%", " %")
+    said = f"Within a point of dense float32 ({dense_at}), {where}: {listed(parts) if parts else 'nothing else'}"
+    return f"{_sentence(said, *([f'not there: {listed(lost)}'] if lost else []))} {_behind(runs)}"
+
+
 _FINDINGS: dict[str, tuple[tuple[str, ...], Callable[[Tables], str]]] = {
     "accuracy_vs_sparsity": (("runs", "accuracy_vs_sparsity"), _accuracy),
     "loss_stability": (("verdicts", "stability"), _stability),
@@ -410,5 +432,6 @@ _FINDINGS: dict[str, tuple[tuple[str, ...], Callable[[Tables], str]]] = {
     "second_order": (("second_order_runs", "second_order"), _pruners),
     "specialist": (("specialist_runs", "specialist"), _specialist),
     "gradual": (("gradual_runs", "gradual"), _prices),
+    "speed": (("speed_runs", "speed"), _speeds),
     "language": (("language_runs", "language_curves"), _accuracy),
 }
