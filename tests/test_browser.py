@@ -350,18 +350,49 @@ def test_browser_report_without_network(viewer, tmp_path):
     page.context.set_offline(True)
     page.goto((built.folder / "index.html").as_uri())
     table = pd.read_csv(built.folder / "tables" / "accuracy_vs_sparsity.csv")
-    slider = page.locator("#where")
+    marks, slider, told = (
+        page.locator(".chart svg.marks"),
+        page.locator("input[name=at]"),
+        page.locator(".chart output"),
+    )
+    marks.wait_for()
+    names = {cb.recipes.label(method): method for method in METHODS}
     slider.focus()
+    slider.press("Home")
     for level in (0.5, 0.9):
         slider.press("ArrowRight")
+        assert told.inner_text() == slider.get_attribute("aria-valuetext") == f"{100 * level:g} %"
         for tuned in (True, False):
-            page.locator("#tuned").set_checked(tuned)
-            slider.focus()
+            page.locator("input[name=tuned]").set_checked(tuned)
             rows = table[(table["sparsity"] == level) & (table["calibrated"] == tuned)].set_index("method")["accuracy"]
-            for method in METHODS:
-                shown = page.locator(f"td[data-method='{method}']").inner_text()
-                assert float(shown) == pytest.approx(100 * rows[method], abs=0.051)
-    assert page.locator("#level").inner_text() == "90 %"
+            wanted = {f"{100 * rows[method]:.1f}" for method in METHODS}
+            page.wait_for_function(
+                """wanted => {
+                    const texts = [...document.querySelectorAll(".chart svg.marks text")].map(t => t.textContent);
+                    return wanted.every(w => texts.includes(w));
+                }""",
+                arg=sorted(wanted),
+            )
+            slider.focus()
+    assert set(names) <= set(marks.locator("text").all_text_contents())
+    for width, scheme in ((1400, "light"), (400, "dark")):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=scheme)
+        page.reload()
+        marks.wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert marks.bounding_box()["width"] >= 0.7 * min(width, 760)
+        ink = page.evaluate("getComputedStyle(document.querySelector('.chart svg.marks text[fill=currentColor]')).fill")
+        assert (sum(map(int, re.findall(r"\d+", ink)[:3])) > 384) == (scheme == "dark")
+        page.screenshot(path=f"{tmp_path}/report-{width}.png", full_page=True)
+    first = marks.locator(".mark-symbol.role-mark path").first
+    first.hover()
+    assert "accuracy, %" in page.locator("#vg-tooltip-element").inner_text()
+    with page.expect_download() as saved:
+        page.locator(".chart summary").click()
+        page.get_by_text("Save as SVG").click()
+    assert "<svg" in Path(saved.value.path()).read_text()
+    assert viewer.complaints == []
 
 
 def test_browser_runs_no_script_of_a_report_of_somebody_else(viewer, hostile):
@@ -373,27 +404,28 @@ def test_browser_runs_no_script_of_a_report_of_somebody_else(viewer, hostile):
     for name, least in expected.items():
         page.goto((folder / name).resolve().as_uri())
         if name == "index.html":
-            options = page.locator("#pattern option")
-            assert set(options.all_inner_texts()) == {"global", text, f"{text}+int8"}
-            for pattern in options.all_inner_texts():
-                page.locator("#pattern").select_option(pattern)
+            marks = page.locator(".chart svg.marks")
+            marks.wait_for()
+            options = page.locator("select[name=pattern] option").all_inner_texts()
+            assert set(options) == {"global", text, f"{text}+int8"}
+            for pattern in options:
+                page.locator("select[name=pattern]").select_option(pattern)
                 for tuned in (True, False):
-                    page.locator("#tuned").set_checked(tuned)
-                    page.locator("#where").focus()
+                    page.locator("input[name=tuned]").set_checked(tuned)
+                    page.locator("input[name=at]").focus()
                     for _ in range(3):
-                        page.locator("#where").press("ArrowRight")
-                    assert page.locator("#numbers td").first.inner_text().strip() == text
-                    assert page.locator("#numbers td[data-method]").first.get_attribute("data-method") == text
-                    page.locator("#where").press("Home")
-                    if pattern != "global":
-                        labels = page.locator("#chart text").all_text_contents()
-                        assert (pattern in labels) == ("int8" in pattern)
+                        page.locator("input[name=at]").press("ArrowRight")
+                    letters = marks.locator("text").all_text_contents()  # a long name ends in an ellipsis
+                    assert any(t.startswith(text[:20]) for t in letters)
+                    page.locator("input[name=at]").press("Home")
+                    marks.locator(".mark-symbol.role-mark path").first.hover()
+                    page.locator("#vg-tooltip-element").wait_for()
         assert page.inner_text("body").count(text) >= least
         assert page.evaluate("window.hit === undefined")
         names = "[...document.querySelectorAll('*')].flatMap(e => e.getAttributeNames())"
         assert page.evaluate(f"{names}.filter(n => n.startsWith('on'))") == []
         assert page.evaluate("document.querySelectorAll('img[src=x]').length") == 0
-        assert page.evaluate("document.scripts.length") == (name == "index.html")
+        assert page.evaluate("document.scripts.length") == 2 * (name == "index.html")
         broken = page.evaluate("[...document.images].filter(e => !e.naturalWidth).map(e => e.src)")
         assert broken == []
     assert dialogs == []

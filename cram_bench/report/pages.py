@@ -15,12 +15,9 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup, escape
 
-from cram_bench import untrusted
+from cram_bench import charts, untrusted
 from cram_bench.checks import one_line
 from cram_bench.files import parsed, write
-from cram_bench.plots import look
-from cram_bench.probes import mean_and_std, seeds_left
-from cram_bench.probes.over_runs import apart, partly
 from cram_bench.probes.stability import LOSS_FACTOR, LOSS_NATS, SIGNIFICANCE
 from cram_bench.report.findings import counted, findings, listed, trained_at
 from cram_bench.report.page import OURS, render
@@ -65,7 +62,7 @@ def index(
         remark=remark,
         failures=failures,
         first=figure(folder, lead) if lead in figures else "",
-        slider="" if curves is None or "accuracy" not in curves or curves["accuracy"].isna().all() else slider(curves),
+        chart="" if curves is None else touched(curves),
         accuracies="" if summary is None else _markup(with_training(summary.fillna(""), trained_at(identities))),
         usual=usual is not None,
         corrected=summary is not None and "pruner" in summary,
@@ -169,39 +166,15 @@ def _other_on_raw_values(folder: Path) -> str:
     return f": by it {other} of the {counted(len(said), 'verdict')} would be other" if len(said) else ""
 
 
-def slider(curves: pd.DataFrame) -> Markup:
-    """Return a panel whose slider moves over the measured sparsities: accuracies of every method, and a marked curve.
-
-    Nothing is computed or interpolated in the page: it shows the means over seeds that it carries. The dense model is
-    untuned, as in `cram_bench.probes.accuracy_table`.
+def touched(curves: pd.DataFrame) -> Markup:
+    """Return the chart of accuracy against sparsity, or nothing where no accuracy was measured.
 
     Args:
         curves: columns method, seed, pattern, sparsity, calibrated, accuracy.
     """
-    known = curves.dropna(subset=["accuracy"])
-    known = known.assign(apart=apart(known))
-    reduced = mean_and_std(known, "accuracy", ["method", "pattern", "sparsity", "calibrated", "apart"])
-    compressed = known[known["apart"] | (known["sparsity"] > 0)]
-    patterns = list(dict.fromkeys(compressed["pattern"]))
-    flags = sorted({bool(flag) for flag in compressed["calibrated"]}) or [False]
-    values: dict[str, dict[str, dict[str, list[float | None]]]] = {}
-    for row in reduced.to_dict("records"):
-        dense = row["sparsity"] == 0 and not row["apart"]
-        if dense and row["calibrated"]:
-            continue  # the dense model is untuned here, as in the table below
-        for pattern in patterns if dense else [row["pattern"]]:
-            for flag in flags if dense else [bool(row["calibrated"])]:
-                place = values.setdefault(f"{pattern}|{flag}", {}).setdefault(row["method"], {})
-                level = row["pattern"] if row["sparsity"] == 0 and row["apart"] else f"{row['sparsity']:g}"
-                place[level] = [row["mean"], None if pd.isna(row["std"]) else row["std"]]
-    left = seeds_left(curves, "accuracy")
-    methods = {
-        name: [look(name)[0] + partly(*left[name]), look(name)[1], _DASHES[place % len(_DASHES)]]
-        for place, name in enumerate(left)
-    }
-    seeds = int(curves["seed"].nunique())
-    data = {"values": values, "methods": methods, "patterns": patterns, "seeds": seeds}
-    return render("slider.html", data=data)
+    if "accuracy" not in curves or curves["accuracy"].isna().all():
+        return Markup("")
+    return charts.markup(charts.accuracy_vs_sparsity(curves), "Accuracy against sparsity, and every method's at one")
 
 
 def shelf(reports: Path) -> None:
@@ -252,6 +225,3 @@ def figure(folder: Path, stem: str) -> Markup:
         alt=html.unescape(title[1].strip()) if title else stem.replace("_", " "),
         source=base64.b64encode(picture.encode()).decode(),
     )
-
-
-_DASHES = ("", "7 3", "2 3", "9 3 2 3")
