@@ -146,6 +146,17 @@ def test_gradients_that_repeat_are_no_trouble(kind):
     assert relative(u, inverse(1e-5, torch.stack(kept[-40:]), 40)) < 5e-6
 
 
+@pytest.mark.parametrize("kind", RINGS)
+def test_gradients_that_nearly_repeat_need_products_in_float64(kind):
+    """They differ by 1e-4 of their length: products rounded to float32 would leave no digit of their differences."""
+    rows = stream(1, 15.0) + 1e-4 * stream(31, 15.0)
+    window, by_hand, kept = window_of(RINGS[kind], Inverse(1e-7, "count"), 31), ByHand(RINGS[kind]), []
+    for gradient in rows:
+        u = window.push(gradient)
+        kept.append(by_hand(gradient, window))
+    assert relative(u, inverse(1e-7, torch.stack(kept), 31)) < 5e-6
+
+
 def test_the_root_of_gradients_that_repeat():
     """The Gram matrix has rounded zeros on both sides of zero; one direction is left: u = g/(ε + √n |g|)."""
     gradient = stream(1, 15.0)[0]
@@ -525,8 +536,10 @@ def test_what_is_frozen_stays_and_what_thaws_joins(kind, small_batch):
     rows = optimizer.window.rows
     slices = [where for where, shape in zip(rows._slices(), rows.shapes, strict=True) if shape in ((12, 8), (12,))]
     waits = [rows.carried[0][where].clone() for where in slices] if rows.carried else []
+    warm = [start.clone() for start in rows.carried[1:]]
     train(model, optimizer, small_batch, 2)
     assert torch.equal(model[0].weight, weights)
+    assert [torch.equal(*pair) for pair in zip(rows.carried[1:], warm, strict=True)] == [False, True][: len(warm)]
     newest = rows.matrix(6)[8 % 6]
     for where in slices:
         assert not newest[where].any()
@@ -719,6 +732,7 @@ def test_a_checkpoint_of_another_ring_is_refused_and_nothing_changes(small_model
         r"LowRank\(rank=1": EFCP(small_model, sgd(small_model), LowRank(1), gradients=6),
         "of 7 gradients": EFCP(small_model, sgd(small_model), TopK(0.2), gradients=7),
         "bfloat16": EFCP(small_model, sgd(small_model), TopK(0.2), gradients=6, dtype=torch.bfloat16),
+        "of spectrum 'ggt', and this optimizer has 'mfac'": EFCP(small_model, sgd(small_model), TopK(0.2), "ggt", 6),
         "other shapes": EFCP(wide, sgd(wide), TopK(0.2), gradients=6),
     }
     for message, other in others.items():
@@ -727,6 +741,19 @@ def test_a_checkpoint_of_another_ring_is_refused_and_nothing_changes(small_model
         with pytest.raises(ValueError, match=message):
             optimizer.load_state_dict(through_a_file(other.state_dict()))
         assert same(state_of(optimizer), before)
+    before = state_of(optimizer)
+    for piece in ("method", "columns", "kept", "count", "parts", "carried", "gram"):
+        torn = through_a_file(optimizer.state_dict())
+        del torn["param_groups"][0]["preconditioner"][piece]
+        with pytest.raises(ValueError, match=f"not whole: its entry 'preconditioner' has no '{piece}'"):
+            optimizer.load_state_dict(torn)
+    torn = through_a_file(optimizer.state_dict())
+    torn["param_groups"][0]["preconditioner"]["gram"] = torch.zeros(3, 3)
+    with pytest.raises(ValueError, match="other shapes"):
+        optimizer.load_state_dict(torn)
+    with pytest.raises(TypeError, match="must be what state_dict\\(\\) returned, not None"):
+        optimizer.load_state_dict(None)
+    assert same(state_of(optimizer), before)
     with pytest.raises(ValueError, match=r"no entry 'preconditioner'.*optimizer\.base\.load_state_dict"):
         optimizer.load_state_dict(sgd(small_model).state_dict())
 

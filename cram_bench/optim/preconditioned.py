@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from cram_bench.checks import number
+from cram_bench.checks import instance, number
 from cram_bench.compress.rank import NaNError
 from cram_bench.optim.base import Closure, Wrapper
 from cram_bench.optim.rings import Dense, Ring, TopK
 from cram_bench.optim.spectra import Divisor, Inverse, Root, Spectrum
 from cram_bench.optim.window import Window
 
+_KEPT = ("method", "columns", "kept", "count", "parts", "carried", "gram")
 LARGE = 10**9  # bytes of a checkpoint that are worth a warning
 
 
@@ -37,7 +40,9 @@ class Preconditioned(Wrapper):
 
     Columns are added when a parameter first has a gradient. Where one has none at a step it is zero there, what error
     feedback holds for it waits, and the parameter stays as it is. Over several devices gradients are averages, so that
-    all hold the same ring; u is the first device's. A ring lives where the first parameter does.
+    all hold the same ring; u is the first device's. A ring ``Dense(sharded=True)`` is spread over them instead: each
+    holds its share of the columns, products are summed, and each saves and loads the state of its own share. A ring
+    lives where the first parameter does.
 
     Args:
         model: the model being trained, or the `DistributedDataParallel` around it.
@@ -50,7 +55,8 @@ class Preconditioned(Wrapper):
         dtype: in which rows are stored; float32, or bfloat16 for a half of the memory, the gradients being rounded.
 
     Raises:
-        ValueError: `gradients` is below 1, or `decay` negative, or 1 or more where `decoupled`.
+        ValueError: `gradients` is below 1, or `decay` negative, or 1 or more where `decoupled`; or the ring is sharded,
+            and the model not parallel.
         TypeError: `ring` is none.
     """
 
@@ -68,7 +74,13 @@ class Preconditioned(Wrapper):
         decoupled: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
+        if isinstance(ring, Dense) and ring.sharded and not _everywhere(model):
+            raise ValueError(
+                "sharded spreads the ring over all processes of torch.distributed: model must be a"
+                f" DistributedDataParallel over all of them, not {type(model).__name__}"
+            )
         window = Window(ring, spectrum, gradients, dtype)
+        instance("decoupled", decoupled, bool, "True or False")
         _check_decay(decay, decoupled)
         self.decoupled = decoupled
         super().__init__(model, base, decay=decay)
@@ -124,7 +136,8 @@ class Preconditioned(Wrapper):
             self._columns = columns
         absent = [at for at, place in enumerate(columns) if parameters[place][0].grad is None]
         u = self.window.push(gradient, absent)
-        if self.parallel is not None:  # sums on a GPU differ from one to the next in their last bits
+        if self.parallel is not None and not self.window.rows.share:  # else one sum for all
+            # sums on a GPU differ from one to the next in their last bits
             torch.distributed.broadcast(u, group_src=0, group=self.parallel.process_group)
         for place, piece in zip(columns, u.split([len(piece) for piece in pieces]), strict=True):
             parameter, decay = parameters[place]
@@ -175,6 +188,7 @@ class Preconditioned(Wrapper):
                 then.
         """
         name = type(self).__name__
+        instance("the state dict", state_dict, Mapping, "what state_dict() returned")
         groups = state_dict.get("param_groups", [])
         own = next((group["preconditioner"] for group in groups if "preconditioner" in group), None)
         if own is None:
@@ -182,6 +196,8 @@ class Preconditioned(Wrapper):
                 f"this state dict was not saved by {name}: it has no entry 'preconditioner'; a plain optimizer's is"
                 " loaded by optimizer.base.load_state_dict"
             )
+        if missing := [key for key in _KEPT if key not in own]:
+            raise ValueError(f"this state dict is not whole: its entry 'preconditioner' has no {missing[0]!r}")
         if own["method"] != name:
             raise ValueError(f"this state dict was saved by {own['method']}, not by {name}")
         parameters = self._parameters()
@@ -216,6 +232,7 @@ class MFAC(Preconditioned):
         divisor: ``window`` divides by m also while the ring fills, ``count`` by the gradients there are.
         decay: weight decay that enters the ring, or, if `decoupled`, shrinks the weights (see `Preconditioned`).
         dtype: in which gradients are stored, float32, bfloat16 or float64.
+        sharded: spread the ring over all processes of a `DistributedDataParallel` model (see `Preconditioned`).
 
     Raises:
         ValueError: `gradients` is below 1, `damping` not positive, or another is outside what its line allows.
@@ -238,8 +255,9 @@ class MFAC(Preconditioned):
         decay: float = 0.0,
         decoupled: bool = False,
         dtype: torch.dtype = torch.float32,
+        sharded: bool = False,
     ) -> None:
-        super().__init__(model, base, Dense(), Inverse(damping, divisor), gradients, decay, decoupled, dtype)
+        super().__init__(model, base, Dense(sharded), Inverse(damping, divisor), gradients, decay, decoupled, dtype)
 
 
 class GGT(Preconditioned):
@@ -254,6 +272,7 @@ class GGT(Preconditioned):
         damping: ε > 0, in units of the gradient.
         decay: weight decay that enters the ring, or, if `decoupled`, shrinks the weights (see `Preconditioned`).
         dtype: in which gradients are stored, float32, bfloat16 or float64.
+        sharded: spread the ring over all processes of a `DistributedDataParallel` model (see `Preconditioned`).
 
     Raises:
         ValueError: `gradients` is below 1, `damping` not positive, or another is outside what its line allows.
@@ -268,8 +287,9 @@ class GGT(Preconditioned):
         decay: float = 0.0,
         decoupled: bool = False,
         dtype: torch.dtype = torch.float32,
+        sharded: bool = False,
     ) -> None:
-        super().__init__(model, base, Dense(), Root(damping), gradients, decay, decoupled, dtype)
+        super().__init__(model, base, Dense(sharded), Root(damping), gradients, decay, decoupled, dtype)
 
 
 class EFCP(Preconditioned):
@@ -312,6 +332,13 @@ class EFCP(Preconditioned):
             raise ValueError(f"spectrum must be mfac or ggt, not {spectrum!r}")
         made = Inverse(damping, divisor) if spectrum == "mfac" else Root(damping)
         super().__init__(model, base, ring, made, gradients, decay, decoupled, dtype)
+
+
+def _everywhere(model: nn.Module) -> bool:
+    """Tell whether every process of torch.distributed has a replica of the model."""
+    return isinstance(model, DistributedDataParallel) and (
+        model.process_group.size() == torch.distributed.get_world_size()
+    )
 
 
 def _check_decay(decay: Any, decoupled: bool) -> None:

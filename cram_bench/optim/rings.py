@@ -11,13 +11,13 @@ import abc
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
-from cram_bench.checks import integer, number
+from cram_bench.checks import instance, integer, number
 from cram_bench.compress.rank import keep_largest_across
 
 _TILE = {"cpu": (8, 2**14)}  # rows and columns that are widened at once: half a megabyte, which stays in a core's cache
@@ -27,11 +27,21 @@ _ENTRIES = 2**18  # of sparse rows, likewise
 
 @dataclass(frozen=True)
 class Dense:
-    """Rows are whole gradients: md numbers."""
+    """Rows are whole gradients: md numbers.
+
+    Args:
+        sharded: each of n processes (of `torch.distributed`, all of them) holds 1/n of every parameter's columns, md/n
+            numbers. They then call together whatever computes with rows; what is stored is each one's own.
+    """
+
+    sharded: bool = field(default=False, repr=False)
+
+    def __post_init__(self) -> None:
+        instance("sharded", self.sharded, bool, "True or False")
 
     def build(self, shapes: Sequence[torch.Size], rows: int, dtype: torch.dtype, device: torch.device) -> Rows:
         """Return so many empty rows for parameters of these shapes."""
-        return DenseRows(shapes, rows, dtype, device)
+        return (ShardedRows if self.sharded else DenseRows)(shapes, rows, dtype, device)
 
 
 @dataclass(frozen=True)
@@ -55,9 +65,11 @@ class TopK:
     feedback: bool = True
 
     def __post_init__(self) -> None:
-        if not number("density, the fraction of a gradient that is kept,", self.density, 0, 1):
-            raise ValueError("density, the fraction of a gradient that is kept, must be in (0, 1], not 0")
+        name = "density, the fraction of a gradient that is kept,"
+        if not 0 < number(name, self.density) <= 1:
+            raise ValueError(f"{name} must be in (0, 1], not {self.density!r}")
         integer("block", self.block, 0)
+        instance("feedback", self.feedback, bool, "True or False")
 
     def build(self, shapes: Sequence[torch.Size], rows: int, dtype: torch.dtype, device: torch.device) -> Rows:
         """Return so many empty rows for parameters of these shapes."""
@@ -85,6 +97,7 @@ class LowRank:
 
     def __post_init__(self) -> None:
         integer("rank", self.rank, 1)
+        instance("feedback", self.feedback, bool, "True or False")
 
     def build(self, shapes: Sequence[torch.Size], rows: int, dtype: torch.dtype, device: torch.device) -> Rows:
         """Return so many empty rows for parameters of these shapes."""
@@ -119,6 +132,11 @@ class Rows(abc.ABC):
     def columns(self) -> int:
         """The number d of weights."""
         return sum(map(math.prod, self.shapes))
+
+    @property
+    def share(self) -> str:
+        """Which columns are here; empty where all are."""
+        return ""
 
     @property
     def nbytes(self) -> int:
@@ -229,6 +247,48 @@ class DenseRows(Rows):
             for left in range(0, self.columns, width):
                 columns = slice(left, min(left + width, self.columns))
                 yield rows, columns, self.parts[0][rows, columns].double()
+
+
+class ShardedRows(DenseRows):
+    """Of whole gradients, this process's share of every parameter's columns."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
+        super().__init__(*arguments)
+
+    @property
+    def columns(self) -> int:
+        return sum(own.stop - own.start for own in self._own())
+
+    @property
+    def share(self) -> str:
+        return f", share {self.rank + 1} of {self.world}"
+
+    def compress(self, gradient: Tensor, absent: Sequence[int] = ()) -> tuple[list[Tensor], list[Tensor]]:
+        return [torch.cat([gradient[own] for own in self._own()])], []
+
+    def products(self, place: int, count: int) -> Tensor:
+        out = super().products(place, count)
+        distributed.all_reduce(out)
+        return out
+
+    def combine(self, coefficients: Tensor) -> Tensor:
+        out = self._zeros(super().columns, dtype=torch.float64)
+        own = self._own()
+        pieces = super().combine(coefficients).split([each.stop - each.start for each in own])
+        for each, piece in zip(own, pieces, strict=True):
+            out[each] = piece
+        distributed.all_reduce(out)  # to zeros of the others, so that all hold the same bits
+        return out
+
+    def _own(self) -> list[slice]:
+        """Return where in a gradient the columns of this process are, a slice a parameter."""
+        found = []
+        for whole in self._slices():
+            count = whole.stop - whole.start
+            first, last = (count * rank // self.world for rank in (self.rank, self.rank + 1))
+            found.append(slice(whole.start + first, whole.start + last))
+        return found
 
 
 class SparseRows(Rows):

@@ -7,7 +7,7 @@ in the span of G, and there Woodbury's formula, (1/λ)(g − Gᵀ(λnI + GGᵀ)�
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -41,6 +41,8 @@ class Inverse:
     >>> torch.allclose(u, torch.linalg.solve(F, G[1]))
     True
     """
+
+    name: ClassVar[str] = "mfac"
 
     def __init__(self, damping: float, divisor: Divisor = "window") -> None:
         self.damping = check_damping(damping)
@@ -113,6 +115,8 @@ class Root:
     [0.5, 0.6666666666666666]
     """
 
+    name: ClassVar[str] = "ggt"
+
     def __init__(self, damping: float) -> None:
         self.damping = check_damping(damping)
 
@@ -131,8 +135,8 @@ Spectrum = Inverse | Root
 
 def check_damping(value: float) -> float:
     """Return the damping, which has to be positive."""
-    if not number("damping", value, 0):
-        raise ValueError("damping must be positive, not 0")
+    if number("damping", value) <= 0:
+        raise ValueError(f"damping must be positive, not {value!r}")
     return float(value)
 
 

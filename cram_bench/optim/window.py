@@ -119,6 +119,7 @@ class Window:
             gram = gram[: self.filled, : self.filled].clone()
         return {
             "kept": self._kept(),
+            "spectrum": self.spectrum.name,
             "count": self.count,
             "parts": parts,
             "carried": self.rows.carried,
@@ -129,23 +130,27 @@ class Window:
         """Restore what `state_dict` returned, of parameters of these shapes.
 
         Raises:
-            ValueError: it is of another ring, or of parameters of other shapes; the window is as before then.
+            ValueError: it is of another ring or spectrum, or of parameters of other shapes; the window is as before
+                then.
         """
+        theirs, ours = state.get("spectrum", self.spectrum.name), self.spectrum.name
+        if theirs != ours:
+            raise ValueError(f"this state dict is of spectrum {theirs!r}, and this optimizer has {ours!r}")
         if state["kept"] != self._kept():
             raise ValueError(f"this state dict is of a ring {state['kept']}, and this optimizer has {self._kept()}")
         other = Window(self.ring, self.spectrum, self.gradients, self.dtype)
         other.count = state["count"]
         if shapes:
             other.extend(shapes, device)
-        targets = [*(part[: other.filled] for part in other.rows.parts), *other.rows.carried]
-        sources = [*state["parts"], *state["carried"]]
+        gram = other.gram[: other.filled, : other.filled]
+        targets = [*(part[: other.filled] for part in other.rows.parts), *other.rows.carried, gram]
+        sources = [*state["parts"], *state["carried"], state["gram"]]
         if [t.shape for t in targets] != [s.shape for s in sources]:
             raise ValueError("this state dict is of parameters of other shapes than the optimizer's")
         for target, source in zip(targets, sources, strict=True):
             target.copy_(source)
-        other.gram[: other.filled, : other.filled] = state["gram"]
         self.rows, self.gram, self.count = other.rows, other.gram, other.count
         self.spectrum.forget()
 
     def _kept(self) -> str:
-        return f"{self.ring} of {self.gradients} gradients in {str(self.dtype).removeprefix('torch.')}"
+        return f"{self.ring} of {self.gradients} gradients in {str(self.dtype).removeprefix('torch.')}{self.rows.share}"
