@@ -85,7 +85,9 @@ def test_trainings_by_epoch_second_and_byte():
     assert curves["epoch"].tolist()[:5] == [1, 3, 1, 2, 3]
     assert curves["seconds"].tolist()[:5] == [2, 14, 1, 2, 3]
     assert curves["accuracy"].tolist()[:5] == [0.1, 0.6, 0.2, 0.3, 0.8]
-    assert curves.iloc[5][["epoch", "seconds", "accuracy"]].isna().all()
+    assert curves.iloc[5][["epoch", "seconds", "megabytes", "accuracy"]].isna().all()
+    held = 4 * sum(p.numel() for p in sgd.load_model().parameters()) / 1e6  # of momentum
+    assert curves["megabytes"].tolist()[:5] == pytest.approx([held] * 5)
     costs = cb.probes.training_costs({"SGD": [first, second, lost], "AdamW": [adamw], "S": [sparse], "none": [lost]})
     count = sum(p.numel() for p in sgd.load_model().parameters())
     row = costs.set_index("changed")
@@ -114,4 +116,10 @@ def test_the_bytes_of_wrappers_are_those_of_what_they_wrap():
         assert cb.probes.optimizer_bytes(optimizer) == ring + 4 * weights
         assert not base.state
         assert base.window.count == 0
+        model.linear.requires_grad_(False)  # what is frozen has neither columns nor momentum
+        weights_left = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        assert weights_left < weights
+        ring = 4 * gradients * weights_left + 8 * gradients**2
+        assert cb.probes.optimizer_bytes(optimizer) == ring + 4 * weights_left
+        model.linear.requires_grad_(True)
     assert all(bool((value == before[name]).all()) for name, value in model.state_dict().items())

@@ -283,7 +283,25 @@ def training():
     check_per_cent(by_steps.yaxis)
     assert at_the_ends(by_time) == OF_PAIR
     assert below(figure) == ["mean ± std, 3 seeds"]
-    return figure
+    assert [tick for tick in by_steps.get_xticks() if tick != round(tick)] == []
+    held = rows.assign(megabytes=rows["method"].map({"sgd": 1.0, "cram+-multi": 100.0}))
+    weighed = cb.plots.training(held)
+    by_steps, by_bytes, by_time = weighed.axes
+    assert (by_bytes.get_title(loc="left"), by_bytes.get_xscale()) == ("By memory, at the end", "log")
+    assert by_bytes.get_xlabel() == "MB that the optimizer holds (log scale)"
+    assert list(ticks(by_bytes.xaxis).values()) == ["1", "10", "100"]
+    for container, method in zip(by_bytes.containers, ("sgd", "cram+-multi"), strict=True):
+        point, _, (bar,) = container
+        last = rows.loc[(rows["method"] == method) & (rows["epoch"] == 4), "accuracy"]
+        assert point.get_xdata() == [{"sgd": 1.0, "cram+-multi": 100.0}[method]]
+        assert point.get_ydata() == pytest.approx([last.mean()])
+        assert to_hex(point.get_color()) == cb.plots.look(method)[1].lower()
+        low, high = bar.get_segments()[0][:, 1]
+        assert (low, high) == pytest.approx((last.mean() - last.std(), last.mean() + last.std()))
+    assert at_the_ends(by_time) == OF_PAIR
+    nothing = cb.plots.training(held.assign(megabytes=held["megabytes"].where(held["method"] != "sgd", 0.0)))
+    assert nothing.axes[1].get_xscale() == "symlog"
+    return weighed
 
 
 def density():
@@ -312,7 +330,8 @@ def density():
     assert axis.get_ylabel() == "test accuracy, %"
     check_per_cent(axis.yaxis)
     texts = below(figure)
-    assert texts == ["with error feedback", "without error feedback", "whole gradients", "1 of 5 runs failed"]
+    notes = ["1 of 5 runs failed", "lines: means of up to 2 seeds"]
+    assert texts == ["with error feedback", "without error feedback", "whole gradients", *notes]
     return figure
 
 

@@ -26,21 +26,23 @@ def training_curves(runs: Sequence[Run]) -> pd.DataFrame:
         runs: finished or failed runs; a failed one gives a row whose measurements are empty.
 
     Returns:
-        Columns method, seed, epoch, seconds (of training and evaluation, summed), accuracy (a fraction).
+        Columns method, seed, epoch, seconds (of training and evaluation, summed), megabytes (what the optimizer holds
+        beside weights and gradients), accuracy (a fraction).
     """
     rows: list[dict[str, Any]] = []
     for run in items("runs", runs, "runs"):
         instance("a run", run, Run, "a Run, such as cram_bench.runs.ensure returns")
         named = {"method": run.experiment.method, "seed": run.experiment.seed}
         if run.failure is not None:
-            rows.append(named | {"epoch": math.nan, "seconds": math.nan, "accuracy": math.nan})
+            rows.append(named | dict.fromkeys(("epoch", "seconds", "megabytes", "accuracy"), math.nan))
             continue
+        named["megabytes"] = _megabytes(run)
         history = run.history
         seconds = history["seconds"].cumsum()
         for epoch, until, accuracy in zip(history["epoch"], seconds, history["test_accuracy"], strict=True):
             if math.isfinite(accuracy):
                 rows.append(named | {"epoch": int(epoch), "seconds": float(until), "accuracy": float(accuracy)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["method", "seed", "epoch", "seconds", "megabytes", "accuracy"])
 
 
 def training_costs(runs: Mapping[str, Sequence[Run]]) -> pd.DataFrame:
@@ -61,11 +63,14 @@ def training_costs(runs: Mapping[str, Sequence[Run]]) -> pd.DataFrame:
         if left:
             last = pd.Series([run.history["test_accuracy"].iloc[-1] for run in left])
             epochs = pd.concat([run.history["seconds"] for run in left])
-            optimizer = left[0].experiment.build_optimizer(left[0].load_model())
             row |= {"accuracy": last.mean(), "std": last.std(ddof=1), "seconds": epochs.median()}
-            row["megabytes"] = optimizer_bytes(optimizer) / 1e6
+            row["megabytes"] = _megabytes(left[0])
         rows.append(row)
     return pd.DataFrame(rows, columns=["changed", "accuracy", "std", "seeds", "seconds", "megabytes"])
+
+
+def _megabytes(run: Run) -> float:
+    return optimizer_bytes(run.experiment.build_optimizer(run.load_model())) / 1e6
 
 
 def density_accuracy(runs: Sequence[Run]) -> pd.DataFrame:
