@@ -97,19 +97,34 @@ def test_preconditioners_are_compared_with_sgd(small, monkeypatch):
     monkeypatch.setattr(preconditioners, "METHODS", methods)
     monkeypatch.setattr(preconditioners, "LENGTHS", (40,))
     monkeypatch.setattr(preconditioners, "LIMIT", 30 * 2**20)  # 40 whole gradients are 42 MiB
-    monkeypatch.setattr(preconditioners, "NETWORKS", {"0.27M": "resnet20"})
-    monkeypatch.setattr(preconditioners, "in_turns", lambda name, ours, peer, **how: (name, ours(), peer()))
+    monkeypatch.setattr(preconditioners, "WIDE", wide := {"s-m-fac": {"gradients": 3}})
+    monkeypatch.setattr(preconditioners, "NETWORKS", {"0.27M": "resnet20", "0.02M": "convnet"})
+    empty = []
+
+    def in_turns(name, ours, peer, kind, unit):
+        window = ours.func.__self__ if isinstance(ours, partial) else ours.optimizer.window
+        empty.extend([name] * (window.filled < window.gradients))
+        assert kind == "cost"
+        return name, ours(), peer()
+
+    monkeypatch.setattr(preconditioners, "in_turns", in_turns)
     lines = list(preconditioners.preconditioners())
+    assert not empty  # a ring that fills is faster than a full one
     timed = [line for line in lines if isinstance(line, tuple)]
-    pushes = ["push of s-m-fac, 0.27M, m 40", "push of low rank, 0.27M, m 40"]
-    assert [line[0].split(", over")[0] for line in timed] == [*(f"{m} step over sgd" for m in methods), *pushes]
-    for _, u, gradient in timed[len(methods) :]:
+    pushes = [f"push of {ring}, 0.27M, m 40" for ring in ("s-m-fac", "low rank")]
+    pushes += [f"push of {ring}, 0.02M, m 40" for ring in ("dense", "s-m-fac", "low rank")]
+    steps = [*(f"{m} step over sgd, 0.27M" for m in methods), *(f"{m} step over sgd, 0.02M" for m in wide)]
+    assert [line[0].split(", over")[0] for line in timed] == [*steps, *pushes]
+    for _, u, gradient in timed[len(steps) :]:
         assert u.shape == gradient.shape
         assert u.isfinite().all()
         assert u.any()
     memory = {line.name: line.ratio for line in lines if not isinstance(line, tuple)}
     assert memory["memory of dense, 0.27M, m 40, over dense"] == 1
     assert 0.02 < memory["memory of s-m-fac, 0.27M, m 40, over dense"] < 0.06
+    whole = next(line for line in lines if not isinstance(line, tuple))
+    count = sum(p.numel() for p in cb.models.create("resnet20", 10).parameters())
+    assert (whole.ours, whole.peer, whole.unit) == (*[pytest.approx((40 * 4 * count + 8 * 40**2) / 2**20)] * 2, "MiB")
 
 
 def test_a_large_store_is_compared_with_a_small_one(monkeypatch):
