@@ -131,6 +131,8 @@ def test_preconditioners_differ_in_what_is_kept_and_in_nothing_else():
     assert (ours["lr"], ours["optimizer.gradients"]) == (0.01, 100)
     for name in ("SGD", "AdamW"):
         assert compared[name][0] == recipes.recipe("cifar10", name.lower(), epochs=12)
+    slow = recipes.preconditioners("cifar10", ["sgd", "s-m-fac", "ggt", "s-ggt"], lr=0.01, ggt_lr=0.3)
+    assert [found[0].optimizer.lr for found in slow.values()] == [0.1, 0.01, 0.3, 0.3, 0.01]
     usual = recipes.preconditioners("cifar10", ["sgd", "s-m-fac"], [4, 5], repeated=[])
     assert [e.seed for found in usual.values() for e in found] == [4, 4, 4]
     assert usual["S-M-FAC"][0].optimizer == recipes.recipe("cifar10", "s-m-fac").optimizer

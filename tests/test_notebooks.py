@@ -327,13 +327,16 @@ def test_preconditioners(execute):
     train, test, calibrating = data(every[0].experiment, 300)
     curves = probes.over_runs(shown, probes.sparsity_curve, test, LEVELS, calibrating)
     ours = {
-        "preconditioners_runs": cb.runs.summary(every),
+        "preconditioners_runs": probes.over_changes(runs, cb.runs.summary),
         "preconditioners_costs": probes.training_costs(runs),
         "preconditioners_pruned_summary": probes.accuracy_table(curves),
     }
     assert others(tables, ours) == []
     part = train.sample(60, seed=0)
     claims = probes.over_runs(shown, probes.stability, part, "global@0.9", calibrating, few=part.sample(20, seed=0))
+    decided = probes.verdicts(claims, ["m-fac", "s-m-fac"], "sgd")
+    ours = {"preconditioners_verdicts": decided, "preconditioners_verdicts_summary": probes.verdict_table(decided)}
+    assert others(tables, ours) == []
     whole = runs["M-FAC"][0].history["test_accuracy"].iloc[-1]
     ours = {
         "training": probes.training_curves(shown),

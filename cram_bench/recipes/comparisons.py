@@ -214,6 +214,7 @@ def preconditioners(
     densities: Sequence[float] = (),
     lr: float = 0.0,
     gradients: int = 0,
+    ggt_lr: float = 0.0,
     **changes: Any,
 ) -> dict[str, list[Experiment]]:
     """Return what is compared → its experiments: methods, S-M-FAC without error feedback, and S-M-FAC by density.
@@ -232,6 +233,7 @@ def preconditioners(
         densities: fractions of a gradient's entries that S-M-FAC keeps, each with and without error feedback.
         lr: of all preconditioned methods, 0 for the papers'.
         gradients: length of the ring of M-FAC in all its forms, 0 for the papers'.
+        ggt_lr: of GGT and S-GGT, whose steps are at most as long as it; 0 for `lr`.
         changes: any other setting of all experiments.
 
     Raises:
@@ -253,7 +255,8 @@ def preconditioners(
             own |= {name: getattr(same, name) for name in ("damping", "decoupled", "weight_decay")}
         settings = recipe(dataset, method).settings()
         if "optimizer.damping" in settings:
-            own |= {"lr": lr} if number("lr", lr, 0) else {}
+            rate = (number("ggt_lr", ggt_lr, 0) if "ggt" in method else 0.0) or number("lr", lr, 0)
+            own |= {"lr": rate} if rate else {}
         if "optimizer.divisor" in settings:
             own |= {"gradients": gradients} if integer("gradients", gradients, 0) else {}
         return grid(dataset, [method], listed if several else listed[:1], model, epochs, **changes, **own)

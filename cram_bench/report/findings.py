@@ -422,6 +422,70 @@ def _speeds(tables: Tables) -> str:
     return f"{_sentence(said, *([f'not there: {listed(lost)}'] if lost else []))} {_behind(runs)}"
 
 
+def _preconditioners(tables: Tables) -> str:
+    """Say what compression and its error feedback cost, what methods take beside the first, what pruning leaves, and
+    where flatness is decided.
+    """
+    runs, costs, curves, decided, measured = tables.values()
+    reached = {str(row["changed"]): row for row in costs.dropna(subset=["accuracy"]).to_dict("records")}
+    sparse, dense = label("s-m-fac"), label("m-fac")
+    texts = [_feedback(reached, sparse, dense)] if sparse in reached and dense in reached else []
+    first = str(runs["method"].iloc[0])
+    others = [label(str(method)) for method in dict.fromkeys(runs["method"]) if method != first]
+    if base := reached.get(label(first)):
+        each = [
+            f"{name} {_per_cent(reached[name])} in {reached[name]['seconds'] / base['seconds']:.1f} times the time and"
+            f" {_size(reached[name]['megabytes'])}"
+            for name in others
+            if name in reached
+        ]
+        said = f"beside {label(first)} ({_per_cent(base)} in {_size(base['megabytes'])}) stand"
+        texts += [f"{said} {listed(each)}"] if each else []
+    table = means(curves)
+    if first in table and len(table) > 1 and len(table[first]) > 1:
+        texts.append(_across(table, first, 0.9 if 0.9 in table[first] else max(table[first])))
+    if not any(texts):
+        return ""
+    several = decided[(decided["seeds"] > 1) & (decided["baseline_seeds"] > 1)]
+    flat = _stability({"verdicts": several, "stability": measured}) or "Flatness is undecided: one seed."
+    seeds = runs.groupby("method", sort=False)["seed"].nunique()
+    single = [label(str(method)) for method, count in seeds.items() if count == 1 < seeds.max()]
+    behind = f"{_behind(runs)} Of one seed: {listed(single)}." if single else _behind(runs)
+    return f"{' '.join(_sentence(text) for text in texts if text)} {flat} {behind}"
+
+
+def _feedback(reached: Mapping[str, Mapping[Any, Any]], sparse: str, dense: str) -> str:
+    """Compare S-M-FAC with M-FAC, with and without error feedback, at every density that was trained."""
+    ours, theirs = reached[sparse], reached[dense]
+    points = round(100 * ours["accuracy"], 1) - round(100 * theirs["accuracy"], 1)
+    word = "level with" if abs(points) < 0.05 else f"{abs(points):.1f} points {'below' if points < 0 else 'above'}"
+    said = f"{sparse} is {word} {dense} ({_per_cent(theirs)})"
+    if math.isfinite(ours["std"]):
+        within = "within" if abs(points) <= 100 * ours["std"] else "beyond"
+        said += f", {within} the ± {100 * ours['std']:.1f} of its seeds"
+    said += f", in 1/{theirs['megabytes'] / ours['megabytes']:.0f} of the memory"
+    pairs = [
+        f"{'as published' if name == sparse else name.removeprefix(f'{sparse}, ')}"
+        f" {100 * reached[name]['accuracy']:.1f} → {_per_cent(reached[control])}"
+        for name in reached
+        if (control := f"{name}, no feedback") in reached
+    ]
+    return f"{said}; with → without error feedback, {', '.join(pairs)}" if pairs else said
+
+
+def _per_cent(row: Mapping[Any, Any]) -> str:
+    return f"{100 * row['accuracy']:.1f} %"
+
+
+def _size(megabytes: float) -> str:
+    """Return megabytes as they are read.
+
+    >>> _size(0.0962), _size(106.93), _size(1080.2)
+    ('0.0962 MB', '107 MB', '1.08 GB')
+    """
+    return f"{megabytes:.3g} MB" if megabytes < 999.5 else f"{megabytes / 1000:.3g} GB"
+
+
 _FINDINGS: dict[str, tuple[tuple[str, ...], Callable[[Tables], str]]] = {
     "accuracy_vs_sparsity": (("runs", "accuracy_vs_sparsity"), _accuracy),
     "loss_stability": (("verdicts", "stability"), _stability),
@@ -430,6 +494,16 @@ _FINDINGS: dict[str, tuple[tuple[str, ...], Callable[[Tables], str]]] = {
     "transfer": (("transfer_runs", "transfer"), _transfer),
     "better_pruner": (("better_pruner_runs", "better_pruner"), _pruners),
     "second_order": (("second_order_runs", "second_order"), _pruners),
+    "preconditioners": (
+        (
+            "preconditioners_runs",
+            "preconditioners_costs",
+            "preconditioners_pruned",
+            "preconditioners_verdicts",
+            "preconditioners_stability",
+        ),
+        _preconditioners,
+    ),
     "specialist": (("specialist_runs", "specialist"), _specialist),
     "gradual": (("gradual_runs", "gradual"), _prices),
     "speed": (("speed_runs", "speed"), _speeds),
