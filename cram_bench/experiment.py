@@ -23,7 +23,7 @@ from cram_bench._defaults import usual_defaults
 from cram_bench.checks import instance, unknown
 from cram_bench.data import Data, Dataset
 from cram_bench.losses import LOSSES, CrossEntropy, Loss
-from cram_bench.optim import BASES, PRUNINGS, STEPS, OneShot, Plain, Pruning, Step
+from cram_bench.optim import BASES, PRUNINGS, STEPS, OneShot, Plain, Pruning, Step, Structured
 from cram_bench.optim.bases import SGD, Base
 from cram_bench.schedules import SCHEDULES, Cosine, Schedule
 from cram_bench.settings import ORIGINAL, Part, Text, plain, unknown_setting
@@ -96,6 +96,8 @@ class Experiment(Part):
         if one_shot and not (self.start and isinstance(self.step, Plain)):
             given = f"it was given start {self.start!r} and method {self.method!r}"
             raise ValueError(f"prune needs start, the id of a run, and the method sgd or adamw; {given}")
+        if isinstance(self.pruning, Structured) and not self.start:
+            raise ValueError("pruning 'structured' needs start, the id of a run, and was given ''")
         if (warmup := getattr(self.schedule, "warmup_epochs", 0.0)) > self.epochs:
             raise ValueError(f"warmup_epochs must be from 0 to the number of epochs, not {warmup}")
         if self.step.halved and self.batch_size < 4:

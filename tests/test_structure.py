@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 import re
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 import cram_bench as cb
-from cram_bench import deploy, runs
+from cram_bench import deploy, prune, runs
 from cram_bench.deploy.latency import _calls
 from cram_bench.deploy.structure import BiasMap, read
 from cram_bench.files import sealed, sha256, unsealed
@@ -441,6 +442,77 @@ def test_a_run_holds_a_shrunk_network(whole, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has 3 units, and structure says 2"):
         runs.write_shrunk(whole, small, kept | {"layer1.0.channels": [0, 1]}, tmp_path / "other")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copies", "small", "smaller"]
+
+
+def test_a_smaller_network_is_trained_stage_by_stage_with_a_teacher(whole) -> None:
+    """Prune, distil, prune what is left, distil: each run holds its network, in terms of the whole one."""
+    store = runs.Store(whole.path.parent)
+    first = whole.experiment.but(
+        start=whole.id, pruning="structured", units="8 16 0 32 32 32 64 64 40", looked_at=64, loss="distil",
+        teacher=whole.id,
+    )  # fmt: skip
+    one = runs.ensure(first, store, progress=False)
+    found = structures(whole.load_model())
+    assert [len(one.structure[name]) for name in found] == [8, 16, 0, 32, 32, 32, 64, 64, 40]
+    left = structures(one.load_model())
+    assert [each.count for each in left.values()] == [8, 16, 32, 32, 32, 64, 64, 40]  # what is gone counts no more
+    two = runs.ensure(first.but(start=one.id, units="8 10 32 32 32 64 64 20"), store, progress=False)
+    assert [len(two.structure[name]) for name in found] == [8, 10, 0, 32, 32, 32, 64, 64, 20]
+    assert all(set(two.structure[name]) <= set(one.structure[name]) for name in found)
+    three = runs.ensure(whole.experiment.but(start=two.id, lr=0.01), store, progress=False)  # trained on, unpruned
+    assert three.structure == two.structure
+    _, test = whole.experiment.load_data()
+    for run in (one, two, three):
+        accuracy = cb.train.evaluate(run.load_model(), test)["accuracy"]
+        assert accuracy == run.history["test_accuracy"].iloc[-1]
+    expected = prune.structured.to_counts(whole.load_model(), whole.experiment.load_data()[0], [8, 16, 0] + [
+        each.count for each in list(found.values())[3:-1]] + [40], samples=64)  # fmt: skip
+    assert {name: list(units) for name, units in expected.structure.items()} == one.structure
+
+
+def test_a_training_goes_on_only_with_the_units_that_it_began_with(whole, monkeypatch) -> None:
+    """Interrupted after an epoch it ends where it would have; with other units it begins anew."""
+    store = runs.Store(whole.path.parent)
+    experiment = whole.experiment.but(
+        start=whole.id, pruning="structured", units="8 16 16 32 32 32 64 64 40", looked_at=64, epochs=2,
+    )  # fmt: skip
+    on_epoch = runs.Checkpoint.on_epoch
+
+    def killed(self: runs.Checkpoint, fit: cb.train.Fit) -> None:
+        on_epoch(self, fit)
+        raise KeyboardInterrupt
+
+    def interrupted() -> Path:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(runs.Checkpoint, "on_epoch", killed)
+            runs.ensure(experiment, store, progress=False)
+        return store.root / ".training" / experiment.id
+
+    file = interrupted() / "structure.json"
+    units = json.loads(file.read_text())
+    units["layer1.0.channels"] = [unit for unit in range(16) if unit not in units["layer1.0.channels"]]
+    file.write_text(json.dumps(units))
+    with pytest.warns(UserWarning, match="other units go on this machine than before, training starts anew"):
+        interrupted()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run = runs.ensure(experiment, store, progress=False)
+    assert run.history["epoch"].tolist() == [1, 2]
+    assert len(run.structure["layer1.0.channels"]) == 8
+
+
+def test_counts_of_units_are_refused_in_one_line(whole) -> None:
+    experiment = whole.experiment.but(start=whole.id, pruning="structured", units="1 2")
+    with pytest.raises(ValueError, match="counts must be one for each of the 9 structures, not 2"):
+        runs.ensure(experiment, runs.Store(whole.path.parent), progress=False)
+    with pytest.raises(ValueError, match="the units of 'layer1.0.channels' that stay must be from 0 to 16, not 17"):
+        runs.ensure(experiment.but(units="17" + " 1" * 8), runs.Store(whole.path.parent), progress=False)
+    for units in ("", "a", "1,2", "1 -2", "1" * 9):
+        with pytest.raises(ValueError, match="units must be counts with a space between") as error:
+            experiment.but(units=units)
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="pruning 'structured' needs start, the id of a run"):
+        whole.experiment.but(pruning="structured", units="1 2")
 
 
 def test_a_run_whose_structure_is_wrong_is_refused_in_one_line(whole, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from cram_bench.prune.structured import (
     search,
     structures,
     table,
+    to_counts,
     uniform,
 )
 from cram_bench.prune.structured.programme import sensitivities, total
@@ -287,6 +288,20 @@ def test_one_look_serves_several_speed_ups(kind: str) -> None:
     listed = table(results)
     assert listed["method"].tolist() == [each.method for each in results]
     assert listed["kept"].between(0, 1).all()
+
+
+def test_counts_alone_give_what_a_clock_led_to() -> None:
+    """The same units, weights and masks as `ziplm` makes of the same examples; the model stays as it was."""
+    model, batches = trained("resnet"), images()
+    (found,) = cb.prune.ziplm(model, batches, [1.5], latency=latency(model), methods=["uniform"], samples=64, held=32)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    again = to_counts(model, batches, found.counts, samples=64)
+    assert again.structure == found.structure
+    assert all(torch.allclose(value, found.weights[name], atol=1e-6) for name, value in again.weights.items())
+    assert all(torch.equal(mask, found.masks[name]) for name, mask in again.masks.items())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert again.counts == found.counts
+    assert again.loss == again.calibration_loss
 
 
 def test_weights_are_those_of_the_inputs_that_were_looked_at() -> None:

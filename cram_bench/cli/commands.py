@@ -291,6 +291,7 @@ def run_export(arguments: argparse.Namespace) -> int:
             with working(f"ZipLM for {arguments.speedup:g} times the speed"):
                 (found,) = prune.ziplm(model, train, [arguments.speedup], latency=table)
             found.apply_(model)
+            say(f"units that stay, for -s pruning structured: -s units '{' '.join(map(str, found.counts))}'")
             said.append(f"ziplm for {arguments.speedup:g}x, {found.predicted:.2f}x predicted")
         if said:
             compress.tune_batchnorm(model, train.calibration(arguments.calibration, run.experiment.data.augment))

@@ -17,6 +17,7 @@ from cram_bench.optim.rings import Dense, LowRank, TopK
 from cram_bench.optim.safe import SAFE, SAFEStep
 from cram_bench.optim.sam import SAM, MomentumSAM, MomentumSAMStep, SAMStep
 from cram_bench.optim.step import Plain, Step
+from cram_bench.optim.structured import Structured
 
 _BASES = (SGD, AdamW, MFACBase, SparseMFACBase, LowRankMFACBase, GGTBase, SparseGGTBase)
 BASES: dict[str, type[Base]] = {part.kind: part for part in _BASES}
@@ -26,7 +27,7 @@ STEPS: dict[str, type[Step]] = {
     for part in (Plain, SAMStep, MomentumSAMStep, CrAMStep, CrAMPlusStep, CrAMSingleStep, CrAMLookingStep, SAFEStep)
 }
 """Rules of a step by the name that settings use."""
-PRUNINGS: dict[str, type[Pruning]] = {part.kind: part for part in (OneShot, Gradual)}
+PRUNINGS: dict[str, type[Pruning]] = {part.kind: part for part in (OneShot, Gradual, Structured)}
 """Ways to prune in training, by the name that settings use."""
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "Plain",
     "Pruning",
     "Step",
+    "Structured",
     "TopK",
     "TwoPass",
     "Wrapper",

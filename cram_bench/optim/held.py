@@ -79,6 +79,14 @@ class Pruning(Part):
         """
         return None
 
+    def shrink_(self, model: nn.Module, batches: Callable[[], Batches]) -> dict[str, list[int]]:
+        """Prune units of what a training starts from, in place; return which stay of each structure, none: all do.
+
+        Args:
+            model, batches: as `apply_` takes them.
+        """
+        return {}
+
     def callbacks(self, train: Dataset) -> Sequence[Callback]:
         """Return what has to be called as training on these data goes."""
         return ()

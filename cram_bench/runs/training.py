@@ -27,7 +27,8 @@ from cram_bench._defaults import usual_defaults
 from cram_bench.checks import instance, number, one_line
 from cram_bench.compress import Masks
 from cram_bench.data import Dataset, fingerprint
-from cram_bench.deploy import swap_
+from cram_bench.deploy import composed, shrink, swap_
+from cram_bench.deploy.structure import described
 from cram_bench.distributed import Group
 from cram_bench.experiment import Experiment
 from cram_bench.files import Lock, sealed, sha256, write, write_tensors
@@ -38,7 +39,7 @@ from cram_bench.preserve import modes_kept
 from cram_bench.progress import Progress
 from cram_bench.runs import environment, publishing
 from cram_bench.runs.how import Machine
-from cram_bench.runs.store import FILES, FORMAT, Run, RunError, Store, describe, lacks_weights
+from cram_bench.runs.store import FILES, FORMAT, STRUCTURE, Run, RunError, Store, describe, lacks_weights
 from cram_bench.runs.teachers import taught
 from cram_bench.train import Callback, DivergedError, Fit, check_trainable, fit
 
@@ -136,7 +137,7 @@ def _train(experiment: Experiment, store: Store, how: Machine, progress: bool, g
     if (known := _looked.get()) is not None:
         known.clear()  # what is trained now takes time
     begun = _begin(experiment, store, how, group)
-    work = _work_folder(experiment, store, begun.images, group)
+    work = _work_folder(experiment, store, begun.images, begun.structure, group)
     started, here = (
         time.time(),
         environment.machine(begun.how.place),
@@ -191,7 +192,7 @@ def _train(experiment: Experiment, store: Store, how: Machine, progress: bool, g
         "seconds": round(sum(row["seconds"] for row in history), 1),
         "data": _shape(begun.train, begun.test) | {"fingerprint": begun.images},
     }
-    publishing.publish(_staged(work, experiment, history, model, description), final, lock)
+    publishing.publish(_staged(work, experiment, history, model, begun.structure, description), final, lock)
     store.tidy(experiment)
     group.wait()
     return Run(final, experiment)
@@ -210,6 +211,8 @@ class _Begun:
     optimizer: Optimizer
     loss: Loss
     volatile: dict[str, Tensor]
+    structure: dict[str, list[int]] | None
+    """Which units stay in a network that is smaller than its name says."""
 
 
 def _begin(experiment: Experiment, store: Store, how: Machine, group: Group) -> _Begun:
@@ -226,7 +229,11 @@ def _begin(experiment: Experiment, store: Store, how: Machine, group: Group) -> 
     model = model.to(how.place).to(memory_format=torch.channels_last)
     _try(model, experiment.model, train)
     volatile = {name: value.clone() for name, value in _volatile(model).items()}
-    masks = _inherit(model, experiment, store) if experiment.start else None
+    masks, structure = None, None
+    if experiment.start:
+        model, masks, structure = _inherit(model, experiment, store, group)
+        model = model.to(how.place).to(memory_format=torch.channels_last)
+        volatile = {name: value.clone() for name, value in _volatile(model).items()}
     loss = taught(experiment, store, train, how.place)
     if how.sparse and masks is not None and experiment.precision == "float32":
         with how.suited(experiment, train).limits():
@@ -235,10 +242,12 @@ def _begin(experiment: Experiment, store: Store, how: Machine, group: Group) -> 
     optimizer = experiment.build_optimizer(model)
     if masks is not None:
         optimizer = HeldMasks(model, optimizer, masks)
-    return _Begun(how.suited(experiment, train), images, train, test, model, optimizer, loss, volatile)
+    return _Begun(how.suited(experiment, train), images, train, test, model, optimizer, loss, volatile, structure)
 
 
-def _work_folder(experiment: Experiment, store: Store, images: str | None, group: Group) -> Path:
+def _work_folder(
+    experiment: Experiment, store: Store, images: str | None, structure: dict[str, list[int]] | None, group: Group
+) -> Path:
     """Make the folder of an unfinished training; drop a checkpoint that is of other images."""
     work = store.root / ".training" / experiment.id
     if group.first:
@@ -251,20 +260,35 @@ def _work_folder(experiment: Experiment, store: Store, images: str | None, group
             (work / "checkpoint.pt").unlink(missing_ok=True)
             warnings.warn(f"the images in {experiment.data.dataset} have changed, training starts anew", stacklevel=4)
         write(note, json.dumps(images) + "\n")
+        if structure is not None:
+            units, now = work / STRUCTURE, json.dumps(structure).encode()
+            if units.exists() and units.read_bytes() != now and (work / "checkpoint.pt").exists():
+                (work / "checkpoint.pt").unlink()
+                warnings.warn("other units go on this machine than before, training starts anew", stacklevel=4)
+            write(units, now)
         write(work / "settings.json", json.dumps(experiment.settings(), indent=2))
     group.wait()
     return work
 
 
 def _staged(
-    work: Path, experiment: Experiment, history: list[dict[str, float]], model: nn.Module, description: dict[str, Any]
+    work: Path,
+    experiment: Experiment,
+    history: list[dict[str, float]],
+    model: nn.Module,
+    structure: dict[str, list[int]] | None,
+    description: dict[str, Any],
 ) -> Path:
     """Write the files of a finished run beside its checkpoint, which goes when the run has its final name."""
     staged = publishing.staging(work)
     write(staged / "settings.json", json.dumps(experiment.settings(), indent=2))
     write(staged / "history.csv", pd.DataFrame(history).to_csv(index=False))
     write_tensors(staged / "model.safetensors", models.storable(model))
-    description["sha256"] = {name: sha256(staged / name) for name in FILES}
+    files = list(FILES)
+    if structure is not None:
+        write(staged / STRUCTURE, described(model, structure))
+        files.append(STRUCTURE)
+    description["sha256"] = {name: sha256(staged / name) for name in files}
     write(staged / "environment.json", sealed(description, "environment.json"))
     return staged
 
@@ -304,13 +328,30 @@ class Checkpoint(Callback):
         write(self.path, file.getvalue() + hashlib.sha256(file.getvalue()).digest())
 
 
-def _inherit(model: nn.Module, experiment: Experiment, store: Store) -> Masks | None:
-    """Start `model` from a finished run: pruned if asked, with a fresh head for other data. Return the masks."""
+def _inherit(
+    model: nn.Module, experiment: Experiment, store: Store, group: Group
+) -> tuple[nn.Module, Masks | None, dict[str, list[int]] | None]:
+    """Start from a finished run: pruned if asked, with a fresh head for other data.
+
+    Returns:
+        `model`, or what is left of it; the masks to hold; which units stay.
+    """
     if (store.root / ".training" / experiment.start / "failed.json").exists():
         raise DivergedError(f"the run it starts from, {experiment.start}, failed")
     run = store.finished(experiment.start)
     source = run.load_model()
-    masks = experiment.pruning.apply_(source, lambda: run.experiment.load_data()[0])  # what the source was trained on
+
+    def known() -> Dataset:
+        return run.experiment.load_data()[0]  # what the source was trained on
+
+    structure = run.structure
+    masks = experiment.pruning.apply_(source, known)
+    # by one process: which units go may turn on the last bit, and weights are sent to all when the model is shared
+    if kept := group.broadcast(lambda: experiment.pruning.shrink_(source, known)):
+        source = shrink(source, kept)
+        structure = composed(structure or {}, kept)
+    if structure is not None:
+        model = shrink(model, structure)
     fresh = set(models.head(model)) if run.experiment.data.dataset != experiment.data.dataset else set()
     weights = {name: value for name, value in source.state_dict().items() if name not in fresh}
     own = model.state_dict()
@@ -318,7 +359,8 @@ def _inherit(model: nn.Module, experiment: Experiment, store: Store) -> Masks | 
         if name not in own or own[name].shape != value.shape:
             raise RunError(f"{run.path} does not fit {experiment.model}: {name} is missing or has another shape")
     model.load_state_dict(own | weights)
-    return None if masks is None else Masks({name: mask for name, mask in masks.items() if name not in fresh})
+    held = None if masks is None else Masks({name: mask for name, mask in masks.items() if name not in fresh})
+    return model, held, structure
 
 
 def _try(model: nn.Module, name: str, train: Dataset) -> None:

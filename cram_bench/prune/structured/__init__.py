@@ -11,7 +11,7 @@ A unit is removed as a whole, so what is left is a smaller dense network, faster
 from cram_bench.prune.structured.programme import OverBudget, programme, search, uniform
 from cram_bench.prune.structured.removal import Path, remove
 from cram_bench.prune.structured.structures import Structure, structures, widths
-from cram_bench.prune.structured.ziplm import METHODS, Shrinkable, mean_loss, table, ziplm
+from cram_bench.prune.structured.ziplm import METHODS, Shrinkable, mean_loss, table, to_counts, ziplm
 
 __all__ = [
     "METHODS",
@@ -25,6 +25,7 @@ __all__ = [
     "search",
     "structures",
     "table",
+    "to_counts",
     "uniform",
     "widths",
     "ziplm",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ class Shrinkable:
     """What a model can be pruned to for a speed-up: which units stay, and the weights corrected for what goes.
 
     Attributes:
-        method: one of `METHODS`.
+        method: one of `METHODS`, or ``counts`` of `to_counts`.
         speedup: that was asked for.
         predicted: speed-up that the latency table predicts, at least `speedup`.
         structure: name of a structure → the units of it that stay, as `cram_bench.deploy.shrink` takes it.
@@ -57,6 +58,11 @@ class Shrinkable:
     masks: Masks
     calibration_loss: float
     loss: float
+
+    @property
+    def counts(self) -> list[int]:
+        """How many units stay, in the order of `structures`."""
+        return [len(units) for units in self.structure.values()]
 
     def __repr__(self) -> str:
         kept = f"{self.masks.count - self.masks.zeros:,} of {self.masks.count:,} weights"
@@ -166,8 +172,52 @@ def ziplm(
                     choice, _ = search(costs, times, budgets[speedup], choice, own.calibration, trials, seed)
                 whole = fixed + total(times, (0,) * len(times))
                 predicted = whole / (fixed + total(times, choice))
-                results.append(own.result(method, speedup, predicted, choice))
+                results.append(own.result(method, speedup, predicted, own.counts(choice)))
     return results
+
+
+def to_counts(
+    model: nn.Module,
+    batches: Batches,
+    counts: Sequence[int],
+    *,
+    samples: int = 256,
+    damping: float = 0.01,
+    memory: float = 2.0,
+    seed: int = 0,
+    forward: Forward | None = None,
+    loss: Loss | None = None,
+) -> Shrinkable:
+    """Remove units, as `ziplm` does, until so many stay in each structure; no clock is asked, so any machine does the
+    same.
+
+    Args:
+        model: any torch model with `structures`; left as it was found.
+        batches: training data, as `ziplm` takes them.
+        counts: how many units stay, in the order of `structures`; `Shrinkable.counts` of what a clock has chosen.
+        samples: examples that are looked at; none is held out.
+        damping, memory, seed, forward, loss: as `ziplm` takes them.
+
+    Returns:
+        A `Shrinkable` of the method ``counts``; its speed-ups are unknown, NaN, and `loss` is `calibration_loss`.
+
+    Raises:
+        ValueError: there are more or fewer counts than structures, or more units are to stay than there are.
+    """
+    found = structures(model)
+    if len(counts) != len(found):
+        raise ValueError(f"counts must be one for each of the {len(found)} structures, not {len(counts)}")
+    wanted = {
+        name: integer(f"the units of {name!r} that stay", count, 0, each.count)
+        for (name, each), count in zip(found.items(), counts, strict=True)
+    }
+    integer("samples", samples, 1)
+    size = next(size for size in range(_BATCH, 0, -1) if samples % size == 0)
+    seen = chunks(batches, samples // size, size, seed, ("samples", 1))
+    with torch.inference_mode(False), torch.no_grad(), preserved(model):
+        stitched = _Stitched(model.eval(), found)
+        paths = _removed(stitched, seen, damping, int(memory * 2**30), forward, wanted)
+        return _Scored(stitched, paths, seen, seen, forward, loss).result("counts", math.nan, math.nan, wanted)
 
 
 def latencies(table: pd.DataFrame, found: Mapping[str, Structure]) -> tuple[float, list[list[float]]]:
@@ -286,8 +336,14 @@ class _Stitched:
 
 
 def _removed(
-    stitched: _Stitched, batches: list[tuple[Any, Tensor]], damping: float, memory: int, forward: Forward | None
+    stitched: _Stitched,
+    batches: list[tuple[Any, Tensor]],
+    damping: float,
+    memory: int,
+    forward: Forward | None,
+    counts: Mapping[str, int] | None = None,
 ) -> dict[str, Path]:
+    """Return the paths of all layers, with weights at every option, or at one count alone."""
     paths: dict[str, Path] = {}
     for part in groups(stitched.layers, memory):
         seen = moments(stitched.model, {name: stitched.layers[name] for name in part}, batches, forward)
@@ -304,7 +360,8 @@ def _removed(
                 )
             (rows,) = layer.rows(stitched.dense[name])
             try:
-                paths[name] = remove(matrix, rows, each.count, each.options, damping)
+                options = each.options if counts is None else [counts[name]]
+                paths[name] = remove(matrix, rows, each.count, options, damping)
             except NotDefinite:
                 raise ValueError(
                     f"the inputs' second moments at {each.output} are not positive definite with damping {damping:g}: "
@@ -334,18 +391,18 @@ class _Scored:
         }
 
     def calibration(self, choice: Choice) -> float:
-        return self.loss(choice, self.seen)
+        return self.loss(self.counts(choice), self.seen)
 
-    def loss(self, choice: Choice, batches: list[tuple[Any, Tensor]]) -> float:
+    def loss(self, counts: Mapping[str, int], batches: list[tuple[Any, Tensor]]) -> float:
         stitched = self.stitched
-        for name, count in self.counts(choice).items():
+        for name, count in counts.items():
             stitched.own[name].copy_(stitched.weight(name, self.paths[name], count))
         return mean_loss(stitched.model, batches, self.forward, self.criterion)
 
-    def result(self, method: str, speedup: float, predicted: float, choice: Choice) -> Shrinkable:
-        stitched, counts = self.stitched, self.counts(choice)
+    def result(self, method: str, speedup: float, predicted: float, counts: Mapping[str, int]) -> Shrinkable:
+        stitched = self.stitched
         kept = {name: self.paths[name].kept(count) for name, count in counts.items()}
-        losses = [self.loss(choice, batches) for batches in (self.seen, self.unseen)]
+        losses = [self.loss(counts, batches) for batches in (self.seen, self.unseen)]
         weights = {
             stitched.parameters[name]: stitched.weight(name, self.paths[name], count) for name, count in counts.items()
         }
