@@ -807,7 +807,11 @@ def test_patterns_with_a_sparsity_of_their_own_stand_in_a_block_of_their_own():
 def prices():
     rows = [
         (method, seed, sparsity, accuracy + seed / 20 - sparsity / 10, one, curve)
-        for method, accuracy, one, curve in (("sgd", 0.5, 30.0, 30.0), ("gmp*", 0.8, 40.0, 80.0))
+        for method, accuracy, one, curve in (
+            ("sgd", 0.5, 30.0, 30.0),
+            ("gmp*", 0.8, 40.0, 80.0),
+            ("gmp*, distilled", 0.7, 80.0, 120.0),
+        )
         for seed in (0, 1)
         for sparsity in (0.9, 0.98)
     ]
@@ -816,20 +820,21 @@ def prices():
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["90 % zeros", "98 % zeros", "", ""]
     for axis, (cost, level) in zip(figure.axes, [(c, s) for c in ("one", "curve") for s in (0.9, 0.98)], strict=True):
         assert axis.get_xscale() == "log"
-        assert tick_texts(axis.xaxis) == ["30", "40", "80"]
+        assert tick_texts(axis.xaxis) == ["30", "40", "80", "120"]
         words = {"one": "cost of one sparsity", "curve": "cost of the whole curve"}[cost]
         assert axis.get_xlabel() == f"{words},\ngradients an image (log scale)"
-        for number, method in enumerate(("sgd", "gmp*")):
+        for number, method in enumerate(("sgd", "gmp*", "gmp*, distilled")):
             own = rows[(rows["method"] == method) & (rows["sparsity"] == level)]
-            _, colour, marker = cb.plots.look(method)
+            _, colour, marker = cb.plots.look(method.partition(",")[0])
             line = axis.lines[number]
             assert (to_hex(line.get_color()), line.get_marker()) == (colour.lower(), marker)
+            assert (to_hex(line.get_markerfacecolor()) == "#ffffff") == ("," in method)  # hollow
             assert line.get_xdata().tolist() == [own[cost].iloc[0]]
             assert line.get_ydata().tolist() == pytest.approx([own["accuracy"].mean()])
             (bar,) = axis.collections[number].get_segments()
             assert bar[1][1] - bar[0][1] == pytest.approx(2 * own["accuracy"].std())
         check_per_cent(axis.yaxis)
-    assert below(figure)[:2] == ["SGD", "GMP*"]
+    assert below(figure)[:3] == ["SGD", "GMP*", "GMP*, distilled"]
     assert "mean ± std of 2 seeds" in below(figure)
     return figure
 

@@ -150,8 +150,8 @@ def dashes(method: str, number: int = 0) -> str:
 
 def _place(method: str) -> int:
     names = list(METHODS)
-    if method in names:
-        return names.index(method)
+    if (plain := method.partition(", ")[0]) in names:  # "gmp*, distilled" looks as GMP* does
+        return names.index(plain)
     return _STATES[method] if method in _STATES else len(names) + sum(map(ord, method)) % 97
 
 

@@ -14,7 +14,8 @@ COSTS = {"one": "cost of one sparsity", "curve": "cost of the whole curve"}
 
 def prices(table: pd.DataFrame) -> Figure:
     """Draw accuracy against cost: a column a sparsity; above, what that sparsity alone costs, below, what all cost
-    together. Means with bars of ± one standard deviation over seeds.
+    together. Means with bars of ± one standard deviation over seeds. What a method gives with a teacher, or with
+    another pruner, has its look, hollow.
 
     Args:
         table: of `cram_bench.probes.prices`: columns method, seed, sparsity, accuracy, one, curve.
@@ -42,7 +43,7 @@ def prices(table: pd.DataFrame) -> Figure:
                         spread = 0.0 if len(own) == 1 else float(own["accuracy"].std())
                         axis.errorbar(
                             [own[cost].mean()], [own["accuracy"].mean()], yerr=[spread], fmt=marker, color=colour,
-                            markersize=6, elinewidth=1.2, linestyle="",
+                            markersize=6, elinewidth=1.2, linestyle="", markerfacecolor=_filled(method, colour),
                         )  # fmt: skip
                 axis.set_xscale("log")
                 axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -54,7 +55,12 @@ def prices(table: pd.DataFrame) -> Figure:
         handles = []
         for method in methods:
             text, colour, marker = look(method)
-            handles.append(Line2D([], [], color=colour, marker=marker, linestyle="", label=visible(text)))
+            how = {"color": colour, "marker": marker, "markerfacecolor": _filled(method, colour)}
+            handles.append(Line2D([], [], linestyle="", label=visible(text), **how))
         seeds = int(shown.groupby(["method", "sparsity"])["seed"].nunique().max()) if len(shown) else 0
         below(figure, handles, (f"mean ± std of {seeds} seeds",) if seeds > 1 else ())
     return figure
+
+
+def _filled(method: str, colour: str) -> str:
+    return "white" if ", " in method else colour
