@@ -6,7 +6,7 @@ export CRAM_BENCH_RUNS ?= $(CURDIR)/runs
 # Idle OpenMP threads sleep instead of spinning: two processes on two cores would otherwise fight.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help install report cifar10 sst2 benchmark lab test check counts readme clean
+.PHONY: help install report cifar10 sst2 benchmark lab test check counts readme docs dist clean
 
 help:
 	@echo "make report    train SGD, SAM and CrAM on the digits and write reports/digits-convnet-quick/index.html"
@@ -15,8 +15,10 @@ help:
 	@echo "make cifar10   the committed CIFAR-10 reports (some hours on two cores, where nothing is trained)"
 	@echo "make sst2      the committed report on language (half an hour on two cores)"
 	@echo "make benchmark ratios against peers, in turns, for an idle machine (the better part of an hour)"
-	@echo "make readme    copy the committed reports' tables into README.md"
-	@echo "make counts    count what the run store survives, and copy that into README.md"
+	@echo "make readme    copy the committed reports' tables into README.md and docs/"
+	@echo "make counts    count what the run store survives, and copy that into docs/"
+	@echo "make docs      build the documentation into site/index.html, and check its links"
+	@echo "make dist      build a wheel and a source distribution into dist/"
 	@echo "make install   create $(VENV) and install everything into it"
 	@echo "make clean     remove $(VENV) and caches; runs/ and reports/ stay"
 
@@ -26,7 +28,7 @@ $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "installing into $(VENV): some minutes the first time, for torch is large …"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[report,lab,language,sweep,deploy,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[report,lab,language,sweep,deploy,tensorboard,docs,dev]'
 	touch $@
 
 report: install
@@ -92,7 +94,14 @@ counts: install
 	$(MAKE) readme
 
 readme: install
-	$(BIN)/python scripts/readme_table.py
+	$(BIN)/python scripts/fill.py
+
+docs: install
+	$(BIN)/mkdocs build --strict
+
+dist: install
+	rm -rf dist
+	$(BIN)/python -m build
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

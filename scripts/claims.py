@@ -27,7 +27,7 @@ def verdict(losses: dict[float, float], allowed: dict[float, float]) -> str:
     return "contradicted" if any(losses[level] > 2 * most for level, most in allowed.items()) else "not shown"
 
 
-def claims(reports: Path) -> str:
+def claims(reports: Path, up: str) -> str:
     """Return the table of claims, as Markdown."""
     images = pd.read_csv(reports / "cifar10-resnet20-15-epochs/tables/accuracy_vs_sparsity.csv")
     language = pd.read_csv(reports / "sst2-minilm/tables/language_curves.csv")
@@ -47,7 +47,7 @@ def claims(reports: Path) -> str:
     ]
     lines = ["| claim | here | CrAM+-Multi, points | report |", "| --- | --- | --- | --- |"]
     for claim, word, numbers, report in rows:
-        link = f"[{report}](reports/{report}/)" if report else ""
+        link = f"[{report}]({up}reports/{report}/)" if report else ""
         lines.append(f"| {claim} | {word} | {numbers} | {link} |")
     return "\n".join(lines)
 

@@ -392,7 +392,7 @@ def test_a_report_on_a_folder_named_like_code_with_a_run_that_fails(tmp_path, mo
 
 
 def test_how_many_bad_inputs_are_tried(counted):
-    """The number that the README gives: of all the tables together."""
+    """The number that the documentation gives: of all the tables together."""
     assert len(LIBRARY) + len(ROWS) + len(NOTEBOOKS) + len(CHECKED) >= 300
     counted("wrong inputs", len(LIBRARY) + len(ROWS) + len(NOTEBOOKS) + len(CHECKED))
     for rows in (ROWS, NOTEBOOKS, CHECKED):

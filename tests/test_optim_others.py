@@ -386,7 +386,7 @@ def accelerator():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_recipe_for_accelerate(method, accelerator):
-    """As the README says it: gradient_accumulation_steps stays 1, the micro-batches are in the closure."""
+    """As the documentation says it: gradient_accumulation_steps stays 1, the micro-batches are in the closure."""
     accelerator = accelerator(1)
     model = network()
     base = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9)

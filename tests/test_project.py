@@ -3,10 +3,8 @@
 import doctest
 import importlib.util
 import json
-import os
 import re
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -49,22 +47,6 @@ def test_the_runs_beside_a_committed_report_are_not_ignored():
     assert subprocess.run(["git", "-C", str(ROOT), "check-ignore", "-q", path], check=False).returncode == 1
 
 
-def test_the_readmes_table_is_the_committed_reports(monkeypatch):
-    reports = ROOT / "reports"
-    if not reports.exists():
-        pytest.skip("this checkout has no committed report")
-    spec = importlib.util.spec_from_file_location("readme_table", ROOT / "scripts" / "readme_table.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    spec.loader.exec_module(module)
-    readme = (ROOT / "README.md").read_text()
-    assert module.tables(reports) in readme
-    assert module.filled(readme, module.tables(reports)) == readme
-    assert module.filled(readme, module.counts(reports), *module.COUNTS) == readme
-    assert module.filled(readme, module.benchmarks(reports), *module.BENCHMARKS) == readme
-    assert module.filled(readme, module.claims(reports), *module.CLAIMS) == readme
-
-
 def test_a_claim_is_shown_contradicted_or_neither_by_the_losses_of_its_report():
     module = claims_module()
     assert doctest.testmod(module).failed == 0
@@ -104,24 +86,6 @@ def test_a_committed_report_is_small():
             path for path in report.rglob("*") if path.is_file() and "runs" not in path.relative_to(report).parts[:1]
         ]
         assert sum(path.stat().st_size for path in files) < 6e6
-
-
-def test_the_readmes_code_runs(tmp_path):
-    """Blocks go on from each other; one that names torchrun is a file of its own, and is run by it."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 5
-    names = {}
-    for block in blocks:
-        if command := re.match(r"# (\S+\.py): run it by torchrun (.*)\n", block):
-            (tmp_path / command[1]).write_text(block)
-            environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-            call = [sys.executable, "-m", "torch.distributed.run", *command[2].split()]
-            done = subprocess.run(call, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-            assert done.returncode == 0, done.stderr[-3000:]
-            assert done.stdout.count("global") == 4  # dense and pruned, plain and tuned: printed by one process
-        else:
-            exec(compile(block, "README.md", "exec"), names)
-    assert torch.isfinite(names["loss"])
 
 
 def test_numbers_measured_anew_are_found_by_run_and_sparsity():

@@ -193,7 +193,7 @@ def test_a_start_that_is_nowhere_is_refused_before_anything_trains():
 
 
 def test_the_readmes_example_is_a_sweep():
-    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "scale.md").read_text(), re.DOTALL)
     found = sweep.experiments(_yaml.load(text))
     assert len(found) == 12
     assert {e.method for e in found} < METHODS.keys()

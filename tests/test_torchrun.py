@@ -236,8 +236,9 @@ def test_one_process_goes_on_with_what_two_began(both, tmp_path, capfd):
 
 
 def torchrun(*changes):
-    """Run the README's command, on the CPU, with more at its end."""
-    command = re.search("^torchrun (.* -m cram_bench train .*)$", (ROOT / "README.md").read_text(), re.MULTILINE)[1]
+    """Run the documentation's command, on the CPU, with more at its end."""
+    page = (ROOT / "docs" / "scale.md").read_text()
+    command = re.search("^torchrun (.* -m cram_bench train .*)$", page, re.MULTILINE)[1]
     call = [sys.executable, "-m", "torch.distributed.run", *command.split(), *changes]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(call, env=environment, capture_output=True, text=True, timeout=300, check=False)

@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import importlib.util
 import io
 import math
 import warnings
@@ -648,3 +649,41 @@ def test_a_model_without_values_is_one_line(digits):
             ValueError, match="is on the meta device and has no values: build the model on a real device$"
         ):
             call()
+
+
+def test_tensorboard_has_the_history_also_of_a_training_that_goes_on(digits, tmp_path):
+    """Epochs that were begun again, after a crash say, are shown once."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train, test = digits
+    model = network()
+    history = fit(
+        model, sgd(model), train, test, epochs=3, batch_size=64, test_every=3,
+        callbacks=[cb.callbacks.TensorBoard(tmp_path / "curves")],
+    )  # fmt: skip
+    events = EventAccumulator(str(tmp_path / "curves"))
+    events.Reload()
+    found = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert set(found) == {"loss/train", "accuracy/train", "loss/test", "accuracy/test", "lr", "seconds"}
+    for tag, name in (("loss/train", "train_loss"), ("accuracy/train", "train_accuracy"), ("lr", "lr")):
+        assert [step for step, _ in found[tag]] == [1, 2, 3]
+        assert [value for _, value in found[tag]] == pytest.approx([row[name] for row in history], rel=1e-6)
+    assert [step for step, _ in found["accuracy/test"]] == [3]
+
+    again = SimpleNamespace(epoch=1, history=[{"epoch": 2, "train_loss": 7.0}])
+    callback = cb.callbacks.TensorBoard(tmp_path / "curves")
+    callback.on_start(again)
+    callback.on_epoch(again)
+    callback.on_end(again)
+    events = EventAccumulator(str(tmp_path / "curves"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss/train")][1:] == [(2, 7.0)]
+
+
+def test_without_tensorboard_one_line_says_how_to_install_it(monkeypatch, tmp_path):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else find(name))
+    with pytest.raises(ModuleNotFoundError, match=r"^curves of .* need tensorboard.*cram-bench\[tensorboard\]'$"):
+        cb.callbacks.TensorBoard(tmp_path / "curves")
+    assert not (tmp_path / "curves").exists()
