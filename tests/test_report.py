@@ -17,6 +17,7 @@ import cram_bench as cb
 from cram_bench import cli, report
 from cram_bench.files import sealed, sha256, unsealed
 from cram_bench.report import building, findings, pages
+from cram_bench.report.plan import plan
 
 SMALL = {"epochs": 2, "sample": 200, "directions": 1, "sparsities": [0.5, 0.9], "methods": ["sgd", "cram+-multi"]}
 
@@ -513,6 +514,29 @@ def test_a_training_that_failed_is_said_at_the_end(monkeypatch, capsys, tmp_path
     assert "the training SAM, seed 0 failed: the training loss is nan" in capsys.readouterr().err
     monkeypatch.setattr(report, "build", lambda *a, **k: report.Built(tmp_path, {}))
     assert cli.main(["report"]) == 0
+
+
+@pytest.mark.parametrize("profile", ["quick", "full"])
+def test_a_report_is_called_by_its_profile_and_says_it(profile):
+    """Whatever else is asked for; and what is made again is of the same profile, whatever the notebook's own is."""
+    quick = "-quick" if profile == "quick" else ""
+    for questions, rest in ((None, ""), (["second_order"], "-second-order"), (["equal_cost"], "-equal-cost")):
+        for seeds in (None, 2):
+            planned = plan("digits", profile, seeds, {}, questions)
+            assert planned.name == f"digits-convnet{quick}{rest}"
+            assert report.building._asked(planned, seeds, {})["profile"] == profile
+    usual = plan("digits", "", None, {}, ["second_order"])
+    assert (usual.name, usual.profile) == ("digits-convnet-second-order", "full")
+    assert plan("digits").name == "digits-convnet-quick"
+
+
+def test_a_name_that_is_given_is_the_folders_and_failed_trainings_are_returned(monkeypatch, tmp_path):
+    lost = cb.runs.Run(tmp_path / "none", cb.recipes.recipe("digits", "sgd", epochs=1), failure="it is nan")
+    monkeypatch.setattr(report.building, "_execute", lambda *arguments, **where: {})
+    monkeypatch.setattr(report.building.runs, "ensure_all", lambda *arguments, **how: [lost])
+    built = report.build("digits", "quick", 1, {"epochs": 1}, reports=tmp_path, name="mine")
+    assert built.folder == tmp_path / "mine"
+    assert built.trainings == {"SGD, seed 0": "it is nan"}
 
 
 def test_of_several_seeds_all_runs_are_kept(monkeypatch, tmp_path):

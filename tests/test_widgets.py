@@ -237,13 +237,31 @@ def test_a_closed_explorer_leaves_no_thread(runs):
     assert threading.active_count() <= before
 
 
-def test_a_quantized_curve_starts_at_the_quantized_network(runs):
+def test_a_curve_is_of_its_pattern_its_bits_and_its_tuning(runs):
+    train, test = runs[0].experiment.load_data()
+    subject = cb.widgets.Subject(runs[0].load_model(), test.sample(20), train.calibration(50))
+    asked = [(f"{pattern}@{level}{bits}", tuned) for pattern in ("uniform", "global") for level in (0.9, 0.5)
+             for bits in ("+int4", "+int8", "") for tuned in (True, False)]  # fmt: skip
+    for place, (spec, tuned) in enumerate(asked):
+        found = cb.widgets.Answer(place / 100, 1.0, torch.zeros(1), torch.zeros(1), 1, 2, {})
+        subject.answers[parse(spec), tuned] = found
+    for pattern in ("uniform", "global"):
+        for bits in ("", "+int8", "+int4"):
+            for tuned in (True, False):
+                places = [asked.index((f"{pattern}@{level}{bits}", tuned)) for level in (0.5, 0.9)]
+                curve = subject.curve(pattern + bits, tuned)
+                assert curve["sparsity"].tolist() == [0.5, 0.9]
+                assert curve["accuracy"].tolist() == [place / 100 for place in places]
+
+
+def test_a_quantized_curve_starts_at_the_quantized_network(runs, drawn):
     explorer = cb.widgets.explorer(runs[:1])
     explorer.bits.value = "4 bits"
     explorer.tune.value = False
     assert explorer.wait()
     label = explorer.runs.value[0]
     curve = explorer._subjects[label].curve("global+int4", tuned=False)
+    pd.testing.assert_frame_equal(drawn["explorer_curve"][0][label], curve)  # and it is what is drawn
     assert round(100 * curve.iloc[0]["accuracy"], 1) == pytest.approx(
         measured(runs[0], "global@0.0+int4", False), abs=0.11
     )
@@ -413,11 +431,12 @@ def test_the_pictures_say_what_they_show_and_are_as_large_as_they_say(runs):
 
 
 @pytest.mark.parametrize(("pattern", "left"), [("global", []), ("2:4", ["convs.0.weight"])])
-def test_zeros_are_counted_and_what_is_left_dense_is_named(runs, pattern, left):
+def test_zeros_are_counted_and_what_is_left_dense_is_named(runs, drawn, pattern, left):
     explorer = cb.widgets.explorer(runs, sample=100)
     explorer.pattern.value = pattern
     explorer.sparsity.value = 0.9
     assert explorer.wait()
+    assert drawn["explorer_curve"][3] == (0.5 if left else 0.9)  # where the line stands
     masks = apply_(runs[0].load_model(), "2:4" if left else "global@0.9")
     assert list(masks.dense) == left
     assert f"{100 * masks.sparsity:.1f} % of {masks.count:,} prunable weights are zero" in explorer.numbers.value
