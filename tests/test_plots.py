@@ -1155,6 +1155,9 @@ def test_the_readmes_table_is_drawn_whole():
 def test_a_pattern_that_is_not_drawn_is_named():
     rows = table(pattern=["global", "uniform"], sparsity=[0.5, 0.9], calibrated=[True])
     assert "not drawn: uniform (12 rows)" in below(cb.plots.accuracy_vs_sparsity(rows))
+    figure = cb.plots.accuracy_vs_sparsity(rows.iloc[::-1])  # wherever it stands in the table
+    assert figure.axes[0].get_xlabel().endswith("(global)")
+    assert "not drawn: uniform (12 rows)" in below(figure)
     figure = cb.plots.accuracy_vs_sparsity(rows, "uniform")
     assert "not drawn: global (12 rows)" in below(figure)
     check_means(figure.axes[0], rows[rows["pattern"] == "uniform"], "sparsity", "accuracy", "std", {0.5: 0, 0.9: 1})

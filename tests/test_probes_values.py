@@ -190,6 +190,27 @@ def test_sharpness_of_a_bowl_in_closed_form():
         worst = cb.probes.sharpness_over_radii(model, BOWL, [rho], 0, 1, loss=mean).iloc[0]
         assert (worst["kind"], worst["rho"]) == ("worst", rho)
         assert worst["rise"] == pytest.approx(rise, rel=1e-9)
+    radii = [0.5, 0.05, 0.1]  # each from the weights, not from where the one before ended
+    alone = [cb.probes.sam_sharpness(model, BOWL, rho, loss=mean)["sharpness"].iloc[0] for rho in radii]
+    assert cb.probes.sam_sharpness(model, BOWL, radii, loss=mean)["sharpness"].tolist() == pytest.approx(alone)
+
+
+class Hill(nn.Module):
+    """A network whose loss, with `loss=mean`, is θ − 2 θ², from θ = 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.theta = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x):
+        return (self.theta - 2 * self.theta.square()).expand(len(x))
+
+
+@pytest.mark.parametrize(("steps", "rise"), [(1, 0.0), (8, 0.125)])
+def test_the_worst_of_a_sphere_is_the_highest_on_the_way_not_the_last(steps, rise):
+    """One step goes over the hill, to −1; in steps of a quarter its top is met, from which there is no way up."""
+    worst = cb.probes.sharpness_over_radii(Hill(), BOWL, [1.0], 0, steps, loss=mean)
+    assert worst["rise"].tolist() == pytest.approx([rise], abs=1e-12)
 
 
 def test_random_radii_are_seeded_directions_of_that_length():
