@@ -191,7 +191,7 @@ SHOWS = {
     "path": "between two trainings",
     "plane_through_three": "dense, pruned and fine-tuned network",
     "planes": "around the dense and around the pruned weights",
-    "preconditioners": "by epoch and by second",
+    "preconditioners": "by epoch",
     "preconditioners_density": "share of a gradient",
     "preconditioners_pruned": "before and after BatchNorm tuning",
     "preconditioners_stability": "eigenvalue",
