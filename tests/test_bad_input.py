@@ -78,6 +78,9 @@ class World:
     def store(self) -> Store:
         return Store(self.tmp / "own")
 
+    def scores(self) -> pd.DataFrame:
+        return pd.DataFrame({"state": ["dense"], "accuracy": [0.5]})
+
     def closure(self):
         self.base.zero_grad()
         loss = F.cross_entropy(self.model(self.pairs[0][0]), self.pairs[0][1])
@@ -1259,6 +1262,34 @@ DEPLOY = [
     ("sparse: text", lambda w: Machine(sparse="yes"), TypeError, ("sparse", "True or False", "'yes'")),
     ("sparse and compiled", lambda w: Machine(sparse=True, compile=True), ValueError, ("compile", "leave one out")),
     ("nothing to put back", lambda w: cb.deploy.dense_(None), TypeError, ("model", "a torch model", "None")),
+    ("time: no runs", lambda w: cb.deploy.timed([w.model], w.pairs[0][0], 0), ValueError, ("repeats", "at least 1")),
+    (
+        "hub: settings", lambda w: cb.deploy.write_hub(w.model, w.tmp / "x", [], w.few, w.scores()), TypeError,
+        ("settings of an experiment", "[]"),
+    ),
+    (
+        "hub: table", lambda w: cb.deploy.write_hub(w.model, w.tmp / "x", {}, w.few, w.curves()), ValueError,
+        ("state",),
+    ),
+    ("hub: no folder", lambda w: cb.deploy.from_hub(w.tmp / "nowhere"), OSError, ("nowhere",)),
+    (
+        "smaller run: units", lambda w: cb.runs.write_shrunk(w.run, w.model, {"heads": [0]}, w.tmp / "x"), ValueError,
+        ("'heads'", "0 units", "structure says 1"),
+    ),
+    (
+        "smaller run: structure", lambda w: cb.runs.write_shrunk(w.run, w.model, [0], w.tmp / "x"), TypeError,
+        ("structure", "mapping", "[0]"),
+    ),
+    (
+        "counts: no structures", lambda w: cb.prune.structured.to_counts(w.model, w.few, [1]), ValueError,
+        ("has no structures that are known",),
+    ),
+    ("structured: units", lambda w: w.made.run.experiment.but(pruning="structured", units="1,2"), ValueError,
+     ("units", "'6 768 6 768'", "'1,2'")),
+    ("structured: start", lambda w: w.made.run.experiment.but(pruning="structured", units="1 2"), ValueError,
+     ("structured", "start", "id of a run")),
+    ("speeds: sparsity", lambda w: cb.probes.speeds(w.model, w.few, w.few, [1.5]), ValueError, ("sparsity", "1.5")),
+    ("speeds: runs", lambda w: cb.probes.speeds(w.model, w.few, w.few, repeats=0), ValueError, ("repeats", "not 0")),
 ]  # fmt: skip
 
 ROWS = [
