@@ -901,7 +901,7 @@ def speeds():
     assert set(one.get_xdata()) == {1.0}
     assert axis.get_xscale() == "log"
     assert tick_texts(axis.xaxis) == ["1", "1.5", "2"]
-    assert below(figure) == ["dense, float32", "dense, bfloat16", "unstructured, sparse kernels", "ZipLM"]
+    assert below(figure) == ["dense float32", "dense bfloat16", "single zeros with sparse kernels", "ZipLM"]
     assert len({to_hex(each.get_color()) for each in (dense, half, sparse, ziplm)}) == 4
     handles = [to_hex(each.get_color()) for each in figure.legends[0].get_lines()]
     assert handles == [to_hex(each.get_color()) for each in (dense, half, sparse, ziplm)]

@@ -25,14 +25,14 @@ from cram_bench.prune import structures, ziplm
 from cram_bench.train import Score, evaluate
 
 KINDS = {
-    "float32": "dense, float32",
-    "bfloat16": "dense, bfloat16",
-    "sparse": "unstructured, sparse kernels",
-    "2:4": "2:4, sparse kernels",
+    "float32": "dense float32",
+    "bfloat16": "dense bfloat16",
+    "sparse": "single zeros with sparse kernels",
+    "2:4": "2:4 with sparse kernels",
     "ziplm": "ZipLM",
     "uniform": "uniform OBS",
-    "onnx": "onnxruntime, float32",
-    "int8": "onnxruntime, int8",
+    "onnx": "float32 in onnxruntime",
+    "int8": "8 bits in onnxruntime",
 }
 """What makes a network faster, as `speeds` names it → in words."""
 

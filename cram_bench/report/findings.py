@@ -411,7 +411,7 @@ def _speeds(tables: Tables) -> str:
     near = means[(means["accuracy"] >= float(dense.iloc[0]) - 0.01) & (means["kind"] != "float32")]
     best = near.sort_values("speedup").groupby("kind").tail(1).sort_values("speedup", ascending=False)
     parts = [
-        f"{KINDS[kind]} {speedup:.2f} times as fast ({accuracy:.1%})".replace("%)", " %)")
+        f"{KINDS[kind]} is {speedup:.2f} times as fast ({accuracy:.1%})".replace("%)", " %)")
         for kind, speedup, accuracy in best[["kind", "speedup", "accuracy"]].itertuples(index=False)
     ]
     lost = [KINDS[kind] for kind in dict.fromkeys(means["kind"]) if kind not in {"float32", *best["kind"]}]
