@@ -89,7 +89,9 @@ check: install
 counts: install
 	rm -f reports/.robustness.json
 	CRAM_BENCH_COUNTS=$(CURDIR)/reports/.robustness.json CRAM_BENCH_TEST_ROUNDS=200 $(BIN)/python -m pytest \
-	  tests/test_crash.py tests/test_sweep.py tests/test_bad_input_cli.py tests/test_store.py tests/test_streaming.py
+	  tests/test_crash.py tests/test_sweep.py tests/test_bad_input_cli.py tests/test_store.py tests/test_streaming.py \
+	  tests/test_others_files.py tests/test_others_reports.py tests/test_pages.py tests/test_executing.py \
+	  tests/test_runs.py::test_any_damaged_checkpoint_is_noticed
 	mv reports/.robustness.json reports/robustness.json
 	$(MAKE) readme
 

@@ -165,33 +165,48 @@ def measured(reports: Path, up: str, kind: str, *names: str) -> str:
 def counts(reports: Path, up: str) -> str:
     """Return the table of what was done to the run store, as `tests` counted it, as Markdown."""
     found = json.loads((reports / "robustness.json").read_text(encoding="utf-8"))
-    sweeps = [found.get(name, "not run") for name in ("kills in a local sweep", "kills in a sweep on Slurm")]
 
-    def all_of(kind: str) -> int | str:
-        return sum(number for name, number in found.items() if name.startswith(kind)) or "not run"
+    def of(*kinds: str) -> str:
+        """Return how often each kind was tried, in all its variants: `kind` itself, or `kind: variant`."""
+        sums = (sum(n for name, n in found.items() if name.partition(": ")[0] == kind) for kind in kinds)
+        return ", ".join(str(number or "not run") for number in sums)
 
     rows = [
-        ("`kill -9` of a training, before each change of a file", found["kills before a change of a file"]),
-        ("`kill -9` of a training, at random times", found["kills at random times"]),
+        ("`kill -9` of a training, before each change of a file", of("kills before a change of a file")),
+        ("`kill -9` of a training, at random times", of("kills at random times")),
         (
-            "`kill -9` while images are cached, while a report is built",
-            f"{found['kills of a cache']}, {found['kills of a report']}",
+            "`kill -9` while images are cached, a report is built, a notebook is kept",
+            of("kills of a cache", "kills of a report", "kills of a notebook"),
         ),
-        ("`kill -9` in a sweep of 24 trainings, on this machine and on Slurm", f"{sweeps[0]}, {sweeps[1]}"),
-        ("processes at once that ask for overlapping experiments, one of them killed", found["processes at once"]),
-        ("bits flipped in a finished run", all_of("bits flipped")),
-        ("`kill -9` of a writer of the index of many runs", found.get("kills of a writer of the index", "not run")),
-        ("a damaged run among sound ones", all_of("damaged neighbours")),
         (
-            "a process that holds a lock and is stopped; a lock that is a link to a file",
-            f"{found['stopped holders']}, {found['locks that are links']}",
+            "`kill -9` in a sweep of 24 trainings, on this machine and on Slurm",
+            of("kills in a local sweep", "kills in a sweep on Slurm"),
         ),
-        ("a lock removed underneath; a file system without locks", f"{all_of('locks removed')}, {all_of('no locks')}"),
+        ("processes at once that ask for overlapping experiments, one of them killed", of("processes at once")),
+        ("a bit flipped in a finished run; a checkpoint damaged", of("bits flipped", "damaged checkpoints")),
+        ("a full disk; a store that may only be read", of("full disks", "stores that may only be read")),
         (
-            "a clock that is hours ahead; a process that decodes and hangs",
-            f"{all_of('clocks ahead')}, {all_of('workers that hang')}",
+            "the index of many runs: `kill -9` of a writer, damaged or gone, writers at once",
+            of("kills of a writer of the index", "damaged index", "writers of the index at once"),
         ),
-        ("wrong settings, files and shapes", found["wrong inputs"]),
+        (
+            "a damaged run among sound ones; a damaged report; files and folders that are no run",
+            of("damaged neighbours", "damaged reports", "foreign neighbours"),
+        ),
+        ("stores called by braces, quotes, `$x^$`, two lines …", of("odd names of a store")),
+        (
+            "a process that holds a lock and is stopped; a lock that is a link; links in a run that is copied",
+            of("stopped holders", "locks that are links", "links in a run"),
+        ),
+        ("a lock removed underneath; a file system without locks", of("locks removed", "no locks")),
+        (
+            "a clock that is hours ahead; a process that decodes and hangs, a kernel that hangs",
+            of("clocks ahead", "workers that hang", "kernels that hang"),
+        ),
+        ("files of others: bombs, devices, pipes, headers, weights that are none", of("files of others")),
+        ("reports of others that would choose what runs or what is read", of("reports of others")),
+        ("texts of others that would be markup, scripts or commands of a terminal", of("texts of others")),
+        ("wrong settings, files and shapes", of("wrong inputs")),
     ]
     lines = ["| tried | times |", "| --- | --: |", *(f"| {what} | {number} |" for what, number in rows)]
     return "\n".join([*lines, f"| bytes lost | {found['bytes lost']} |"])

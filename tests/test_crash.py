@@ -258,10 +258,10 @@ def test_a_flipped_bit_is_noticed_and_named(name, counted):
         else:  # a blank of JSON, without a meaning
             assert name == "environment.json"
             assert json.loads(damaged) == json.loads(content)
-    counted(f"bits flipped in {name}", 60)
+    counted(f"bits flipped: {name}", 60)
 
 
-def test_a_full_disk_leaves_the_store_intact(tmp_path, straight, capfd):
+def test_a_full_disk_leaves_the_store_intact(tmp_path, straight, capfd, counted):
     """A limit on the size of files stands in for the disk: the same call fails at the same place."""
     store = Store(tmp_path / "store")
     checkpoint = store.root / ".training" / WANTED.id / "checkpoint.pt"
@@ -288,10 +288,11 @@ def test_a_full_disk_leaves_the_store_intact(tmp_path, straight, capfd):
     assert not list(store.root.rglob("*.part"))
     ensure(WANTED, store, threads=1, progress=False)
     check(store, straight)
+    counted("full disks", 1)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs users")
-def test_a_store_that_may_only_be_read(tmp_path):
+def test_a_store_that_may_only_be_read(tmp_path, counted):
     run = ensure(WANTED, Store(tmp_path / "store"), threads=1, progress=False)
     folders = [tmp_path / "store", *(tmp_path / "store").rglob("*")]
     above = list(tmp_path.parents)[:3]
@@ -317,6 +318,7 @@ def test_a_store_that_may_only_be_read(tmp_path):
         for path in folders:
             path.chmod(0o555 if path.is_dir() else 0o444)
         assert ended(child(asks)) == 0
+        counted("stores that may only be read", 1)
     finally:
         for path in folders:
             path.chmod(0o755 if path.is_dir() else 0o644)
@@ -440,7 +442,7 @@ def test_a_report_killed_in_the_middle_is_made_whole(tmp_path, counted):
     counted("kills of a report", len(steps))
 
 
-def test_a_notebook_killed_while_it_is_kept_is_executed_again(tmp_path):
+def test_a_notebook_killed_while_it_is_kept_is_executed_again(tmp_path, counted):
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1")]), tmp_path / "sum.ipynb")
     notebook = execute.Job(tmp_path / "sum.ipynb", {}, "key")
 
@@ -456,6 +458,7 @@ def test_a_notebook_killed_while_it_is_kept_is_executed_again(tmp_path):
         }
         assert left == {"sum.ipynb", "sum.html", ".done/sum.json"}
         assert "2" in (out / "sum.html").read_text()
+    counted("kills of a notebook", len(steps))
 
 
 def test_a_worker_that_outlives_a_killed_training_does_not_hold_its_lock(tmp_path):

@@ -47,6 +47,7 @@ PROCESSES.set_forkserver_preload(
 
 
 TRIED: list[str] = []
+"""What was tried so far, for the number that the README gives."""
 
 
 @pytest.fixture(autouse=True)
@@ -360,6 +361,7 @@ NO_WEIGHTS = [
 @pytest.mark.parametrize(("change", "words"), [row[1:] for row in NO_WEIGHTS], ids=[row[0] for row in NO_WEIGHTS])
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
 def test_what_are_no_weights_is_refused_before_a_number_is_printed(change, words, suffix, tmp_path, capsys):
+    TRIED.append("probe")
     model, path = convnet(), tmp_path / f"model.{suffix}"
     state = model.state_dict()
     state["linear.weight"] = change(state["linear.weight"])
@@ -390,6 +392,7 @@ def test_a_buffer_that_is_infinite_where_it_is_made_may_be_so():
 @pytest.mark.parametrize(("change", "words"), [row[1:] for row in NO_WEIGHTS], ids=[row[0] for row in NO_WEIGHTS])
 def test_a_run_with_other_numbers_is_refused(change, words, tmp_path):
     """Whoever writes weights can write their checksums too."""
+    TRIED.append("load_model")
     run = runs.ensure(cb.recipes.recipe("digits", "sgd", epochs=1), progress=False)
     state = run.load_model().state_dict()
     state["linear.weight"] = change(state["linear.weight"])
@@ -548,6 +551,7 @@ def test_what_is_decoded_is_not_mapped_from_its_cache(tmp_path):
     cb.data.load(tmp_path / "set")
     train, _ = cb.data.load(tmp_path / "set")  # of the cache
     before = train.images.clone()
+    TRIED.append("load")
     (cache,) = (cb.data.cache_root() / "decoded").glob("*.safetensors")
     with open(cache, "rb+") as file:
         length = struct.unpack("<Q", file.read(8))[0]
@@ -573,6 +577,7 @@ def test_the_code_of_a_model_is_not_run(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr("builtins.input", lambda *asked: "y")
     for call in (lambda: models.create(f"hub:{folder}", 2), lambda: models.encoder.tokenizer(f"hub:{folder}")):
+        TRIED.append("create")
         with pytest.raises(ValueError, match=r"^the model 'hub:.*' cannot be loaded: ") as caught:
             call()
         assert len(str(caught.value).splitlines()) == 1

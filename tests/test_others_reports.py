@@ -22,6 +22,15 @@ from cram_bench.report.reproduce import reproduce
 
 ESCAPE = "\x1b[2J\x9b31m\x07"
 EVIL = """<img src=x onerror=alert(1)>'"</script><!--"""
+TRIED: list[str] = []
+"""What was tried so far, for the number that the README gives."""
+
+
+@pytest.fixture(autouse=True)
+def noted(counted):
+    yield
+    counted("reports of others", TRIED.count("report"))
+    counted("texts of others: in a terminal and on the shelf", TRIED.count("text"))
 
 
 def sent(folder: Path, **changes) -> Path:
@@ -54,6 +63,7 @@ def both(folder: Path, tmp_path: Path) -> list[str]:
     """Return how `reproduce` and `renew` refuse a report."""
     said = []
     for call in (lambda: reproduce(folder, tmp_path / "again", progress=False), lambda: report.renew(folder)):
+        TRIED.append("report")
         with pytest.raises(ReportError) as caught:
             call()
         said.append(str(caught.value))
@@ -116,6 +126,7 @@ def test_a_note_is_read_from_a_file_within_bounds(tmp_path):
     for name, make in (("pipe", os.mkfifo), ("device", lambda path: path.symlink_to("/dev/zero"))):
         (tmp_path / name).mkdir()
         make(tmp_path / name / "report.json")
+        TRIED.append("report")
         with pytest.raises(ReportError, match=f"is damaged: it is a {name}, not a file"):
             report.building.note(tmp_path / name)
     with pytest.warns(UserWarning, match=r"left out of .*it is a (pipe|device), not a file"):
@@ -126,6 +137,7 @@ def test_facts_of_others_are_text_on_the_shelf_and_in_a_report(tmp_path):
     """They were markup, written by whoever wrote report.json."""
     facts = {"Experiment": EVIL, "Device": f"<code>{EVIL}", "Report made": html.escape(EVIL)}
     sent(tmp_path / "theirs", title="x", facts=facts)
+    TRIED.extend(["text"] * len(facts))
     pages.shelf(tmp_path)
     page = (tmp_path / "index.html").read_text()
     assert "<img" not in page
@@ -138,6 +150,7 @@ def test_facts_of_others_are_text_on_the_shelf_and_in_a_report(tmp_path):
 def test_a_report_that_leads_elsewhere_is_left_out_of_the_shelf(changes, tmp_path):
     (tmp_path / "figures").mkdir()
     sent(tmp_path / "theirs", **changes)
+    TRIED.append("report")
     with pytest.warns(UserWarning, match="left out of .*index.html") as caught:
         pages.shelf(tmp_path)
     assert len(str(caught[0].message).splitlines()) == 1
@@ -151,6 +164,7 @@ def test_a_figure_and_a_table_are_of_the_report(tmp_path):
     (tmp_path / "r" / "figures" / "a.svg").symlink_to(tmp_path / "secret.svg")
     (tmp_path / "r" / "tables" / "a.csv").symlink_to(tmp_path / "secret.svg")
     for read in (pages.figure, pages._read):
+        TRIED.append("report")
         with pytest.raises(ValueError, match="leads out of"):
             read(tmp_path / "r", "a")
 
@@ -172,6 +186,7 @@ def test_nothing_that_is_printed_commands_the_terminal(tmp_path, monkeypatch, ca
              ["train", "--dataset", "digits", "-s", f"lr{ESCAPE}", "1"], ["reproduce", f"no{ESCAPE}"],
              ["probe", str(tmp_path / "w.pth"), "--arch", "convnet", "--data", str(folder)]]  # fmt: skip
     for call in calls:
+        TRIED.append("text")
         cli.main(call)
         said = capsys.readouterr()
         assert said.out + said.err
@@ -198,6 +213,7 @@ def test_nothing_that_a_sweep_or_a_probe_prints_commands_the_terminal(tmp_path, 
     said = capsys.readouterr()
     printed = [log.getvalue(), said.out, said.err, str(files.Holder(1, ESCAPE, "now"))]
     for each in printed:
+        TRIED.append("text")
         assert "\\x1b[2J" in each
         assert not set(each) & {"\x1b", "\x9b", "\x07"}
 

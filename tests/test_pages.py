@@ -90,10 +90,11 @@ SCRIPTS = {"index.html": 2, "page": 0, "shelf": 0}
 """Scripts that a page has: the drawing library, and the chart."""
 
 
-def test_no_text_of_anybody_becomes_markup_or_script_on_any_page(hostile):
+def test_no_text_of_anybody_becomes_markup_or_script_on_any_page(hostile, counted):
     text, folder = hostile
     places = {"index.html": folder / "index.html", "shelf": folder.parent / "index.html"}
     places["page"] = folder / f"{folder.name}.html"
+    texts = 0
     for name, place in places.items():
         page = place.read_text()
         found = _Read(page)
@@ -109,10 +110,12 @@ def test_no_text_of_anybody_becomes_markup_or_script_on_any_page(hostile):
             assert source.startswith("data:image/svg+xml;base64,") or source.endswith(".svg"), source
         plain = "".join(found.text)
         assert plain.count(text) >= {"index.html": 14, "page": 5, "shelf": 4}[name], (name, plain.count(text))
+        texts += plain.count(text)
     data = told(places["index.html"].read_text())
     (rows,) = data["datasets"].values()
     assert {row["method"] for row in rows} >= {text}
     assert {row["pattern"] for row in rows} >= {f"{text}+int8"}
+    counted("texts of others: on pages", texts)
 
 
 def test_letters_of_corrections_are_explained_where_they_stand(tmp_path):
@@ -128,7 +131,7 @@ def test_letters_of_corrections_are_explained_where_they_stand(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ['{"title": 5, "facts": {"Experiment": ""}}', "[" * 100_000, "5", "\x00", "{}"])
-def test_a_damaged_neighbour_is_named_once_and_hides_no_report(damage, tmp_path):
+def test_a_damaged_neighbour_is_named_once_and_hides_no_report(damage, tmp_path, counted):
     for name in ("a {report} $x^$", "b", "c"):
         (tmp_path / name / "tables").mkdir(parents=True)
         (tmp_path / name / "report.json").write_text(json.dumps({"title": "t", "facts": {"Experiment": name}}))
@@ -140,6 +143,7 @@ def test_a_damaged_neighbour_is_named_once_and_hides_no_report(damage, tmp_path)
     assert str(tmp_path / "b" / "report.json") in str(caught[0].message)
     cells = (tmp_path / "index.html").read_text()
     assert re.findall(r"<dd>(.*?)</dd>", cells) == ["a {report} $x^$", "c"]
+    counted(f"damaged reports: {damage[:9]}", 1)
 
 
 ELSEWHERE = {"equal_cost": "accuracy_by_cost", "language": "language_curves"}

@@ -396,13 +396,14 @@ def flipped(data, share):
     ],
     ids=["truncated", "emptied", "flipped early", "flipped midway", "flipped late", "another dict", "a list"],
 )
-def test_any_damaged_checkpoint_is_noticed(damage, interrupted, tmp_path):
+def test_any_damaged_checkpoint_is_noticed(damage, interrupted, tmp_path, request, counted):
     wanted, checkpoint = interrupted
     checkpoint.write_bytes(damage(checkpoint.read_bytes()))
     with pytest.warns(UserWarning, match="damaged, training starts anew"):
         run = cb.runs.ensure(wanted, progress=False)
     straight = cb.runs.ensure(wanted, cb.runs.Store(tmp_path / "other"), progress=False).load_model().state_dict()
     assert all(torch.equal(value, straight[name]) for name, value in run.load_model().state_dict().items())
+    counted(f"damaged checkpoints: {request.node.callspec.id}", 1)
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}"])

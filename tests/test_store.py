@@ -104,7 +104,7 @@ def test_a_damaged_run_is_named_once_and_hides_no_other(damage, tmp_path, traine
     counted(f"damaged neighbours: {damage}", 1)
 
 
-def test_a_copy_of_a_run_is_named_and_not_taken_for_one(tmp_path, trained):
+def test_a_copy_of_a_run_is_named_and_not_taken_for_one(tmp_path, trained, counted):
     store = stocked(tmp_path / "store", trained, 2)
     run = store.open(tiny(seed=1).id)
     os.rename(copy(trained, store, 2), store.root / f"{run.id}.bak")
@@ -116,9 +116,10 @@ def test_a_copy_of_a_run_is_named_and_not_taken_for_one(tmp_path, trained):
     assert table["seed"].tolist() == [0, 1]
     assert len(said) == 1
     assert f"{run.id}.bak holds a model, and a run's folder is called by its id" in said[0]
+    counted("foreign neighbours: what is no run", 1 + 2 * len(ODD))
 
 
-def test_a_folder_that_may_not_be_looked_into_stops_nothing(tmp_path, trained, monkeypatch):
+def test_a_folder_that_may_not_be_looked_into_stops_nothing(tmp_path, trained, monkeypatch, counted):
     store = stocked(tmp_path / "store", trained, 2)
     closed, stat = str(store.root / tiny(seed=1).id), os.stat
 
@@ -131,9 +132,10 @@ def test_a_folder_that_may_not_be_looked_into_stops_nothing(tmp_path, trained, m
     assert warned(store.table)[0]["seed"].tolist() == [0]
     assert store.find(tiny(seed=1)) is None
     assert store.find(tiny()).experiment == tiny()
+    counted("damaged neighbours: a closed folder", 1)
 
 
-def test_what_an_unfinished_run_has_damaged_is_named(tmp_path, trained):
+def test_what_an_unfinished_run_has_damaged_is_named(tmp_path, trained, counted):
     store = stocked(tmp_path / "store", trained, 1)
     for seed, text in ((1, "[" * 100_000), (2, json.dumps(tiny(seed=2).settings()))):
         work = store.root / ".training" / tiny(seed=seed).id
@@ -148,6 +150,7 @@ def test_what_an_unfinished_run_has_damaged_is_named(tmp_path, trained):
     (store.root / ".training" / tiny(seed=2).id / "failed.json").write_text("[" * 100_000)
     with pytest.raises(RunError, match="failed.json is damaged"):
         store.failure(tiny(seed=2))
+    counted("damaged neighbours: unfinished", 2)
 
 
 def test_a_run_that_was_finished_and_not_tidied_is_listed_once(tmp_path, trained):
@@ -159,7 +162,7 @@ def test_a_run_that_was_finished_and_not_tidied_is_listed_once(tmp_path, trained
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_a_store_of_any_name_trains_finds_and_sweeps(name, tmp_path):
+def test_a_store_of_any_name_trains_finds_and_sweeps(name, tmp_path, counted):
     store = Store(tmp_path / name)
     run = ensure(tiny(), store, progress=False)
     assert (store.find(tiny()), store.open(run.id[:6]), store.runs()) == (run, run, [run])
@@ -169,9 +172,10 @@ def test_a_store_of_any_name_trains_finds_and_sweeps(name, tmp_path):
     os.utime(left, (0, 0))
     files.write(tmp_path / name / name, "whole")
     assert not left.exists()
+    counted(f"odd names of a store: {name}", 1)
 
 
-def test_links_in_a_run_are_not_followed_when_it_is_copied(tmp_path, trained):
+def test_links_in_a_run_are_not_followed_when_it_is_copied(tmp_path, trained, counted):
     store = stocked(tmp_path / "store", trained, 2)
     good, odd = store.open(tiny().id), store.open(tiny(seed=1).id)
     (tmp_path / "secret").write_text("secret")
@@ -185,6 +189,7 @@ def test_links_in_a_run_are_not_followed_when_it_is_copied(tmp_path, trained):
     assert [path.name for path in (tmp_path / "beside").iterdir()] == [good.id]
     assert {path.name for path in (tmp_path / "beside" / good.id).iterdir()} == set(cb.runs.store.CONTENT)
     assert Run.open(tmp_path / "beside" / good.id).experiment == tiny()
+    counted("links in a run", 2)
 
 
 # Locks
@@ -358,7 +363,7 @@ print(run.path.name)
 
 
 @pytest.mark.parametrize("slower", [0, 1], ids=["the first", "the second"])
-def test_two_processes_on_one_run_both_end_with_it(slower, tmp_path):
+def test_two_processes_on_one_run_both_end_with_it(slower, tmp_path, counted):
     """Somebody removes the lock of a training; another process begins the same run. Whoever is slower loses nothing."""
     store, wanted = Store(tmp_path / "store"), recipe("digits", epochs=2)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -409,9 +414,10 @@ def test_two_processes_on_one_run_both_end_with_it(slower, tmp_path):
     assert (store.find(wanted).path / "model.safetensors").read_bytes() == (
         straight.path / "model.safetensors"
     ).read_bytes()
+    counted(f"locks removed: while two train, slower {slower}", 1)
 
 
-def test_a_sweep_whose_lock_is_removed_ends_in_one_line(tmp_path):
+def test_a_sweep_whose_lock_is_removed_ends_in_one_line(tmp_path, counted):
     from cram_bench.executors import SweepError
 
     class Removes:
@@ -429,6 +435,7 @@ def test_a_sweep_whose_lock_is_removed_ends_in_one_line(tmp_path):
 
     with pytest.raises(SweepError, match="somebody removed .*lock, which keeps other commands out"):
         cb.sweep.run([tiny()], Store(), Removes())
+    counted("locks removed: of a sweep", 1)
 
 
 # Size
@@ -521,7 +528,7 @@ def seeds(store):
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"\xff" * 99, b"[" * 100_000, b"00000000 [1, 2]", None])
-def test_an_index_that_is_damaged_or_gone_is_built_anew(damage, tmp_path, trained, touched):
+def test_an_index_that_is_damaged_or_gone_is_built_anew(damage, tmp_path, trained, touched, counted):
     store = aged(stocked(tmp_path / "store", trained, 40))
     expected = seeds(store)
     assert expected == sorted(range(40), key=str)
@@ -535,6 +542,7 @@ def test_an_index_that_is_damaged_or_gone_is_built_anew(damage, tmp_path, traine
     assert seeds(store) == sorted(range(41), key=str)
     assert touched(store.root, lambda: seeds(store)) == sorted(range(41), key=str)
     assert {Path(name).parent.name for name in touched.files} == {".index"}
+    counted(f"damaged index: {damage and damage[:16]}", 2)  # and in the middle of a line
 
 
 def test_a_run_that_went_or_came_under_another_name_is_noticed(tmp_path, trained):
@@ -674,7 +682,7 @@ for seed in range(900, 930):
 """
 
 
-def test_writers_at_once_leave_an_index_that_is_right(tmp_path, trained):
+def test_writers_at_once_leave_an_index_that_is_right(tmp_path, trained, counted):
     store = aged(stocked(tmp_path / "store", trained, 40))
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     call = [sys.executable, "-c", LOOKS, str(store.root)]
@@ -685,6 +693,7 @@ def test_writers_at_once_leave_an_index_that_is_right(tmp_path, trained):
     assert [writer.wait(timeout=300) for writer in writers] == [0] * 4
     assert seeds(store) == sorted(range(60), key=str)
     assert seeds(store) == sorted(range(60), key=str)
+    counted("writers of the index at once", len(writers) + 1)
 
 
 def test_a_fabricated_store_is_of_real_runs(tmp_path):
