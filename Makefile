@@ -17,7 +17,7 @@ help:
 	@echo "make benchmark ratios against peers, in turns, for an idle machine (the better part of an hour)"
 	@echo "make readme    copy the committed reports' tables into README.md and docs/"
 	@echo "make counts    count what the run store survives, and copy that into docs/"
-	@echo "make docs      build the documentation into site/index.html, and check its links"
+	@echo "make docs      build the documentation into site/index.html, and check its links (to search: python -m http.server -d site)"
 	@echo "make dist      build a wheel and a source distribution into dist/"
 	@echo "make install   create $(VENV) and install everything into it"
 	@echo "make clean     remove $(VENV) and caches; runs/ and reports/ stay"

@@ -90,9 +90,10 @@ def note(report: Path, commits: bool = True) -> str:
     name = "runs" if question == "accuracy_vs_sparsity" else f"{question}_runs"
     runs = pd.read_csv(report / "tables" / f"{name}.csv", dtype=str).fillna("")
     facts = {name: list(dict.fromkeys(runs[name])) for name in ("epochs", "seed", "device", "commit")}
+    names = {part: NAMES.get(settings[part], settings[part]) for part in ("model", "dataset")}
     trained = f"; trained at commit {', '.join(facts['commit'])}" if commits else ""
     return (
-        f"{NAMES[settings['model']]} on {NAMES[settings['dataset']]}, {listed(facts['epochs'])} epochs, "
+        f"{names['model']} on {names['dataset']}, {listed(facts['epochs'])} epochs, "
         f"{'seed' if len(facts['seed']) == 1 else 'seeds'} {listed(facts['seed'])}, {settings['precision']}, "
         f"on {listed(facts['device'])}{trained}."
     )
@@ -149,6 +150,7 @@ def measured(reports: Path, up: str, kind: str, *names: str) -> str:
     names, among = (names[: names.index("in")], names[names.index("in") + 1 :]) if "in" in names else (names, ASKED)
     told = []
     for report in (reports / name for name in among):
+        found = []
         for name, table in summaries(report).items():
             own = table["pruner" if "pruner" in table else table.columns[0]]
             if ("pruner" in table) != (kind == "pruners"):
@@ -157,8 +159,10 @@ def measured(reports: Path, up: str, kind: str, *names: str) -> str:
             wanted, against = plain.isin(names), own.index == 0 if kind == "methods" else own == "global"
             if wanted.any():
                 rows = table[wanted | against]
-                what = f"**{ASKED[report.name]}** ([report]({up}reports/{report.name}/))"
-                told += [what, shown(name, rows.loc[:, (rows != "").any()]), note(report, commits=False)]
+                found.append(shown(name, rows.loc[:, (rows != "").any()]))
+        if found:
+            what = f"**{ASKED[report.name]}** ([report]({up}reports/{report.name}/))"
+            told += [what, *found, note(report, commits=False)]
     return "\n\n".join(told) or "No committed report has it yet."
 
 

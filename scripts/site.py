@@ -76,3 +76,10 @@ def on_page_content(html_: str, **_: Any) -> str:
         return convert(html.unescape(match[3]), display="block" if match[2] == "[" else "inline")
 
     return FORMULA.sub(formula, html_)
+
+
+def on_post_build(config: Any) -> None:
+    """Write the index of words as a script too: pages that are opened without a server look for that."""
+    index = Path(config.site_dir) / "search" / "search_index.json"
+    text = f"var __index = {index.read_text(encoding='utf-8')}"
+    index.with_suffix(".js").write_text(text, encoding="utf-8")
