@@ -6,13 +6,14 @@ export CRAM_BENCH_RUNS ?= $(CURDIR)/runs
 # Idle OpenMP threads sleep instead of spinning: two processes on two cores would otherwise fight.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help install report cifar10 sst2 benchmark lab test check counts readme docs dist clean
+.PHONY: help install report cifar10 digits sst2 benchmark lab test check counts readme docs dist clean
 
 help:
 	@echo "make report    train SGD, SAM and CrAM on the digits and write reports/digits-convnet-quick/index.html"
 	@echo "make lab       open JupyterLab on copies of the notebooks, in lab/ (FLAGS='--no-browser' … for Jupyter)"
 	@echo "make test      lint, type check and test"
 	@echo "make cifar10   the committed CIFAR-10 reports (some hours on two cores, where nothing is trained)"
+	@echo "make digits    the committed report on gradual pruning (a quarter of an hour on two cores)"
 	@echo "make sst2      the committed report on language (half an hour on two cores)"
 	@echo "make benchmark ratios against peers, in turns, for an idle machine (the better part of an hour)"
 	@echo "make readme    copy the committed reports' tables into README.md and docs/"
@@ -62,6 +63,11 @@ cifar10: install
 	  -p task '[airplane,automobile,ship,truck]' $(SPECIALISTS) --name cifar10-specialist-vehicles
 	$(BIN)/cram-bench report --dataset cifar10 --notebook specialist --profile full --seeds 1 -p epochs 15 \
 	  -p task '[cat,dog]' $(SPECIALISTS) --name cifar10-specialist-cat-dog
+	$(MAKE) readme
+
+digits: install
+	$(BIN)/cram-bench report --dataset digits --notebook gradual --profile full --seeds 3 --threads 1 -p epochs 20 \
+	  -p methods '[sgd, cram+-multi, cram-single, "gmp*", obert, safe]' --name digits-gradual
 	$(MAKE) readme
 
 sst2: install

@@ -30,13 +30,15 @@ ASKED = {
     "cifar10-specialist-vehicles": "Whether a few examples of four classes prune a network for them",
     "cifar10-specialist-cat-dog": "Whether a few examples of cats and dogs do",
     "sst2-second-order": "What curvature buys on sentences",
+    "digits-gradual": "From how many sparsities on CrAM pays, on the digits",
     "cifar10-better-pruner": "Whether training for compression pays when the pruner is good",
     "cifar10-looking": "Whether CrAM gains from the masks of a pruner that looks",
     "cifar10-pruners-at-95": "Why a pruner that looks does harm at 95 %, masks and values apart",
 }
 """Committed reports → what they ask, in the order of the docs."""
 NAMES = {
-    "resnet20": "ResNet-20 (shortcuts without parameters)", "cifar10": "CIFAR-10", "minilm": "MiniLM", "sst2": "SST-2"
+    "resnet20": "ResNet-20 (shortcuts without parameters)", "cifar10": "CIFAR-10", "minilm": "MiniLM", "sst2": "SST-2",
+    "convnet": "A small convolutional network", "digits": "the digits",
 }  # fmt: skip
 SUMMARIES = {
     "accuracy_vs_sparsity": ("accuracy_summary",),
