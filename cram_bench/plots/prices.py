@@ -55,8 +55,10 @@ def prices(table: pd.DataFrame) -> Figure:
         handles = []
         for method in methods:
             text, colour, marker = look(method)
-            how = {"color": colour, "marker": marker, "markerfacecolor": _filled(method, colour)}
-            handles.append(Line2D([], [], linestyle="", label=visible(text), **how))
+            fill = _filled(method, colour)
+            handles.append(
+                Line2D([], [], color=colour, marker=marker, markerfacecolor=fill, linestyle="", label=visible(text))
+            )
         seeds = int(shown.groupby(["method", "sparsity"])["seed"].nunique().max()) if len(shown) else 0
         below(figure, handles, (f"mean ± std of {seeds} seeds",) if seeds > 1 else ())
     return figure
