@@ -23,8 +23,20 @@ from torch.nn.utils import prune
 
 import cram_bench as cb
 from cram_bench.compress import Magnitude, apply_, prunable
-from cram_bench.deploy import CompilerError, SparseConv2d, SparseLinear, dense_, kernel, nonzeros, swap_, swapping
+from cram_bench.deploy import (
+    ChannelwiseBatchNorm2d,
+    CompilerError,
+    SparseConv2d,
+    SparseLinear,
+    dense_,
+    kernel,
+    nonzeros,
+    normalisation,
+    swap_,
+    swapping,
+)
 from cram_bench.deploy.kernel import FLAGS, compiled, find_compiler, fingerprint, load
+from cram_bench.deploy.memory import Memory, memory
 from cram_bench.optim import HeldMasks
 from cram_bench.preserve import clones
 from cram_bench.runs.how import Machine
@@ -46,7 +58,7 @@ def threads(monkeypatch):
 @pytest.fixture
 def eager(monkeypatch):
     """Threads share out work however little it is."""
-    monkeypatch.setattr(nonzeros, "_WORK", 1)
+    monkeypatch.setattr(nonzeros, "WORK", 1)
 
 
 def sparse(layer, keep=0.2, seed=0):
@@ -377,6 +389,11 @@ def test_swapping_and_putting_back(model, always):
     assert all(m.training for m in model.modules())
     assert list(table.columns) == list(swapping.COLUMNS)
     assert table["taken"].all()
+    norms = table[table["kind"] == "BatchNorm2d"]
+    assert norms["layer"].tolist() == [name for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    assert set(norms["reason"]) == {"channel by channel is 2.00 × as fast"}
+    assert all(type(m) is ChannelwiseBatchNorm2d for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+    taken, table = table["layer"].tolist(), table[table["kind"] != "BatchNorm2d"]
     assert len(table) == 20
     assert table["layer"].tolist() == [
         name for name, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))
@@ -389,8 +406,11 @@ def test_swapping_and_putting_back(model, always):
     assert list(prunable(model)) == table["layer"].add(".weight").tolist()
     model.eval()
     ours = model(images())
+    memory().empty(1 << 20)  # lent and given back
+    assert memory().unused >= 1 << 22
     names = dense_(model)
-    assert names == table["layer"].tolist()
+    assert memory().unused == 0
+    assert sorted(names) == sorted(taken)
     assert [type(m) for m in model.modules()] == kinds
     assert same(bits(model), before)
     torch.testing.assert_close(ours, model(images()), rtol=1e-4, atol=1e-4)
@@ -401,7 +421,8 @@ def test_a_layer_is_taken_only_where_it_is_faster(model, monkeypatch):
     times = itertools.chain([(0.003, 0.001), (0.001, 0.002), (0.001, 0.001)], itertools.repeat((0.001, 0.004)))
     monkeypatch.setattr(swapping, "medians", lambda works, repeats: next(times))
     table = swap_(model, images())
-    assert table["taken"].tolist() == [True] + [False] * 19
+    assert table["taken"].tolist() == [True] + [False] * 38
+    assert table["reason"].tolist()[38] == "torch's is 4.00 × as fast"
     assert table["reason"].tolist()[:3] == [
         "sparse is 3.00 × as fast",
         "dense is 2.00 × as fast",
@@ -414,11 +435,14 @@ def test_a_layer_is_taken_only_where_it_is_faster(model, monkeypatch):
     assert "conv1" not in again["layer"].tolist()
 
 
-def test_the_median_of_warm_runs_decides(monkeypatch):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_median_of_warm_runs_decides(threads, monkeypatch):
     times = [9.0, 3.0, 1.0, 1.0, 2.0, 8.0]  # of the dense and the sparse layer in turns
     clock = itertools.chain.from_iterable((10.0 * i, 10.0 * i + t) for i, t in enumerate(times))
     calls = []
-    monkeypatch.setattr(swapping.time, "perf_counter", lambda: next(clock))
+    name = "thread_time" if threads == 1 else "perf_counter"  # of one thread, others take no part in it
+    monkeypatch.setattr(swapping.time, name, lambda: next(clock))
+    torch.set_num_threads(threads)
     found = swapping.medians([lambda: calls.append("dense"), lambda: calls.append("sparse")], 3)
     assert found == [2.0, 3.0]
     assert calls == ["dense", "sparse"] * 4
@@ -428,7 +452,7 @@ def test_what_is_timed_is_what_the_layer_gets(monkeypatch, model):
     """Forward and backward on the inputs of the model; the gradient of the pixels, which nobody needs, is left out."""
     seen = {}
 
-    def note(layer, x, backward, repeats):
+    def note(layer, x, other, backward, repeats):
         seen[layer] = (x.shape, x.requires_grad, backward, repeats)
         return 1.0, 2.0
 
@@ -625,6 +649,190 @@ def test_one_process_and_no_compilation():
         Machine(sparse=True).joined(several)
 
 
+def test_a_training_with_cram_may_compute_its_second_pass_sparsely(monkeypatch):
+    """Timed at the compressor that leaves most; at θ, where no weight is zero, layers compute densely."""
+    seen, store = [], cb.runs.Store()
+    experiment = cb.recipes.recipe("digits", "cram+", epochs=1, compressors=("global@0.95", "global@0.9"))
+    dense = cb.runs.ensure(experiment, store, progress=False)
+    shutil.rmtree(dense.path)
+
+    def timed(layer, x, other, backward, repeats):
+        seen.append((layer.weight.numel(), int((layer.weight != 0).sum())))
+        return 2.0, 1.0
+
+    monkeypatch.setattr(swapping, "_medians", timed)
+    monkeypatch.setattr(nonzeros, "_MOST", 0.4)
+    products, plain = [], nonzeros._Product.forward
+
+    def forward(ctx, x, weight, *rest):
+        products.append(float((weight != 0).float().mean()))
+        return plain(ctx, x, weight, *rest)
+
+    monkeypatch.setattr(nonzeros._Product, "forward", staticmethod(forward))
+    run = cb.runs.ensure(experiment, store, progress=False, sparse=True)
+    layers = seen[: len(prunable(run.load_model()))]
+    assert sum(kept for _, kept in layers) / sum(size for size, _ in layers) == pytest.approx(0.1, abs=0.01)
+    assert run.id == dense.id
+    assert products or NO_COMPILER
+    assert max(products, default=0) <= 0.4
+    assert run.history["train_loss"].tolist() == pytest.approx(dense.history["train_loss"].tolist(), rel=0.02)
+    shutil.rmtree(run.path)
+    seen.clear()
+    other = cb.recipes.recipe("digits", "cram+", epochs=1, sparse_gradients=False)  # needs the gradient at zeros too
+    cb.runs.ensure(other, store, progress=False, sparse=True)
+    assert not seen
+
+
+# ---------------------------------------------------------------- BatchNorm and memory
+
+
+def normalised(layer, x, dy):
+    x = x.clone().requires_grad_()
+    y = layer(x)
+    wanted = (x, *layer.parameters())
+    return [y.detach(), *torch.autograd.grad(y, wanted, dy), *(b.clone() for b in layer.buffers())]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("size", [(1, 1, 3, 3), (5, 3, 7, 7), (4, 16, 8, 8), (3, 5, 50, 50), (2, 3, 1, 1)], ids=str)
+def test_batch_norm_by_channel_against_float64(size, affine, count, eager):
+    torch.set_num_threads(count)
+    torch.manual_seed(0)
+    x, dy = 100 + 3 * torch.randn(size), torch.randn(size)
+    layer = ChannelwiseBatchNorm2d(size[1], affine=affine, momentum=0.3)
+    if affine:
+        nn.init.normal_(layer.weight)
+        nn.init.normal_(layer.bias)
+    exact = nn.BatchNorm2d(size[1], affine=affine, momentum=0.3).double()
+    exact.load_state_dict(layer.state_dict())
+    layer(x + 1)  # statistics and counts go on from there
+    exact(x.double() + 1)
+    for ours, right in zip(normalised(layer, x, dy), normalised(exact, x.double(), dy.double()), strict=True):
+        assert ours.shape == right.shape
+        assert float((ours - right).double().norm()) <= 2e-5 * float(right.double().norm()) + 1e-5
+    assert int(layer.num_batches_tracked) == 2
+
+
+@pytest.mark.skipif(NO_COMPILER, reason="about the kernel")
+def test_batch_norm_by_channel_is_torchs_where_it_is_not_meant(monkeypatch):
+    calls = []
+    forward = normalisation._Normalised.forward
+    monkeypatch.setattr(
+        normalisation._Normalised, "forward", staticmethod(lambda *given: (calls.append(1), forward(*given))[1])
+    )
+    x = torch.randn(4, 6, 5, 5)
+    layer, dense = ChannelwiseBatchNorm2d(6, momentum=None), nn.BatchNorm2d(6, momentum=None)
+    for _ in range(3):  # momentum None: the mean of all batches
+        layer(x * 2)
+        dense(x * 2)
+    assert len(calls) == 3
+    for name, buffer in dense.named_buffers():
+        torch.testing.assert_close(layer.get_buffer(name), buffer)
+    dense.load_state_dict(layer.state_dict())
+    last = x.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(layer(last), dense(last))
+    assert torch.equal(layer.eval()(x), dense.eval()(x))
+    wide, dense_wide = layer.double().train(), dense.double().train()
+    assert torch.equal(wide(x.double()), dense_wide(x.double()))
+    with pytest.raises(ValueError, match="expected 4D input"):
+        ChannelwiseBatchNorm2d(6)(x[0])
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        ChannelwiseBatchNorm2d(6)(x[:1, :, :1, :1])
+    assert len(calls) == 3
+    without = ChannelwiseBatchNorm2d(6, track_running_stats=False)
+    torch.testing.assert_close(without(x), nn.BatchNorm2d(6, track_running_stats=False)(x))
+    given = ChannelwiseBatchNorm2d(6)
+    given.weight.requires_grad_(False)
+    given(x).sum().backward()
+    assert given.weight.grad is None
+    assert given.bias.grad.tolist() == [100.0] * 6
+
+
+def test_a_second_derivative_of_batch_norm_by_channel():
+    x = torch.randn(3, 2, 4, 4)
+    found = []
+    for layer in (nn.BatchNorm2d(2), ChannelwiseBatchNorm2d(2)):
+        given_x = x.clone().requires_grad_()
+        gx, gw = torch.autograd.grad(layer(given_x).sin().sum(), (given_x, layer.weight), create_graph=True)
+        found.append(torch.autograd.grad(gx.square().sum() + gw.pow(3).sum(), (given_x, *layer.parameters())))
+    for right, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, right, rtol=1e-4, atol=1e-4)
+
+
+def test_timing_batch_norm_leaves_its_statistics(model):
+    before = bits(model.train())
+    swap_(model, images(), repeats=1)
+    assert same(bits(model), before)
+    model.eval()
+    assert "BatchNorm2d" not in swap_(model, images(), backward=False, repeats=1)["kind"].tolist()
+    rest = swap_(model, images(), repeats=1)
+    assert set(rest.loc[rest["kind"] == "BatchNorm2d", "reason"]) <= {"it does not train"}
+
+
+def test_memory_is_used_again_when_no_tensor_looks_at_it():
+    kept = Memory(most=10 << 20)
+    first = kept.empty(2, 1 << 18)
+    place, part = first.data_ptr(), first[1].view(512, 512)
+    assert first.dtype is torch.float32
+    assert first.shape == (2, 1 << 18)
+    del first
+    assert kept.empty(1 << 19).data_ptr() != place  # a part of it is in use
+    assert kept.unused == 2 << 20
+    part.fill_(7.0)
+    del part
+    assert kept.unused == 4 << 20
+    again = kept.empty(1 << 19), kept.empty(1 << 19)
+    assert place in {tensor.data_ptr() for tensor in again}
+    assert kept.unused == 0
+    kept.clear()
+    del again  # lent before: not kept any more
+    assert kept.unused == 0
+
+
+def test_memory_that_is_kept_is_bounded():
+    kept = Memory(most=5 << 20)
+    several = [kept.empty(1 << 19) for _ in range(4)]
+    several.clear()
+    assert kept.unused == 4 << 20
+    small = kept.empty(100)
+    del small
+    assert kept.unused == 4 << 20
+    large = kept.empty(1 << 20)  # of another size: what would not stand beside it goes
+    assert kept.unused == 0
+    del large
+    assert kept.unused == 4 << 20
+
+
+@pytest.mark.skipif(NO_COMPILER, reason="about the kernel")
+def test_outputs_and_gradients_lie_in_memory_that_is_kept():
+    memory().clear()
+    layer = sparse(nn.Conv2d(16, 16, 3, padding=1))
+    layer.__class__ = SparseConv2d
+    chain = nn.Sequential(layer, ChannelwiseBatchNorm2d(16))
+    x = torch.randn(16, 16, 32, 32, requires_grad=True)
+    chain(x).sum().backward()
+    x.grad = None
+    assert memory().unused == 2 << 20  # outputs of both, which the gradients then took
+    dense_(chain)
+
+
+@pytest.mark.parametrize("width", [32, 48, 33])
+def test_large_outputs_are_streamed(width, monkeypatch):
+    """Above 16 MiB, past the caches, where lines are whole vectors; the numbers are the same."""
+    layer = sparse(nn.Conv2d(4, 33, 3, padding=1), 0.1)
+    x = torch.randn(70, 4, 60, width)
+    dense = layer(x)
+    layer.__class__ = SparseConv2d
+    torch.testing.assert_close(layer(x), dense, rtol=1e-4, atol=1e-5)
+    layer = sparse(nn.Conv2d(33, 4, 3, padding=1), 0.1)
+    x = torch.randn(70, 33, 60, width, requires_grad=True)
+    (right,) = torch.autograd.grad(layer(x).square().sum(), x)
+    layer.__class__ = SparseConv2d
+    (found,) = torch.autograd.grad(layer(x).square().sum(), x)
+    torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5)
+
+
 # ---------------------------------------------------------------- the kernel
 
 
@@ -665,7 +873,8 @@ def test_a_denormal_number_survives_the_kernel():
 
 
 def test_flags_that_change_the_process_are_not_used():
-    assert not {"-ffast-math", "-Ofast", "-funsafe-math-optimizations", "-ffinite-math-only"} & set(FLAGS)
+    changing = {"-ffast-math", "-Ofast", "-funsafe-math-optimizations", "-ffinite-math-only", "-fassociative-math"}
+    assert not changing & set(FLAGS)
 
 
 def test_without_a_compiler_the_same_tests_pass(tmp_path):
@@ -792,6 +1001,12 @@ def test_vectors_of_other_processors(processor, tmp_path, monkeypatch, eager):
     other = load(tmp_path)
     assert other.lanes == {"x86-64-v3": 8, "x86-64": 4}[processor]
     monkeypatch.setattr(nonzeros, "compiled", lambda: other)
+    monkeypatch.setattr(normalisation, "compiled", lambda: other)
+    for size in ((5, 3, 7, 7), (3, 5, 50, 50)):
+        x, dy = torch.randn(size), torch.randn(size)
+        pairs = normalised(ChannelwiseBatchNorm2d(size[1]), x, dy), normalised(nn.BatchNorm2d(size[1]), x, dy)
+        for ours, right in zip(*pairs, strict=True):
+            torch.testing.assert_close(ours, right, rtol=1e-4, atol=1e-4)
     for batch, inputs, outputs in LINEAR:
         compare(sparse(nn.Linear(inputs, outputs)), torch.randn(batch, inputs))
     for name in ("3x3", "5x5", "3x3 stride 2, odd", "not square, in groups", "wide"):

@@ -33,7 +33,7 @@ def parser_of_commands() -> argparse.ArgumentParser:
     train.add_argument(
         "--sparse",
         action="store_true",
-        help="where a mask is held, compute at nonzeros only in layers that are faster so",
+        help="where a mask is held, and in CrAM's second pass, compute at nonzeros only in layers that are faster so",
     )
     train.set_defaults(run=commands.run_train, parser=train)
 

@@ -9,11 +9,12 @@ from cram_bench.deploy.hub import from_hub, write_hub
 from cram_bench.deploy.kernel import CompilerError
 from cram_bench.deploy.latency import latency, timed
 from cram_bench.deploy.linear import SparseLinear
+from cram_bench.deploy.normalisation import ChannelwiseBatchNorm2d
 from cram_bench.deploy.onnx import compared, write_onnx
 from cram_bench.deploy.structure import alive, composed, load, save, shrink, size
 from cram_bench.deploy.swapping import dense_, swap_
 
 __all__ = [
-    "CompilerError", "SparseConv2d", "SparseLinear", "alive", "compared", "composed", "dense_", "from_hub", "latency",
-    "load", "save", "shrink", "size", "swap_", "timed", "write_hub", "write_onnx",
+    "ChannelwiseBatchNorm2d", "CompilerError", "SparseConv2d", "SparseLinear", "alive", "compared", "composed",
+    "dense_", "from_hub", "latency", "load", "save", "shrink", "size", "swap_", "timed", "write_hub", "write_onnx",
 ]  # fmt: skip

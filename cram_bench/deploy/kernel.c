@@ -15,10 +15,14 @@
 
        dX[plane][u] += v · dY[i][u − offset]        dv += dY[i][u − offset] · X[plane][u]
 */
+#include <math.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__SSE__)
+#include <immintrin.h>
+#endif
 
 #if defined(__AVX512F__)
 #define LANES 16
@@ -66,10 +70,10 @@ int32_t lanes_of_a_vector(void) { return LANES; }
 
 /* ---------------------------------------------------------------- threads */
 
-typedef void (*work)(job *, int64_t part, int64_t parts);
+typedef void (*work)(void *, int64_t part, int64_t parts);
 typedef struct {
     work run;
-    job *on;
+    void *on;
     int64_t part, parts;
 } task;
 
@@ -81,7 +85,7 @@ static void *start(void *given)
 }
 
 /* Threads live for one call: none waits for work, and a forked process misses none. */
-static void parallel(work run, job *on, int64_t parts)
+static void parallel(work run, void *on, int64_t parts)
 {
     if (parts <= 1) {
         run(on, 0, 1);
@@ -125,6 +129,28 @@ static int64_t border(const int32_t *pointers, int64_t count, int64_t part, int6
 INLINE vec load(const float *from) { return *(const loose *)from; }
 INLINE void store(float *to, vec value) { *(loose *)to = value; }
 INLINE vec all(float value) { return value - (vec){0}; }
+
+/* Store what no cache would keep until it is read, without reading first what was there. */
+INLINE void stream(float *to, vec value)
+{
+#if defined(__AVX512F__)
+    _mm512_stream_ps(to, (__m512)value);
+#elif defined(__AVX__)
+    _mm256_stream_ps(to, (__m256)value);
+#elif defined(__SSE__)
+    _mm_stream_ps(to, (__m128)value);
+#else
+    store(to, value);
+#endif
+}
+
+/* Let other threads see what was streamed. */
+INLINE void streamed(void)
+{
+#if defined(__SSE__)
+    _mm_sfence();
+#endif
+}
 
 #if defined(__clang__)
 #define PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -321,6 +347,25 @@ INLINE void copy_line(float *to, const float *from, int64_t count)
         to[at] = from[at];
 }
 
+/* Bytes of a tensor that no cache keeps. */
+#define LARGE (16 << 20)
+
+INLINE void copy_out(float *to, const float *from, int64_t count, const int large)
+{
+    if (!large) {
+        copy_line(to, from, count);
+        return;
+    }
+    for (int64_t at = 0; at < count; at += LANES)
+        stream(to + at, load(from + at));
+}
+
+/* Whether a tensor of so many floats in lines of `line` is streamed. */
+INLINE int large(const float *to, int64_t floats, int64_t line)
+{
+    return floats * 4 > LARGE && line % LANES == 0 && (uintptr_t)to % (4 * LANES) == 0;
+}
+
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* Numbers of sample `first + j`, inputs `low` … `high` − 1 of `width`, to to[input − low][j]. */
@@ -344,6 +389,15 @@ static void turn_back(float *to, int64_t width, int64_t low, int64_t high, const
     }
 }
 
+/* Ask for the pixels that are copied after those of image `n` of a plane: of the next image, or of the next plane. A page
+   holds one or few channels of an image, and processors foresee nothing beyond a page. */
+INLINE void foresee(const float *at, int64_t line, int64_t n, int64_t count, int64_t channels, int64_t size)
+{
+    const float *next = at + (n + 1 < count ? channels * size : (1 - n * channels) * size);
+    for (int64_t i = 0; i < line; i += 16)
+        __builtin_prefetch(next + i);
+}
+
 /* Pixels of plane `p` between an image tensor and a plane; the zeros around are there and stay. */
 INLINE void pixels(const job *on, float *plane, float *image, const int to_plane, int64_t p, int64_t first, int64_t count)
 {
@@ -353,14 +407,17 @@ INLINE void pixels(const job *on, float *plane, float *image, const int to_plane
     const int64_t sy = g->stride_y, sx = g->stride_x;
     const int64_t y0 = ((phase_y - g->top) % sy + sy) % sy, x0 = ((phase_x - g->left) % sx + sx) % sx;
     const int64_t above = (y0 + g->top) / sy * g->line + (x0 + g->left) / sx, size = g->height * g->width;
+    const int streams = !to_plane && large(image, g->batch * channels * size, g->width);
     for (int64_t n = 0; n < count; n++) {
         float *out = image + ((first + n) * channels + c) * size, *end = out + size;
         float *in = plane + n * g->lines * g->line + above;
         for (out += y0 * g->width; out < end; out += sy * g->width, in += g->line) {
+            if (to_plane)
+                foresee(out, g->width, n, count, channels, size);
             if (sx == 1 && to_plane)
                 copy_line(in, out, g->width);
             else if (sx == 1)
-                copy_line(out, in, g->width);
+                copy_out(out, in, g->width, streams);
             else
                 for (int64_t x = x0, t = 0; x < g->width; x += sx, t++) {
                     if (to_plane)
@@ -376,13 +433,15 @@ static void outputs(const job *on, float *plane, float *image, const int to_plan
 {
     const geometry *g = on->g;
     const int64_t size = g->out_height * g->out_width;
+    const int streams = !to_plane && large(image, g->batch * g->rows * size, g->out_width);
     for (int64_t n = 0; n < count; n++) {
         float *out = image + ((first + n) * g->rows + row) * size, *end = out + size;
         for (float *in = plane + n * g->lines * g->line; out < end; out += g->out_width, in += g->line) {
-            if (to_plane)
+            if (to_plane) {
+                foresee(out, g->out_width, n, count, g->rows, size);
                 copy_line(in, out, g->out_width);
-            else
-                copy_line(out, in, g->out_width);
+            } else
+                copy_out(out, in, g->out_width, streams);
         }
     }
 }
@@ -398,8 +457,9 @@ static int64_t filled(int64_t vectors, int64_t count, int64_t images, const geom
 
 /* ---------------------------------------------------------------- forward */
 
-static void pack_inputs(job *on, int64_t part, int64_t parts)
+static void pack_inputs(void *given, int64_t part, int64_t parts)
 {
+    job *on = given;
     const geometry *g = on->g;
     const int64_t low = g->planes * part / parts, high = g->planes * (part + 1) / parts;
     for (int64_t block = on->first; block < on->last; block++) {
@@ -413,22 +473,23 @@ static void pack_inputs(job *on, int64_t part, int64_t parts)
     }
 }
 
-static float *zeros(int64_t floats)
+/* Room for `floats`, of which the first `cleared` are zero, and a tile beyond. */
+static float *space(int64_t floats, int64_t cleared)
 {
-    const int64_t bytes = (floats * 4 + 4 * LANES * TILE + 63) / 64 * 64;
-    float *room = aligned_alloc(64, bytes);
+    float *room = aligned_alloc(64, (floats * 4 + 4 * LANES * TILE + 63) / 64 * 64);
     if (room)
-        memset(room, 0, bytes);
+        memset(room, 0, cleared * 4);
     return room;
 }
 
-static void forward_rows(job *on, int64_t part, int64_t parts)
+static void forward_rows(void *given, int64_t part, int64_t parts)
 {
+    job *on = given;
     const geometry *g = on->g;
     const int64_t step = g->bundle, wide = g->vectors * LANES;
     const int64_t low = border(on->pointers, g->rows, part, parts);
     const int64_t high = border(on->pointers, g->rows, part + 1, parts);
-    float *room = zeros(least(step, high - low) * wide);
+    float *room = space(least(step, high - low) * wide, 0);
     if (!room) {
         on->wrong = 1;
         return;
@@ -447,6 +508,7 @@ static void forward_rows(job *on, int64_t part, int64_t parts)
                     outputs(on, room + (i - row) * wide, on->to_y, 0, i, first, count);
         }
     }
+    streamed();
     free(room);
 }
 
@@ -456,7 +518,8 @@ int32_t forward(const geometry *g, const int32_t *phase_y, const int32_t *phase_
 {
     const int64_t blocks = (g->batch + g->images - 1) / g->images;
     const int64_t at_once = g->threads > 1 ? blocks : 1;
-    float *packed = zeros(at_once * g->planes * g->plane);
+    const int64_t floats = at_once * g->planes * g->plane + LANES * TILE;
+    float *packed = space(floats, floats);
     if (!packed)
         return 1;
     job on = {.g = g, .phase_y = phase_y, .phase_x = phase_x, .pointers = pointers, .offsets = offsets,
@@ -473,8 +536,9 @@ int32_t forward(const geometry *g, const int32_t *phase_y, const int32_t *phase_
 
 /* ---------------------------------------------------------------- backward */
 
-static void pack_gradients(job *on, int64_t part, int64_t parts)
+static void pack_gradients(void *given, int64_t part, int64_t parts)
 {
+    job *on = given;
     const geometry *g = on->g;
     const int64_t low = g->rows * part / parts, high = g->rows * (part + 1) / parts;
     for (int64_t block = on->first; block < on->last; block++) {
@@ -488,15 +552,16 @@ static void pack_gradients(job *on, int64_t part, int64_t parts)
     }
 }
 
-static void backward_columns(job *on, int64_t part, int64_t parts)
+static void backward_columns(void *given, int64_t part, int64_t parts)
 {
+    job *on = given;
     const geometry *g = on->g;
     const int64_t step = g->back_bundle, wide = g->back_vectors * LANES;
     const int64_t low = border(on->pointers, g->planes, part, parts);
     const int64_t high = border(on->pointers, g->planes, part + 1, parts);
     const int64_t room = least(step, high - low) * wide;
     /* Zeros where a smaller last block has no samples: there dY still is that of the block before. */
-    float *here = zeros(2 * room);
+    float *here = space(2 * room, room);
     if (!here) {
         on->wrong = 1;
         return;
@@ -526,6 +591,7 @@ static void backward_columns(job *on, int64_t part, int64_t parts)
                     pixels(on, there + (i - column) * wide, on->to_x, 0, i, first, count);
         }
     }
+    streamed();
     free(here);
 }
 
@@ -535,7 +601,8 @@ int32_t backward(const geometry *g, const int32_t *phase_y, const int32_t *phase
 {
     const int64_t blocks = (g->batch + g->back_images - 1) / g->back_images;
     const int64_t at_once = g->threads > 1 ? blocks : 1;
-    float *packed = zeros(at_once * g->rows * g->back_plane);
+    const int64_t floats = at_once * g->rows * g->back_plane + LANES * TILE;
+    float *packed = space(floats, floats);
     if (!packed)
         return 1;
     job on = {.g = g, .phase_y = phase_y, .phase_x = phase_x, .pointers = pointers, .offsets = offsets,
@@ -635,4 +702,146 @@ void write_gradient(float *gradient, int64_t count, int64_t rows, const int32_t 
         for (int32_t k = row_pointers[row]; k < row_pointers[row + 1]; k++)
             gradient[places[k]] = by_columns[turned[k]];
     }
+}
+
+/* ---------------------------------------------------------------- batch normalisation */
+
+/* A channel of a batch fits the second cache, unlike the batch: it is read from memory once, whatever is computed of it. */
+typedef struct {
+    int64_t batch, channels, size;
+    double eps;
+    const float *weight, *bias, *x, *dy;
+    float *mean, *variance, *scale, *y, *dx, *dweight, *dbias;
+} normalisation;
+
+#define LONG 2048 /* floats that are summed in single precision */
+
+typedef struct {
+    double one, two;
+} sums;
+
+static double sum_of(vec value)
+{
+    double sum = 0;
+    for (int i = 0; i < LANES; i++)
+        sum += value[i];
+    return sum;
+}
+
+/* Σ (x − mean), or with `square` Σ (x − mean)², or with dy Σ dy and Σ (x − mean) · dy, over a channel. */
+INLINE sums sums_over(const normalisation *on, int64_t channel, const float mean, const int square, const int both)
+{
+    vec one[4] = {all(0), all(0), all(0), all(0)}, two[4] = {all(0), all(0), all(0), all(0)};
+    sums found = {0, 0};
+    int64_t summed = 0;
+    for (int64_t n = 0; n < on->batch; n++) {
+        const float *x = on->x + (n * on->channels + channel) * on->size;
+        const float *dy = both ? on->dy + (n * on->channels + channel) * on->size : x;
+        for (int64_t from = 0; from < on->size; from += LONG) {
+            const int64_t end = least(from + LONG, on->size);
+            int64_t i = from;
+            for (; i + 4 * LANES <= end; i += 4 * LANES) {
+#pragma GCC unroll 4
+                for (int r = 0; r < 4; r++) {
+                    const vec away = load(x + i + r * LANES) - all(mean);
+                    if (both) {
+                        const vec there = load(dy + i + r * LANES);
+                        one[r] += there;
+                        two[r] += away * there;
+                    } else
+                        one[r] += square ? away * away : away;
+                }
+            }
+            for (; i + LANES <= end; i += LANES) {
+                const vec away = load(x + i) - all(mean);
+                one[0] += both ? load(dy + i) : square ? away * away : away;
+                if (both)
+                    two[0] += away * load(dy + i);
+            }
+            for (; i < end; i++) {
+                const float away = x[i] - mean;
+                found.one += both ? dy[i] : square ? away * away : away;
+                if (both)
+                    found.two += away * dy[i];
+            }
+            summed += end - from;
+            if (summed >= LONG || n + 1 == on->batch) {
+                summed = 0;
+                found.one += sum_of((one[0] + one[1]) + (one[2] + one[3]));
+                one[0] = one[1] = one[2] = one[3] = all(0);
+                if (both) {
+                    found.two += sum_of((two[0] + two[1]) + (two[2] + two[3]));
+                    two[0] = two[1] = two[2] = two[3] = all(0);
+                }
+            }
+        }
+    }
+    return found;
+}
+
+/* y = (x − mean) · scale + bias, or with dy: dx = dy · scale − less − (x − mean) · slope. */
+INLINE void spread(const normalisation *on, int64_t channel, float mean, float scale, float shift, float slope, const int both)
+{
+    for (int64_t n = 0; n < on->batch; n++) {
+        const int64_t at = (n * on->channels + channel) * on->size;
+        const float *x = on->x + at, *dy = both ? on->dy + at : x;
+        float *to = (both ? on->dx : on->y) + at;
+        int64_t i = 0;
+        for (; i + LANES <= on->size; i += LANES) {
+            const vec away = load(x + i) - all(mean);
+            store(to + i, both ? load(dy + i) * all(scale) - all(shift) - away * all(slope) : away * all(scale) + all(shift));
+        }
+        for (; i < on->size; i++) {
+            const float away = x[i] - mean;
+            to[i] = both ? dy[i] * scale - shift - away * slope : away * scale + shift;
+        }
+    }
+}
+
+static void normalise_channels(void *given, int64_t part, int64_t parts)
+{
+    const normalisation *on = given;
+    const double count = (double)on->batch * on->size;
+    for (int64_t c = on->channels * part / parts; c < on->channels * (part + 1) / parts; c++) {
+        const float near = on->x[c * on->size]; /* sums of differences from a number of the channel lose nothing */
+        const float mean = near + sums_over(on, c, near, 0, 0).one / count;
+        const double variance = sums_over(on, c, mean, 1, 0).one / count, scale = 1 / sqrt(variance + on->eps);
+        on->mean[c] = mean;
+        on->variance[c] = variance;
+        on->scale[c] = scale;
+        spread(on, c, mean, on->weight ? scale * on->weight[c] : scale, on->bias ? on->bias[c] : 0, 0, 0);
+    }
+}
+
+static void differentiate_channels(void *given, int64_t part, int64_t parts)
+{
+    const normalisation *on = given;
+    const double count = (double)on->batch * on->size;
+    for (int64_t c = on->channels * part / parts; c < on->channels * (part + 1) / parts; c++) {
+        const float mean = on->mean[c];
+        const sums found = sums_over(on, c, mean, 0, 1);
+        const double own = on->scale[c], scale = on->weight ? own * on->weight[c] : own;
+        on->dbias[c] = found.one;
+        on->dweight[c] = found.two * own;
+        if (on->dx)
+            spread(on, c, mean, scale, scale * found.one / count, scale * own * own * found.two / count, 1);
+    }
+}
+
+/* y of x, a batch of images, and mean, variance (divided by the count) and 1/√(variance + eps) of every channel. */
+void normalise(int64_t batch, int64_t channels, int64_t size, double eps, int64_t threads, const float *weight,
+               const float *bias, const float *x, float *mean, float *variance, float *scale, float *y)
+{
+    normalisation on = {.batch = batch, .channels = channels, .size = size, .eps = eps, .weight = weight, .bias = bias,
+                        .x = x, .mean = mean, .variance = variance, .scale = scale, .y = y};
+    parallel(normalise_channels, &on, threads);
+}
+
+/* dX, which may be NULL, and the gradients of weight and bias. */
+void differentiate(int64_t batch, int64_t channels, int64_t size, int64_t threads, const float *weight, const float *mean,
+                   const float *scale, const float *x, const float *dy, float *dx, float *dweight, float *dbias)
+{
+    normalisation on = {.batch = batch, .channels = channels, .size = size, .weight = weight, .x = x, .dy = dy,
+                        .mean = (float *)mean, .scale = (float *)scale, .dx = dx, .dweight = dweight, .dbias = dbias};
+    parallel(differentiate_channels, &on, threads);
 }

@@ -1,7 +1,7 @@
 """The C kernel of sparse layers: compiled at first use by the gcc or clang of this machine, and kept in a cache.
 
-`kernel.c` is compiled for the processor at hand, with flags that let sums be reordered and leave denormal numbers as
-they are: a library made with ``-ffast-math`` would flush them to zero in the whole process as soon as it is loaded.
+`kernel.c` is compiled for the processor at hand, with flags that leave denormal numbers as they are: a library made
+with ``-ffast-math`` would flush them to zero in the whole process as soon as it is loaded.
 """
 
 from __future__ import annotations
@@ -17,17 +17,15 @@ import subprocess
 import tempfile
 import warnings
 from collections.abc import Sequence
-from ctypes import c_int32, c_int64, c_void_p
+from ctypes import c_double, c_int32, c_int64, c_void_p
 from importlib import resources
 from pathlib import Path
 
 from cram_bench.files import cache_root, locked, sha256, whole, write
 
-FLAGS = (
-    "-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math",
-    "-fno-signed-zeros", "-fPIC", "-shared", "-pthread",
-)  # fmt: skip
-"""What `kernel.c` is compiled with; never ``-ffast-math``."""
+FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-pthread")
+"""What `kernel.c` is compiled with; never ``-ffast-math``. Sums are written out as vectors in the order that is meant:
+with ``-fassociative-math`` gcc reorders them again, and multiplies and adds one by one instead of both at once."""
 
 COMPILERS = ("cc", "gcc", "clang")
 """What is looked for in ``PATH``, after ``$CC``."""
@@ -71,6 +69,9 @@ class Kernel:
             library, "read_values", c_int64, [pointer, c_int64, c_int64, *[pointer] * 5, ctypes.POINTER(c_int64)]
         )
         self.write_gradient = _function(library, "write_gradient", None, [pointer, c_int64, c_int64, *[pointer] * 4])
+        sizes = [c_int64] * 3
+        self.normalise = _function(library, "normalise", None, [*sizes, c_double, c_int64, *[pointer] * 7])
+        self.differentiate = _function(library, "differentiate", None, [*sizes, c_int64, *[pointer] * 8])
         self.lanes: int = _function(library, "lanes_of_a_vector", c_int32, [])()
 
 

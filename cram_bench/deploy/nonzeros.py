@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cram_bench.deploy.kernel import Geometry, Kernel, compiled
+from cram_bench.deploy.memory import memory
 
 _CACHE = 300 * 1024
 """Bytes of a block of images; with the outputs of as many it stays in a core's second cache."""
 _MOST = 0.4
 """Of so many weights that are not zero the dense layer is faster, whatever the layer."""
-_WORK = 2_000_000
+WORK = 2_000_000
 """Multiplications that repay a thread, which takes some microseconds to start."""
 
 
@@ -142,7 +143,7 @@ class Nonzeros:
         self.places, self.row_offsets, self.column_offsets, self.turned = (_indices(self.count) for _ in range(4))
         kernel.find_nonzeros(
             byref(plan.geometry), weight.data_ptr(), shape.inputs, shape.groups, len(plan.tap_phase),
-            *_at(plan.tap_phase, plan.tap_shift, self.row_pointers, self.places, self.row_offsets,
+            *addresses(plan.tap_phase, plan.tap_shift, self.row_pointers, self.places, self.row_offsets,
                  self.column_pointers, self.column_offsets, self.turned),
         )  # fmt: skip
 
@@ -151,7 +152,7 @@ class Nonzeros:
         by_rows, by_columns, zeros = _floats(self.count), _floats(self.count), c_int64()
         elsewhere = self.kernel.read_values(
             weight.data_ptr(), weight.numel(), len(weight),
-            *_at(self.row_pointers, self.places, self.turned, by_rows, by_columns), byref(zeros),
+            *addresses(self.row_pointers, self.places, self.turned, by_rows, by_columns), byref(zeros),
         )  # fmt: skip
         return None if elsewhere or zeros.value else (by_rows, by_columns)
 
@@ -159,10 +160,10 @@ class Nonzeros:
         """Return Y for inputs of the size of the plan."""
         g = self.plan.geometry
         size = (g.batch, g.rows) if g.linear else (g.batch, g.rows, g.out_height, g.out_width)
-        y = _floats(*size)
+        y = memory().empty(*size)
         _done(
             self.kernel.forward(
-                byref(g), *_at(self.plan.phase_y, self.plan.phase_x, self.row_pointers, self.row_offsets, by_rows,
+                byref(g), *addresses(self.plan.phase_y, self.plan.phase_x, self.row_pointers, self.row_offsets, by_rows,
                                bias, x, y)
             )
         )  # fmt: skip
@@ -172,21 +173,23 @@ class Nonzeros:
         self, by_columns: Tensor, x: Tensor, dy: Tensor, weight: Tensor, want: tuple[bool, bool]
     ) -> tuple[Tensor | None, Tensor | None]:
         """Return dX and dW, zero where the weight is; each where it is wanted."""
-        dx = (torch.zeros_like if self.plan.unread else torch.empty_like)(x) if want[0] else None
+        dx = memory().empty(*x.shape) if want[0] else None
+        if dx is not None and self.plan.unread:
+            dx.zero_()
         dv = torch.zeros(self.count, dtype=torch.float32, device="cpu") if want[1] else None
         if any(want):
             _done(
                 self.kernel.backward(
                     byref(self.plan.geometry),
-                    *_at(self.plan.phase_y, self.plan.phase_x, self.column_pointers, self.column_offsets, by_columns,
-                         x, dy, dx, dv),
+                    *addresses(self.plan.phase_y, self.plan.phase_x, self.column_pointers, self.column_offsets,
+                               by_columns, x, dy, dx, dv),
                 )
             )  # fmt: skip
         if dv is None:
             return dx, None
-        dw = torch.empty(weight.shape, dtype=torch.float32, device="cpu")
+        dw = memory().empty(*weight.shape)
         self.kernel.write_gradient(
-            dw.data_ptr(), dw.numel(), len(dw), *_at(self.row_pointers, self.places, self.turned, dv)
+            dw.data_ptr(), dw.numel(), len(dw), *addresses(self.row_pointers, self.places, self.turned, dv)
         )
         return dx, dw
 
@@ -199,7 +202,7 @@ def _floats(*size: int) -> Tensor:
     return torch.empty(size, dtype=torch.float32, device="cpu")
 
 
-def _at(*tensors: Tensor | None) -> list[int | None]:
+def addresses(*tensors: Tensor | None) -> list[int | None]:
     """Return where tensors lie in memory, for a call of the kernel."""
     return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
 
@@ -239,7 +242,7 @@ class Products:
         if torch.is_autocast_enabled("cpu") and x.device.type == "cpu":
             with torch.autocast("cpu", enabled=False):
                 return self(x.float(), weight, bias)
-        if not _plain(x, weight, bias) or not x.numel() or not weight.numel() or not self._fits(x):
+        if not plain(x, weight, bias) or not x.numel() or not weight.numel() or not self._fits(x):
             return self._masked(x, weight, bias)
         flat = x.reshape(-1, self.shape.channels) if self.shape.linear else x if x.ndim == 4 else x[None]
         flat, kernel = flat.contiguous(), compiled()
@@ -270,7 +273,7 @@ class Products:
             if count > _MOST * weight.numel():  # in CrAM's first pass, say: what was found for its second is kept
                 return None
             rows, columns = self.shape.outputs(height, width)
-            threads = max(1, min(available, count * len(x) * rows * columns // _WORK))
+            threads = max(1, min(available, count * len(x) * rows * columns // WORK))
             plan = Plan(self.shape, len(x), height, width, threads, kernel.lanes)
             if not plan.fits:
                 return None
@@ -285,7 +288,7 @@ class Products:
         return known, *values
 
 
-def _plain(*tensors: Tensor | None) -> bool:
+def plain(*tensors: Tensor | None) -> bool:
     """Tell whether all are float32 in this process's memory, as they stand there."""
     if torch.compiler.is_compiling():
         return False

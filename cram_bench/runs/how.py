@@ -23,9 +23,9 @@ class Machine:
         threads: of torch on the CPU; by default one for tiny images, where more only wait for each other.
         compile: use torch.compile; by default where the training is long enough to repay the minute it takes.
         workers: processes that decode streamed images, by default a CPU each, and eight at most.
-        sparse: where a training holds masks, let the layers compute at nonzeros only that are faster so
-            (`cram_bench.deploy.swap_`), on the CPU, in float32, in one process. Which these are, is timed when it
-            starts or goes on.
+        sparse: where a training holds masks, and in CrAM's pass at compressed weights, whose gradient is needed at
+            nonzeros only, let the layers compute at those that are faster so (`cram_bench.deploy.swap_`), on the CPU,
+            in float32, in one process. Which these are, is timed when it starts or goes on.
 
     Raises:
         ValueError: the device is not here, there is no thread, or the workers are fewer than none.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import copy
 import hashlib
 import io
 import json
@@ -25,7 +26,7 @@ from torch.optim import Optimizer
 from cram_bench import models
 from cram_bench._defaults import usual_defaults
 from cram_bench.checks import instance, number, one_line
-from cram_bench.compress import Masks
+from cram_bench.compress import Masks, apply_
 from cram_bench.data import Dataset, fingerprint
 from cram_bench.deploy import composed, shrink, swap_
 from cram_bench.deploy.structure import described
@@ -34,8 +35,9 @@ from cram_bench.experiment import Experiment
 from cram_bench.files import Lock, sealed, sha256, write, write_tensors
 from cram_bench.losses import Loss
 from cram_bench.optim import HeldMasks
+from cram_bench.optim.cram import CompressingStep
 from cram_bench.outputs import fitting, logits_of
-from cram_bench.preserve import modes_kept
+from cram_bench.preserve import modes_kept, preserved
 from cram_bench.progress import Progress
 from cram_bench.runs import environment, publishing
 from cram_bench.runs.how import Machine
@@ -235,14 +237,35 @@ def _begin(experiment: Experiment, store: Store, how: Machine, group: Group) -> 
         model = model.to(how.place).to(memory_format=torch.channels_last)
         volatile = {name: value.clone() for name, value in _volatile(model).items()}
     loss = taught(experiment, store, train, how.place)
-    if how.sparse and masks is not None and experiment.precision == "float32":
+    if how.sparse and experiment.precision == "float32":
         with how.suited(experiment, train).limits():
-            swap_(model, fitting(model)(next(train.batches(experiment.batch_size, channels_last=True))[0]))
+            sample = next(train.batches(experiment.batch_size, channels_last=True))[0]
+            _make_sparse(model, experiment, masks is not None, fitting(model)(sample))
     model = group.parallel(model, unused=models.is_encoder(experiment.model))
     optimizer = experiment.build_optimizer(model)
     if masks is not None:
         optimizer = HeldMasks(model, optimizer, masks)
     return _Begun(how.suited(experiment, train), images, train, test, model, optimizer, loss, volatile, structure)
+
+
+def _make_sparse(model: nn.Module, experiment: Experiment, held: bool, sample: Any) -> None:
+    """Let layers compute at nonzeros only: all passes of a model that holds masks, CrAM's pass at compressed weights.
+
+    Of several compressors that decides which leaves most weights: what is faster with those is with fewer. A pass with
+    more nonzeros, as the one at θ, a sparse layer computes densely.
+    """
+    step = experiment.step
+    if held:
+        swap_(model, sample)
+    elif isinstance(step, CompressingStep) and step.sparse_gradients:
+        left = [(_weights_left(model, each), each) for each in step.compressors]
+        with preserved(model):
+            apply_(model, max(left)[1])
+            swap_(model, sample)
+
+
+def _weights_left(model: nn.Module, compressor: str) -> int:
+    return sum(int(mask.sum()) for mask in apply_(copy.deepcopy(model), compressor).values())
 
 
 def _work_folder(
