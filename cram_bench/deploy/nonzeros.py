@@ -245,11 +245,11 @@ class Products:
         if not plain(x, weight, bias) or not x.numel() or not weight.numel() or not self._fits(x):
             return self._masked(x, weight, bias)
         flat = x.reshape(-1, self.shape.channels) if self.shape.linear else x if x.ndim == 4 else x[None]
-        flat, kernel = flat.contiguous(), compiled()
+        kernel = compiled()
         found = None if kernel is None else self._found_in(weight.detach().contiguous(), flat, kernel)
         if found is None and (kernel is not None or not self.shape.linear):
             return self._masked(x, weight, bias)
-        y = _Product.apply(flat, weight, bias, self, found)
+        y = _Product.apply(flat.contiguous(), weight, bias, self, found)
         return y.view(*x.shape[:-1], -1) if self.shape.linear else y if x.ndim == 4 else y[0]
 
     def _masked(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
