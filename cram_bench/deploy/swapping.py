@@ -16,7 +16,7 @@ from cram_bench.deploy.convolution import SparseConv2d
 from cram_bench.deploy.linear import SparseLinear
 from cram_bench.deploy.memory import memory
 from cram_bench.deploy.normalisation import ChannelwiseBatchNorm2d
-from cram_bench.preserve import buffers_kept, preserved
+from cram_bench.preserve import preserved
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -175,7 +175,7 @@ def _medians(layer: nn.Module, x: Tensor, other: type[nn.Module], backward: bool
 
     asked = [t for t in (x, *layer.parameters(recurse=False)) if t.requires_grad]
     try:
-        with buffers_kept(layer):
+        with preserved(layer):  # torch's BatchNorm changes its statistics and does not say so
             return medians([run(plain), run(other)], repeats)
     finally:
         layer.__class__ = plain
