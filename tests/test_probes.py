@@ -73,6 +73,7 @@ OVER_RUNS = {
     "chosen_by_loss",
     "mean_and_std",
     "over_changes",
+    "speed_table",
     "over_runs",
     "price_table",
     "prices",

@@ -247,7 +247,8 @@ class Products:
         flat = x.reshape(-1, self.shape.channels) if self.shape.linear else x if x.ndim == 4 else x[None]
         kernel = compiled()
         found = None if kernel is None else self._found_in(weight.detach().contiguous(), flat, kernel)
-        if found is None and (kernel is not None or not self.shape.linear):
+        bag = kernel is None and self.shape.linear and int(weight.count_nonzero()) <= _MOST * weight.numel()
+        if found is None and not bag:
             return self._masked(x, weight, bias)
         y = _Product.apply(flat.contiguous(), weight, bias, self, found)
         return y.view(*x.shape[:-1], -1) if self.shape.linear else y if x.ndim == 4 else y[0]
