@@ -4,7 +4,7 @@
 
 Rooms, in the order in which they may use each other: `compress`, `distributed`, `models`, `data`, `curvature`, `prune`,
 `deploy`, `losses`, `schedules`, `optim`, `train`, `experiment`, `recipes`, `runs`, `sweep`, `probes`, `plots`,
-`widgets`, `report`, `cli`. Each is loaded when it is first used.
+`charts`, `widgets`, `report`, `cli`. Each is loaded when it is first used.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ _ROOMS = (
     "sweep",
     "probes",
     "plots",
+    "charts",
     "widgets",
     "report",
     "cli",

@@ -16,8 +16,8 @@ BESIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 """Pages that stand in the root of the project."""
 COPIED = (".html", ".png", ".svg", ".csv", ".ipynb", ".json")
 ROOMS = (
-    "compress", "prune", "optim", "train", "callbacks", "losses", "schedules", "probes", "plots", "data", "models",
-    "deploy", "curvature", "recipes", "experiment", "runs", "sweep", "widgets", "report", "distributed",
+    "compress", "prune", "optim", "train", "callbacks", "losses", "schedules", "probes", "plots", "charts", "data",
+    "models", "deploy", "curvature", "recipes", "experiment", "runs", "sweep", "widgets", "report", "distributed",
 )  # fmt: skip
 """What the API has a page for."""
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)

@@ -9,6 +9,7 @@ import pytest
 import cram_bench as cb
 from cram_bench import charts
 from cram_bench.charts.accuracy import points, widest
+from cram_bench.report.chart import library
 
 vl_convert = pytest.importorskip("vl_convert")
 
@@ -149,8 +150,8 @@ def test_the_library_is_whole_and_the_same_every_time():
     import base64
     import gzip
 
-    script = gzip.decompress(base64.b64decode(charts.library())).decode()
+    script = gzip.decompress(base64.b64decode(library())).decode()
     assert "vegaEmbed" in script
-    assert len(charts.library()) < 2**20
-    charts.library.cache_clear()
-    assert charts.library() == charts.library()
+    assert len(library()) < 2**20
+    library.cache_clear()
+    assert library() == library()

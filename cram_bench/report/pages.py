@@ -19,6 +19,7 @@ from cram_bench import charts, untrusted
 from cram_bench.checks import one_line
 from cram_bench.files import parsed, write
 from cram_bench.probes.stability import LOSS_FACTOR, LOSS_NATS, SIGNIFICANCE
+from cram_bench.report import chart
 from cram_bench.report.findings import counted, findings, listed, trained_at
 from cram_bench.report.page import OURS, render
 
@@ -174,7 +175,7 @@ def touched(curves: pd.DataFrame) -> Markup:
     """
     if "accuracy" not in curves or curves["accuracy"].isna().all():
         return Markup("")
-    return charts.markup(charts.accuracy_vs_sparsity(curves), "Accuracy against sparsity, and every method's at one")
+    return chart.markup(charts.accuracy_vs_sparsity(curves), "Accuracy against sparsity, and every method's at one")
 
 
 def shelf(reports: Path) -> None:

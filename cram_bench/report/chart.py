@@ -5,9 +5,13 @@ from __future__ import annotations
 import base64
 import functools
 import gzip
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cram_bench.checks import needs
+from cram_bench.report.page import render
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 
 @functools.cache
@@ -20,13 +24,11 @@ def library() -> str:
     return base64.b64encode(gzip.compress(script.encode(), mtime=0)).decode()
 
 
-def markup(chart: Any, alt: str) -> Any:
+def markup(chart: Any, alt: str) -> Markup:
     """Return a chart as markup, whole in itself: it needs no network.
 
     Args:
-        chart: of this package, or any altair chart.
+        chart: of `cram_bench.charts`.
         alt: what it shows, for readers who do not see it.
     """
-    from cram_bench.report.page import render
-
     return render("chart.html", spec=chart.to_dict(), alt=alt, library=library())
