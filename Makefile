@@ -49,9 +49,9 @@ cifar10: install
 	$(BIN)/cram-bench report --dataset cifar10 --notebook second_order --profile full --seeds 1 --keep-runs -p epochs 15 \
 	  -p held_out 2000 -p sparsities '[0.8, 0.9]' -p pruners '[global, obd, "obs(update:none)", obert, obs, "global+obs", mfac, cap, \
 	  "greedy(update:none)", greedy, "exactobs(scope:global)", sparsegpt, "2:4", "2:4+obs", obertx16]' --name cifar10-second-order
-	$(BIN)/cram-bench report --dataset cifar10 --notebook better_pruner --profile full --seeds 2 --keep-runs -p epochs 15 \
-	  -p held_out 2000 -p sparsities '[0.8, 0.9, 0.95]' -p corrections '[none, batchnorm]' -p methods '[sgd, cram-single, cram+-multi]' \
-	  -p pruners '[global, greedy, "exactobs(scope:global)"]' --name cifar10-better-pruner
+	$(BIN)/cram-bench report --dataset cifar10 --notebook better_pruner --profile full --seeds 3 --keep-runs --threads 1 -p epochs 15 \
+	  -p held_out 2000 -p sparsities '[0.8, 0.9, 0.95]' -p corrections '[none, batchnorm]' \
+	  -p methods '[sgd, sam, cram-single, cram+-multi]' -p pruners '[global, greedy, "exactobs(scope:global)"]' --name cifar10-better-pruner
 	$(BIN)/cram-bench report --dataset cifar10 --notebook better_pruner --profile full --seeds 1 --keep-runs -p epochs 15 \
 	  -p held_out 2000 -p sparsities '[0.8, 0.9, 0.95]' -p corrections '[none, batchnorm]' \
 	  -p methods '[sgd, cram+-multi, cram+-looking]' -p pruners '[global, greedy, "exactobs(scope=global)"]' --name cifar10-looking
