@@ -115,19 +115,19 @@ def check_leaves(compressor: Any) -> None:
 
 
 def grid(patterns: Sequence[str], sparsities: Sequence[float]) -> list[Compressor]:
-    """Return a compressor for every pattern and sparsity; an n:m pattern has one sparsity and comes once.
+    """Return a compressor for every pattern and sparsity; once for n:m, whose sparsity is its own, and for ``int8``.
 
     Raises:
         ValueError: a list is empty, a pattern unknown or a sparsity outside [0, 1).
         TypeError: something is no list, no text or no number.
 
-    >>> [str(c) for c in grid(["global", "2:4"], [0.5, 0.9])]
-    ['global@0.5', 'global@0.9', '2:4']
+    >>> [str(c) for c in grid(["global", "2:4", "int8"], [0.5, 0.9])]
+    ['global@0.5', 'global@0.9', '2:4', 'int8']
     """
     levels = [number("sparsity", level, 0, 1) for level in items("sparsities", sparsities, "numbers in [0, 1)")]
     for pattern in (patterns := items("patterns", patterns, "texts such as 'global' or '2:4'")):
         instance("a pattern", pattern, str, "a text such as 'global' or '2:4'")
-    specs = [[p] if ":" in p else [f"{p}@{level!r}" for level in levels] for p in patterns]
+    specs = [[p] if ":" in p or p.startswith("int") else [f"{p}@{level!r}" for level in levels] for p in patterns]
     found = [parse(spec) for listed in specs for spec in listed]
     for compressor in found:
         check_leaves(compressor)

@@ -65,12 +65,12 @@ class Output:
             if self.folder is not None:
                 folder = self.folder / "figures"
                 folder.mkdir(parents=True, exist_ok=True)
-                for suffix, metadata in (("svg", {"Date": None, "Title": alt}), ("png", {"Title": alt})):
-                    with whole(folder / f"{name}.{suffix}") as part:
-                        figure.savefig(part, format=suffix, metadata=metadata)
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="png")
-        return Image(buffer.getvalue(), width=int(figure.get_figwidth() * 110), alt=alt)
+                with whole(folder / f"{name}.svg") as part:
+                    figure.savefig(part, format="svg", metadata={"Date": None, "Title": alt})
+            picture = _png(figure, alt)
+            if self.folder is not None:
+                write(folder / f"{name}.png", picture)
+        return Image(picture, width=int(figure.get_figwidth() * 110), alt=alt)
 
     def table(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
         """Write ``tables/NAME.csv``, and return the table for the notebook to show."""
@@ -80,3 +80,16 @@ class Output:
             named_index = table.index.name is not None
             write(folder / f"{name}.csv", table.to_csv(index=named_index, float_format="%.8g"))
         return table
+
+
+def _png(figure: Any, alt: str) -> bytes:
+    """Return a figure as PNG, whose title is `alt`; as nothing of it is transparent, it has three channels."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    drawn, small, title = io.BytesIO(), io.BytesIO(), PngInfo()
+    figure.savefig(drawn, format="png")
+    title.add_itxt("Title", alt)
+    picture = Image.open(drawn)
+    picture.convert("RGB").save(small, "PNG", optimize=True, pnginfo=title, dpi=picture.info["dpi"])
+    return small.getvalue()
