@@ -121,14 +121,18 @@ def grid(patterns: Sequence[str], sparsities: Sequence[float]) -> list[Compresso
         ValueError: a list is empty, a pattern unknown or a sparsity outside [0, 1).
         TypeError: something is no list, no text or no number.
 
-    >>> [str(c) for c in grid(["global", "2:4", "int8"], [0.5, 0.9])]
-    ['global@0.5', 'global@0.9', '2:4', 'int8']
+    >>> [str(c) for c in grid(["global", "global+int8", "2:4", "int8"], [0.5, 0.9])]
+    ['global@0.5', 'global@0.9', 'global@0.5+int8', 'global@0.9+int8', '2:4', 'int8']
     """
     levels = [number("sparsity", level, 0, 1) for level in items("sparsities", sparsities, "numbers in [0, 1)")]
     for pattern in (patterns := items("patterns", patterns, "texts such as 'global' or '2:4'")):
         instance("a pattern", pattern, str, "a text such as 'global' or '2:4'")
-    specs = [[p] if ":" in p or p.startswith("int") else [f"{p}@{level!r}" for level in levels] for p in patterns]
-    found = [parse(spec) for listed in specs for spec in listed]
+    specs: list[str] = []
+    for pattern in patterns:
+        chooses, plus, bits = pattern.partition("+")
+        alone = ":" in chooses or chooses.startswith("int")
+        specs += [pattern] if alone else [f"{chooses}@{level!r}{plus}{bits}" for level in levels]
+    found = [parse(spec) for spec in specs]
     for compressor in found:
         check_leaves(compressor)
     return found
