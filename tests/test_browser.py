@@ -361,7 +361,8 @@ def test_browser_report_without_network(viewer, tmp_path):
     slider.press("Home")
     for level in (0.5, 0.9):
         slider.press("ArrowRight")
-        assert told.inner_text() == slider.get_attribute("aria-valuetext") == f"{100 * level:g} %"
+        told.filter(has_text=f"{100 * level:g} %").wait_for()  # after the chart itself
+        assert slider.get_attribute("aria-valuetext") == f"{100 * level:g} %"
         for tuned in (True, False):
             page.locator("input[name=tuned]").set_checked(tuned)
             rows = table[(table["sparsity"] == level) & (table["calibrated"] == tuned)].set_index("method")["accuracy"]
@@ -386,7 +387,7 @@ def test_browser_report_without_network(viewer, tmp_path):
         assert (sum(map(int, re.findall(r"\d+", ink)[:3])) > 384) == (scheme == "dark")
         page.screenshot(path=f"{tmp_path}/report-{width}.png", full_page=True)
     first = marks.locator(".mark-symbol.role-mark path").first
-    first.hover()
+    first.hover(force=True)  # points may lie over each other
     assert "accuracy, %" in page.locator("#vg-tooltip-element").inner_text()
     with page.expect_download() as saved:
         page.locator(".chart summary").click()
@@ -418,7 +419,7 @@ def test_browser_runs_no_script_of_a_report_of_somebody_else(viewer, hostile):
                     letters = marks.locator("text").all_text_contents()  # a long name ends in an ellipsis
                     assert any(t.startswith(text[:20]) for t in letters)
                     page.locator("input[name=at]").press("Home")
-                    marks.locator(".mark-symbol.role-mark path").first.hover()
+                    marks.locator(".mark-symbol.role-mark path").first.hover(force=True)  # may lie below another
                     page.locator("#vg-tooltip-element").wait_for()
         assert page.inner_text("body").count(text) >= least
         assert page.evaluate("window.hit === undefined")

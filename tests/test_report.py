@@ -596,10 +596,13 @@ def test_the_page_shows_the_tables_it_stands_on_and_one_dense_accuracy(built):
     assert [row[1] for row in accuracy] == trained
     assert [row[:1] + row[2:] for row in accuracy] == [list(summary.columns), *summary.to_numpy().tolist()]
     assert decided == [list(verdicts.columns), *verdicts.to_numpy().tolist()]
-    data = json.loads(re.search(r"const data = (\{.*?\}), \$ =", index)[1])
-    for name, dense in zip(("sgd", "cram+-multi"), summary["dense"], strict=True):
-        for tuned in ("True", "False"):
-            assert f"{100 * data['values'][f'global|{tuned}'][name]['0'][0]:.1f}" == dense
+    (drawn,) = json.loads(re.search(r"^draw\((\{.*\}), document.currentScript", index, re.MULTILINE)[1])[
+        "datasets"
+    ].values()
+    for name, dense in zip(("SGD", "CrAM+-Multi"), summary["dense"], strict=True):
+        for tuned in (True, False):
+            (row,) = [r for r in drawn if (r["method"], r["level"], r["tuned"]) == (name, "dense", tuned)]
+            assert f"{row['mean']:.1f}" == dense
     for sentence in findings.findings(built.folder, report.DEFAULT):
         assert f'<p class="result">{pages.escape(sentence)}</p>' in index
     assert len(re.findall('class="result"', index)) == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from cram_bench.checks import columns
 from cram_bench.plots._style import Figure, below, in_order, legend, look, mean_lines, of_runs, per_cent, style
@@ -60,6 +60,7 @@ def _by_bytes(axis: Axes, table: pd.DataFrame) -> None:
         axis.set_xscale("symlog", linthresh=float(held.min()) if len(held) else 1.0)
     else:
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(numticks=12))  # by default as many as the user's letters leave room for
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.xaxis.set_minor_formatter(NullFormatter())
 
