@@ -89,6 +89,17 @@ def test_a_transfer_starts_from_the_sources_and_scales_the_target(tmp_path):
         recipes.transfer("cifar10", str(tmp_path / "empty"), ["sgd"], 1, [0.9])
 
 
+def test_a_transfer_is_tried_at_every_rate_on_what_is_not_held_out():
+    options = {"target_images": 100, "rates": [0.01, 0.05, 0.01], "held_out": 30, "target_precision": "float32"}
+    (source,), tuned = recipes.transfer("cifar10", "digits", ["sgd"], 1, [0.9], epochs=1, **options)
+    assert (source.precision, source.data.holdout, source.data.sample) == ("bfloat16", 0, 0)
+    assert {(e.precision, e.data.holdout, e.data.sample) for e in tuned} == {("float32", 30, 100)}
+    tries = [(e.pruning.prune, e.optimizer.lr) for e in tuned]
+    assert tries == [("", 0.01), ("", 0.05), ("global@0.9", 0.01), ("global@0.9", 0.05)]
+    _, usual = recipes.transfer("cifar10", "digits", ["sgd"], 1, [0.9], epochs=1)
+    assert {(e.precision, e.optimizer.lr, e.data.holdout) for e in usual} == {("bfloat16", 0.01, 0)}
+
+
 def test_language_is_asked_of_sentences():
     assert [e.method for e in recipes.language("sst2", ["adamw", "cram+"], 1)] == ["adamw", "cram+"]
     assert recipes.language("sst2", ["cram+"], 1)[0].step.compressors == ("global@0.7",)

@@ -1,9 +1,11 @@
+import gzip
 import hashlib
 import io
 import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from dataclasses import replace
@@ -756,6 +758,94 @@ def test_a_holdout_is_of_the_training_images_the_same_for_every_seed_and_method_
         assert not (rows(rest) | rows(kept)) & rows(test)
         held.append(kept)
     assert all(torch.equal(kept.images, held[0].images) and torch.equal(kept.labels, held[0].labels) for kept in held)
+
+
+def write_idx(folder, split, images, labels, head=b"\0\0\x08"):
+    """Write a split as its makers do; `head` are the first bytes of the images."""
+    for kind, values in (("images-idx3", images), ("labels-idx1", labels)):
+        begin = (head if kind == "images-idx3" else b"\0\0\x08") + bytes([values.ndim])
+        content = begin + struct.pack(f">{values.ndim}I", *values.shape) + values.numpy().tobytes()
+        (folder / f"{split}-{kind}-ubyte.gz").write_bytes(gzip.compress(content))
+
+
+@pytest.fixture
+def fashion(tmp_path):
+    """Return a data folder with a small Fashion-MNIST in it, and its arrays."""
+    folder = tmp_path / "fashion_mnist"
+    folder.mkdir()
+    made = {}
+    for split, count in (("train", 30), ("t10k", 20)):
+        random = torch.Generator().manual_seed(count)
+        images = torch.randint(0, 256, (count, 28, 28), generator=random, dtype=torch.uint8)
+        made[split] = images, torch.arange(count).remainder(10).to(torch.uint8)
+        write_idx(folder, split, *made[split])
+    return tmp_path, made
+
+
+def test_the_makers_own_files_of_fashion_mnist_are_read(fashion):
+    root, made = fashion
+    train, test = cb.data.load("fashion_mnist", root)
+    for part, split in ((train, "train"), (test, "t10k")):
+        assert torch.equal(part.images, made[split][0].unsqueeze(1))
+        assert torch.equal(part.labels, made[split][1].long())
+    assert (train.classes[-1], train.flip) == ("boot", True)
+    assert cb.data.load("fashion_mnist", root, flip=False)[0].flip is False
+
+
+def test_a_bad_file_of_fashion_mnist_is_one_line(fashion):
+    root, made = fashion
+    folder, (images, labels) = root / "fashion_mnist", made["train"]
+    first = folder / "train-images-idx3-ubyte.gz"
+    whole = first.read_bytes()
+
+    def says(match):
+        with pytest.raises(cb.data.DataError, match=match) as error:
+            cb.data.load("fashion_mnist", root)
+        assert "\n" not in str(error.value)
+
+    write_idx(folder, "train", images[:, :27], labels)
+    says(r"train-images.* must hold images of 28 × 28, not 27 × 28")
+    write_idx(folder, "train", images, labels, b"\0\0\x0d")
+    says(r"train-images.*does not begin as bytes of 3 axes")
+    write_idx(folder, "train", images, labels[:29])
+    says(r"holds 30 images, and train-labels.* 29 labels")
+    first.write_bytes(gzip.compress(gzip.decompress(whole)[:-1]))
+    says(r"it has fewer values than the 23,520 that it says")
+    first.write_bytes(gzip.compress(gzip.decompress(whole) + b"0"))
+    says(r"it has more values than the 23,520 that it says")
+    first.write_bytes(gzip.compress(b"\0\0\x08\x03" + struct.pack(">3I", 2**31, 28, 28)))
+    says(r"from 1 to 100,000 examples, not 2,147,483,648")
+    first.write_bytes(whole[: len(whole) // 2])
+    says(r"train-images.* is not readable as IDX")
+    first.write_bytes(b"no gzip")
+    says(r"train-images.* is not readable as IDX")
+    first.unlink()
+    says(r"train-images.* is missing, of four files")
+    os.mkfifo(first)
+    says(r"train-images.* is not readable as IDX: .*it is a pipe")
+
+
+def test_a_failed_download_leaves_no_folder_behind(tmp_path, monkeypatch):
+    def made_and_failed(root, **more):
+        (root / "FashionMNIST" / "raw").mkdir(parents=True)
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST", made_and_failed)
+    with pytest.raises(cb.data.DataError, match=r"no network.*or the four \*-ubyte\.gz into"):
+        cb.data.load("fashion_mnist", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sample_is_of_what_is_not_held_out_and_the_same_for_every_seed():
+    rest, held = cb.recipes.recipe("digits", holdout=200).load_data()
+    drawn = [cb.recipes.recipe("digits", seed=seed, holdout=200, sample=90).load_data() for seed in (0, 3)]
+    for train, kept in drawn:
+        assert len(train) == 90
+        assert rows(train) <= rows(rest)
+        assert torch.equal(kept.images, held.images)
+    assert torch.equal(drawn[0][0].images, drawn[1][0].images)
+    train, test = cb.recipes.recipe("digits", sample=1297).load_data()
+    assert (len(train), len(test)) == (1297, 500)
 
 
 def test_tests_are_normalised_by_the_training_images_and_not_their_own():

@@ -163,11 +163,17 @@ def test_transfer(execute, tmp_path, monkeypatch):
         for run in runs[len(sources) :]
     ]  # fmt: skip
     accuracy = pd.DataFrame(rows, columns=["method", "seed", "sparsity", "accuracy"])
+    accuracy = accuracy.assign(lr=0.01, held_out=float("nan"))
     laid_out = accuracy.assign(pattern="global", calibrated=accuracy["sparsity"] > 0)
     ours = {"transfer": accuracy, "transfer_summary": probes.accuracy_table(laid_out)}
     assert others(tables, ours) == []
     assert drawn["transfer"][1] == {"chance": 0.5}
     assert drawn["transfer"][0][1] == "grey"
+    choice = {"target_images": 6, "rates": [0.01, 0.1], "held_out": 4, "target_precision": "float32"}
+    found = execute("transfer", **SMALL, dataset="digits", target="grey", target_epochs=2, **choice)[0]["transfer"]
+    assert len(found) == len(accuracy)
+    assert found["held_out"].notna().all()
+    assert set(found["lr"]) <= {0.01, 0.1}
 
 
 def test_language(execute, monkeypatch):

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import torch
 
 import cram_bench as cb
 
@@ -34,7 +35,63 @@ def test_a_result_is_that_of_the_last_epoch():
     history = pd.DataFrame({"epoch": [1, 2, 3], "test_accuracy": [0.5, 0.9, 0.7]})
     tuned = SimpleNamespace(id="1", experiment=experiment, failure=None, history=history)
     found = cb.probes.transfer_accuracy([tuned], [source]).iloc[0]
-    assert found.to_dict() == {"method": "sam", "seed": 3, "sparsity": 0.9, "accuracy": 0.7}
+    assert found.drop("held_out").to_dict() == {
+        "method": "sam", "seed": 3, "sparsity": 0.9, "accuracy": 0.7, "lr": 0.1,
+    }  # fmt: skip
+    assert pd.isna(found["held_out"])
+
+
+class Constant(torch.nn.Module):
+    """Says one class of everything, and notes that it was asked."""
+
+    def __init__(self, label, asked):
+        super().__init__()
+        self.label, self.asked = label, asked
+
+    def forward(self, x):
+        self.asked.append(self.label)
+        return torch.nn.functional.one_hot(torch.full((len(x),), self.label), 10).float()
+
+
+def test_the_rate_of_a_transfer_is_chosen_on_held_out_images_and_its_test_is_the_only_one():
+    source = cb.recipes.recipe("digits", "sam")
+    asked, runs = [], []
+
+    def tuned(seed, sparsity, lr, held_out, label, failure=None):
+        prune = f"global@{sparsity:g}" if sparsity else ""
+        experiment = cb.recipes.recipe("digits", start="0" * 12, prune=prune, seed=seed, lr=lr, holdout=100, sample=200)
+        history = None if failure else pd.DataFrame({"test_accuracy": [0.99, held_out]})
+        model = Constant(label, asked)
+        runs.append(
+            SimpleNamespace(
+                id=str(len(runs)), experiment=experiment, failure=failure, history=history, load_model=lambda: model
+            )
+        )
+
+    tuned(0, 0.0, 0.1, 0.9, 1)  # the better of one seed, and worse on average
+    tuned(1, 0.0, 0.1, 0.1, 1)
+    tuned(0, 0.0, 0.2, 0.6, 2)
+    tuned(1, 0.0, 0.2, 0.6, 3)
+    tuned(0, 0.9, 0.1, 0.5, 4)
+    tuned(1, 0.9, 0.1, 0.5, 5)
+    tuned(0, 0.9, 0.2, 1.0, 6)
+    tuned(1, 0.9, 0.2, 1.0, 7, failure="the loss is nan")  # a rate at which one failed is last
+    tuned(0, 0.5, 0.1, 1.0, 8, failure="the loss is nan")
+    tuned(0, 0.5, 0.2, 1.0, 8, failure="the loss is nan")
+    found = cb.probes.transfer_accuracy(runs, [SimpleNamespace(id="0" * 12, experiment=source)])
+    labels = cb.data.load("digits")[1].labels
+    share = {label: round(float((labels == label).double().mean()), 6) for label in range(10)}
+    rows = [(0, 0.0, 0.2, share[2]), (1, 0.0, 0.2, share[3]), (0, 0.9, 0.1, share[4]), (1, 0.9, 0.1, share[5])]
+    kept = found[["seed", "sparsity", "lr", "accuracy"]]
+    assert list(kept[:4].round(6).itertuples(index=False, name=None)) == rows
+    assert found["held_out"].tolist()[:4] == [0.6, 0.6, 0.5, 0.5]
+    assert len(found) == 5
+    assert found["accuracy"].isna().tolist() == [False] * 4 + [True]
+    assert set(asked) == {2, 3, 4, 5}
+    for run in runs:
+        run.experiment = run.experiment.but(holdout=0)
+    with pytest.raises(ValueError, match=r"one of the rates \[0\.1, 0\.2\] is chosen on held-out images"):
+        cb.probes.transfer_accuracy(runs, [SimpleNamespace(id="0" * 12, experiment=source)])
 
 
 def test_a_table_of_accuracies_has_a_column_for_what_is_quantized_alone():

@@ -184,6 +184,24 @@ def test_runs_beside_a_report_are_read(tmp_path, monkeypatch):
     assert not (tmp_path / "own" / run.id).exists()
 
 
+def test_what_takes_longer_to_test_than_to_train_is_tested_at_the_end():
+    few = ensure(tiny(epochs=3, sample=160))  # 500 are tested
+    assert few.history["test_accuracy"].isna().tolist() == [True, True, False]
+    enough = ensure(tiny(epochs=3, sample=170))
+    assert not enough.history["test_accuracy"].isna().any()
+
+
+def test_a_processor_without_bfloat16_is_warned_of(monkeypatch):
+    monkeypatch.setattr("cram_bench.runs.how.has_bfloat16", lambda: False)
+    with pytest.warns(UserWarning, match="no instructions for bfloat16.*-s precision float32"):
+        ensure(tiny(epochs=1, sample=64, batch_size=64, precision="bfloat16"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ensure(tiny(epochs=1, sample=64, batch_size=64))
+        monkeypatch.setattr("cram_bench.runs.how.has_bfloat16", lambda: True)
+        ensure(tiny(epochs=1, sample=65, batch_size=64, precision="bfloat16"))
+
+
 def test_validation_images_stand_in_for_the_test_set(monkeypatch):
     _, test = cb.data.load("digits")
     run = ensure(tiny(epochs=1, holdout=200))

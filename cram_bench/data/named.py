@@ -22,6 +22,7 @@ from cram_bench.data.cache import cache_root, cached
 from cram_bench.data.dataset import Dataset, shuffled
 from cram_bench.data.decoding import DataError, any_colour, contents, decode, stamp
 from cram_bench.data.folders import TEST, images_of, load_folder
+from cram_bench.data.idx import idx_files, read_idx
 from cram_bench.data.images import Images, built
 from cram_bench.data.parquet import read_parquet, shards
 from cram_bench.data.sentences import SENTENCES
@@ -133,8 +134,9 @@ def load(
             ``validation``) of PNG, JPEG, PPM, BMP, TIFF or WebP images, all of one size unless there is a `crop`.
             Images are turned upright by their EXIF, and laid on white where they are transparent.
         root: where named sets lie, by default ``CRAM_BENCH_DATA``, else the user's cache folder. There
-            ``root/<name>/{train,test}-*.parquet`` in the layout of the public hub export is used if present;
-            otherwise torchvision's own files, downloaded where the network allows. Of sentences, ``sst2``,
+            ``root/<name>/{train,test}-*.parquet`` in the layout of the public hub export is used if present,
+            or of grey images the four ``root/<name>/*-ubyte.gz``, IDX as their makers wrote them; otherwise
+            torchvision's own files, downloaded where the network allows. Of sentences, ``sst2``,
             ``root/<name>/{train,test}.tsv`` is read, a sentence TAB a label a line.
         crop: pixels a side of the crops of an image folder that is streamed, which may be larger than memory and hold
             images of any size; see `Streamed`. 0 decodes all of it into memory.
@@ -184,6 +186,11 @@ def _images(name: str, root: Path) -> tuple[Images, Images]:
     if parquet := shards(root / name):
         sources = [path for paths in parquet.values() for path in paths]
         return cached(name, sources, lambda: {s: read_parquet(p) for s, p in parquet.items()}, _named(name))
+    channels, *shape = TORCHVISION[name].shape
+    if channels == 1 and (files := idx_files(root / name)):
+        height, width = shape
+        arrays = {split: read_idx(*pair, (height, width)) for split, pair in files.items()}
+        return built(name, arrays, **_named(name))
     return _through_torchvision(name, root)
 
 
@@ -212,16 +219,16 @@ def _through_torchvision(name: str, root: Path) -> tuple[Images, Images]:
 
     dataset = getattr(torchvision.datasets, TORCHVISION[name].torchvision)
     folder = root / "torchvision"
-    how = f"put train-*.parquet and test-*.parquet into {root / name}, or set CRAM_BENCH_DATA to what has {name}/"
+    files = "train-*.parquet and test-*.parquet"
+    files += " or the four *-ubyte.gz" if TORCHVISION[name].shape[0] == 1 else ""
+    how = f"put {files} into {root / name}, or set CRAM_BENCH_DATA to what has {name}/"
     try:
         splits = {split: dataset(folder, train=split == "train", download=True) for split in ("train", "test")}
     except Exception as error:  # torchvision raises whatever its download meets
-        with contextlib.suppress(OSError):
-            (
-                folder / TORCHVISION[name].torchvision / "raw"
-            ).rmdir()  # what it made and left empty; a folder with content stays
-        with contextlib.suppress(OSError):
-            folder.rmdir()
+        made = folder / TORCHVISION[name].torchvision / "raw"
+        for each in (made, made.parent, folder):  # what it made and left empty; a folder with content stays
+            with contextlib.suppress(OSError):
+                each.rmdir()
         raise DataError(f"{name} is not in {root} and could not be downloaded ({one_line(error)}): {how}") from None
     arrays = {}
     for split, source in splits.items():

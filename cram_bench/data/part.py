@@ -42,6 +42,8 @@ class Data(Part):
     """Pixels a side of the random crops of an image folder that is streamed from disk; 0 decodes all into memory."""
     flip: bool = True
     """Whether augmentation mirrors images at random; ``digits`` and ``mnist`` it never does."""
+    sample: Annotated[int, Field(ge=0, description="not negative")] = 0
+    """Training images that are used, drawn from what `holdout` leaves, the same for every seed; 0 uses all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,8 +62,15 @@ class Data(Part):
         Args:
             model: its name, for the tokenizer that sentences need.
             workers: how many processes decode images that are streamed.
+
+        Raises:
+            ValueError: `sample` is more than there are, or there are not more than `holdout`.
         """
         train, test = load(self.dataset, crop=self.crop, workers=workers, flip=self.flip, model=model)
         if self.resize:
             train, test = train.resized(self.resize), test.resized(self.resize)
-        return train.split(self.holdout, seed=0) if self.holdout else (train, test)
+        if self.holdout:
+            train, test = train.split(self.holdout, seed=0)
+        if self.sample > len(train):
+            raise ValueError(f"sample must be at most the {len(train)} training {train.noun}, not {self.sample}")
+        return (train.sample(self.sample, seed=0) if self.sample else train), test

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
 from cram_bench.checks import columns, instance, unknown
+from cram_bench.data import Dataset
+from cram_bench.data.part import Data
 from cram_bench.experiment import names, setting
 from cram_bench.recipes import label
 from cram_bench.runs import Run
+from cram_bench.train import evaluate
 from cram_bench.untrusted import printable
 
 
@@ -200,24 +204,59 @@ def ablation_means(curves: pd.DataFrame) -> pd.DataFrame:
 def transfer_accuracy(tuned: Sequence[Run], sources: Sequence[Run]) -> pd.DataFrame:
     """Return test accuracies of fine-tuned runs by the method that made their source.
 
+    Of runs that held training images out, those of one learning rate are kept for each method and sparsity: of that
+    with the highest mean accuracy over seeds on the held-out images, the first of equals; a rate of which a run failed
+    is last. The test set is looked at for these alone.
+
     Args:
         tuned: runs with a ``start``, and ``prune`` where they are sparse.
         sources: the runs they start from.
 
     Returns:
-        Columns method (of the source), seed, sparsity (as pruned), accuracy (a fraction; NaN for a failed run).
+        Columns method (of the source), seed, sparsity (as pruned), accuracy (a fraction; NaN for a failed run), lr, and
+        held_out (accuracy there, a fraction; NaN where nothing was held out).
+
+    Raises:
+        ValueError: a run starts from none of the sources, or there are several rates and nothing was held out.
     """
     methods = {run.id: run.experiment.method for run in sources}
     for run in tuned:
         if run.experiment.start not in methods:
             raise ValueError(f"run {run.id} starts from {run.experiment.start!r}, which is not among the sources")
-    rows = [
-        (
-            methods[run.experiment.start],
-            run.experiment.seed,
-            run.experiment.pruning.sparsity,
-            run.history["test_accuracy"].iloc[-1] if run.failure is None else float("nan"),
+    rows = []
+    for run in tuned:
+        experiment = run.experiment
+        last = float(run.history["test_accuracy"].iloc[-1]) if run.failure is None else float("nan")
+        row = {
+            "method": methods[experiment.start],
+            "seed": experiment.seed,
+            "sparsity": experiment.pruning.sparsity,  # type: ignore[attr-defined]
+            "accuracy": float("nan") if experiment.data.holdout else last,
+            "lr": experiment.optimizer.lr,  # type: ignore[attr-defined]
+            "held_out": last if experiment.data.holdout else float("nan"),
+        }
+        rows.append(row)
+    table = pd.DataFrame(rows, columns=["method", "seed", "sparsity", "accuracy", "lr", "held_out"])
+    kept = table.groupby(["method", "sparsity"], sort=False, group_keys=False)[list(table)].apply(_best_rate)
+    table = table.loc[sorted(kept.index)]
+    tests: dict[Data, Dataset] = {}
+    for index in table.index:
+        run = tuned[index]
+        if run.experiment.data.holdout and run.failure is None:
+            data = replace(run.experiment.data, holdout=0, sample=0)
+            if data not in tests:
+                tests[data] = data.load(run.experiment.model)[1]
+            table.loc[index, "accuracy"] = evaluate(run.load_model(), tests[data])["accuracy"]
+    return table.reset_index(drop=True)
+
+
+def _best_rate(part: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the rate that is best on held-out images."""
+    if part["lr"].nunique() == 1:
+        return part
+    if part["held_out"].isna().all() and part["accuracy"].notna().any():
+        raise ValueError(
+            f"one of the rates {sorted(set(part['lr']))} is chosen on held-out images, and none were held out"
         )
-        for run in tuned
-    ]
-    return pd.DataFrame(rows, columns=["method", "seed", "sparsity", "accuracy"])
+    means = part.groupby("lr", sort=False)["held_out"].mean(skipna=False)
+    return part[part["lr"] == (means.idxmax() if means.notna().any() else means.index[0])]

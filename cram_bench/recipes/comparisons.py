@@ -314,18 +314,36 @@ def transfer(
     model: str = "",
     epochs: int = 0,
     target_epochs: int = 20,
+    target_images: int = 0,
+    rates: Sequence[float] = (0.01,),
+    held_out: int = 0,
+    target_precision: str = "",
     **changes: Any,
 ) -> tuple[list[Experiment], list[Experiment]]:
     """Return (sources, fine-tunings): train densely, prune in one shot, fine-tune on `target` with the mask held.
 
-    Every source is fine-tuned dense (sparsity 0) and at every sparsity of `sparsities`, by SGD at a tenth of the usual
-    learning rate. Where the images differ in shape, those of the target are scaled to the source's side and three
-    channels, which the source must have then.
+    Every source is fine-tuned dense (sparsity 0) and at every sparsity of `sparsities`, by SGD at every rate of `rates`
+    (a tenth of the usual one where that is not said). Where the images differ in shape, those of the target are scaled
+    to the source's side and three channels, which the source must have then.
+
+    Args:
+        dataset: the source, and `methods`, `seeds`, `model`, `epochs` and `changes` as `grid` has them.
+        target: the new data.
+        sparsities: of the prunable weights, in [0, 1).
+        target_epochs: of fine-tuning.
+        target_images: training images of the target that are learned from; 0: all that are not held out.
+        rates: learning rates; `cram_bench.probes.transfer_accuracy` takes the best on the held-out images.
+        held_out: training images of the target that choose among the rates; nobody learns from them.
+        target_precision: ``float32`` or ``bfloat16`` for fine-tuning; empty: the source's.
 
     Raises:
-        ValueError: the target is the source, or its images cannot be made like the source's.
+        ValueError: the target is the source, its images cannot be made like the source's, or there are several rates
+            and no held-out images to choose by.
     """
     sparsities = [number("sparsity", s, 0, 1) for s in items("sparsities", sparsities, "numbers in [0, 1)")]
+    rates = list(dict.fromkeys(number("rate", r, 0) for r in items("rates", rates, "positive numbers")))
+    if len(rates) != 1 and not held_out:
+        raise ValueError(f"rates needs one number, or held_out images to choose by, and was given {rates} and 0 images")
     sources = grid(dataset, methods, seeds, model, epochs, **changes)
     if target == dataset:
         raise ValueError(f"transfer needs a target other than the source, {dataset!r}")
@@ -348,10 +366,13 @@ def transfer(
             start=source.id,
             prune=f"global@{sparsity:g}" if sparsity else "",
             resize=resize,
-            lr=0.01,
-            precision=source.precision,
+            holdout=held_out,
+            sample=target_images,
+            lr=rate,
+            precision=target_precision or source.precision,
         )
         for source in sources
         for sparsity in (0.0, *sparsities)
+        for rate in rates
     ]
     return sources, tuned

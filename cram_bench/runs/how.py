@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -12,6 +13,11 @@ from cram_bench.checks import instance, integer
 from cram_bench.data import Dataset
 from cram_bench.distributed import Group
 from cram_bench.experiment import Experiment
+
+
+def has_bfloat16() -> bool:
+    """Return whether this CPU multiplies matrices of bfloat16 itself; where it cannot, torch does it value by value."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,15 @@ class Machine:
             compile=long if self.compile is None else self.compile,
             threads=1 if self.threads is None and train.tiny else self.threads,
         )
+
+    def warn_of(self, experiment: Experiment) -> None:
+        """Warn where the precision asked for is one that this processor has no instructions for."""
+        if experiment.precision == "bfloat16" and self.place == "cpu" and not has_bfloat16():
+            warnings.warn(
+                "this processor has no instructions for bfloat16, and takes some ten times as long as in float32: "
+                "train with precision float32, which is another run (-s precision float32), or on another machine",
+                stacklevel=2,
+            )
 
     @contextlib.contextmanager
     def limits(self) -> Iterator[int]:

@@ -139,6 +139,8 @@ def _train(experiment: Experiment, store: Store, how: Machine, progress: bool, g
     if (known := _looked.get()) is not None:
         known.clear()  # what is trained now takes time
     begun = _begin(experiment, store, how, group)
+    if group.first:
+        begun.how.warn_of(experiment)
     work = _work_folder(experiment, store, begun.images, begun.structure, group)
     started, here = (
         time.time(),
@@ -164,7 +166,7 @@ def _train(experiment: Experiment, store: Store, how: Machine, progress: bool, g
                 schedule=experiment.schedule,
                 augment=experiment.data.augment,
                 halves=experiment.step.halved,
-                test_every=5 if begun.how.compile else 1,  # a tenth of a long epoch goes to the test set otherwise
+                test_every=_test_every(begun, experiment),
                 precision=experiment.precision,
                 compile=bool(begun.how.compile),
                 callbacks=callbacks,
@@ -198,6 +200,13 @@ def _train(experiment: Experiment, store: Store, how: Machine, progress: bool, g
     store.tidy(experiment)
     group.wait()
     return Run(final, experiment)
+
+
+def _test_every(begun: _Begun, experiment: Experiment) -> int:
+    """Return after how many epochs to test: a test, a forward pass, must not take longer than the epoch before it."""
+    if len(begun.test) > 3 * len(begun.train):
+        return experiment.epochs
+    return 5 if begun.how.compile else 1  # a tenth of a long epoch goes to the test set otherwise
 
 
 @dataclass
