@@ -16,7 +16,7 @@ import pandas as pd
 from claims import claims
 
 from cram_bench.report.findings import findings, listed, trained_at
-from cram_bench.report.pages import with_training
+from cram_bench.report.pages import itemised, numbers, with_training
 
 ROOT = Path(__file__).resolve().parent.parent
 ASKED = {
@@ -68,8 +68,8 @@ def markdown(table: pd.DataFrame) -> str:
     | SGD | 54.4 ± 4.0 |
     """
     table = table.astype(str)
-    numbers = [table[name].str.fullmatch(r"([−+-]?[\d.]+( ± [\d.]+)?( [bs])?)?").all() for name in table]
-    rows = [list(table.columns), ["--:" if number else "---" for number in numbers], *table.to_numpy().tolist()]
+    kinds = ["--:" if numbers(table[name]) else "---" for name in table]
+    rows = [list(table.columns), kinds, *table.to_numpy().tolist()]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
@@ -112,25 +112,11 @@ def headline(reports: Path, up: str, name: str) -> str:
 def result(reports: Path, up: str, name: str) -> str:
     """Return what a report asks as a heading, its results in words as a list, its tables, and what made it."""
     report = reports / name
-    said = " ".join(findings(report, built(report)["build"]["questions"]))
-    told = "\n".join(bullets(sentence) for sentence in re.split(r"(?<=\.) (?=[A-Z\d])", said))
+    said = itemised(findings(report, built(report)["build"]["questions"]))
+    told = "\n".join("\n".join([f"* {head}", *(f"    * {part}" for part in parts)]) for head, parts in said)
     tables = [shown(name, table) for name, table in summaries(report).items()]
     where = f"[The report]({up}reports/{name}/) has figures, tables and notebook. {note(report)}"
     return "\n\n".join([f"## {ASKED[name]}", told, *tables, where])
-
-
-def bullets(sentence: str) -> str:
-    """Return a sentence as an item of a list, with items of its own where it lists after a colon.
-
-    >>> print(bullets("Accuracy in % (in brackets: among two): at 80 %, 82.0; at 90 %, 59.1."))
-    * Accuracy in % (in brackets: among two):
-        * at 80 %, 82.0
-        * at 90 %, 59.1.
-    """
-    head = re.match(r"((?:[^:(]|\([^)]*\))*): (.*; .*)", sentence)
-    if head is None:
-        return f"* {sentence}"
-    return "\n".join([f"* {head[1]}:", *(f"    * {part}" for part in head[2].split("; "))])
 
 
 def shown(name: str, table: pd.DataFrame) -> str:

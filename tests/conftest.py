@@ -92,8 +92,8 @@ def hostile(tmp_path):
     )
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), folder / f"{questions[1]}.ipynb")
     page.export(folder / f"{questions[1]}.ipynb")
-    pages.index(folder, questions, [run], {HOSTILE: HOSTILE}, facts, HOSTILE, HOSTILE)
-    about = {"title": "accuracy vs sparsity", "facts": facts}
+    pages.index(folder, questions, [run], {HOSTILE: HOSTILE}, facts, HOSTILE, HOSTILE, HOSTILE)
+    about = {"title": "accuracy vs sparsity", "question": HOSTILE, "facts": facts}
     (folder / "report.json").write_text(json.dumps(about))
     other = folder.with_name("other")
     (other / "figures").mkdir(parents=True)

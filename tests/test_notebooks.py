@@ -182,10 +182,12 @@ def test_language(execute, monkeypatch):
     monkeypatch.setattr(
         cb.recipes,
         "language",
-        lambda *given: asked.append(given) or cb.recipes.grid("digits", given[1], given[2], epochs=given[4]),
+        lambda *given, precision: (
+            asked.append((*given, precision)) or cb.recipes.grid("digits", given[1], given[2], epochs=given[4])
+        ),
     )
     tables, _ = execute("language", **SMALL)
-    assert asked == [("sst2", ["sgd", "sam"], 2, "", 1)]
+    assert asked == [("sst2", ["sgd", "sam"], 2, "", 1, "")]
     runs = cb.runs.ensure_all(cb.recipes.grid("digits", ["sgd", "sam"], 2, epochs=1), progress=False)
     curves = probes.over_runs(runs, probes.sparsity_curve, data(runs[0].experiment)[1], LEVELS)
     ours = {"language_curves": curves, "language_summary": probes.accuracy_table(curves, calibrated=False)}

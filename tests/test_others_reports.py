@@ -142,11 +142,13 @@ def test_facts_of_others_are_text_on_the_shelf_and_in_a_report(tmp_path):
     page = (tmp_path / "index.html").read_text()
     assert "<img" not in page
     assert "<script" not in page
-    assert page.count("&lt;img src=x onerror=alert(1)&gt;&#39;&#34;&lt;/script&gt;&lt;!--") == 3
+    assert page.count("&lt;img src=x onerror=alert(1)&gt;&#39;&#34;&lt;/script&gt;&lt;!--") == 4  # the experiment twice
     assert fact("<code>a &amp; b</code>") == "<code>a &amp; b</code>"  # as this package writes it
 
 
-@pytest.mark.parametrize("changes", [{"title": "../theirs"}, {"facts": {"Experiment": ["x"]}}, {"title": 3}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"title": "../theirs"}, {"facts": {"Experiment": ["x"]}}, {"title": 3}, {"question": ["x"]}], ids=str
+)
 def test_a_report_that_leads_elsewhere_is_left_out_of_the_shelf(changes, tmp_path):
     (tmp_path / "figures").mkdir()
     sent(tmp_path / "theirs", **changes)

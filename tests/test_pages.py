@@ -109,7 +109,7 @@ def test_no_text_of_anybody_becomes_markup_or_script_on_any_page(hostile, counte
         for source in found.sources:
             assert source.startswith("data:image/svg+xml;base64,") or source.endswith(".svg"), source
         plain = "".join(found.text)
-        assert plain.count(text) >= {"index.html": 14, "page": 5, "shelf": 4}[name], (name, plain.count(text))
+        assert plain.count(text) >= {"index.html": 16, "page": 5, "shelf": 7}[name], (name, plain.count(text))
         texts += plain.count(text)
     data = told(places["index.html"].read_text())
     (rows,) = data["datasets"].values()
@@ -295,6 +295,50 @@ def test_each_figure_has_its_own_picture_text_name_and_downloads(tmp_path):
     (tmp_path / "r" / "report.json").write_text(json.dumps({"title": "b lead", "facts": {"Experiment": "E"}}))
     pages.shelf(tmp_path)
     assert _Read((tmp_path / "index.html").read_text()).sources == ["r/figures/b_lead.svg"]
+
+
+def test_a_report_is_headed_by_its_question_and_says_its_result_as_a_list(tmp_path):
+    folder = tmp_path / "some-name"
+    (folder / "tables").mkdir(parents=True)
+    rows = {"method": ["SGD", "SAM"], "pruner": ["global", "greedy"], "80 %": ["81.1 ± 1.0 b", ""], "n": ["x", "3"]}
+    pd.DataFrame(rows).to_csv(folder / "tables" / "better_pruner_summary.csv", index=False)
+    facts = {"Experiment": "digits, 3 epochs"}
+    pages.index(folder, ["better_pruner"], [], {}, facts, question="Does it pay?")
+    page = (folder / "index.html").read_text()
+    assert re.findall("<title>(.*?)</title>|<h1>(.*?)</h1>", page) == [("Does it pay?", ""), ("", "Does it pay?")]
+    assert '<p class="about">some-name: digits, 3 epochs</p>' in page
+    heads = re.findall(r"<th( class=\"text\")?>(.*?)</th>", page)
+    assert [(head, bool(text)) for text, head in heads] == [
+        ("method", True), ("pruner", True), ("80 %", False), ("n", True),
+    ]  # fmt: skip
+    cells = re.findall(r"<td( class=\"text\")?>(.*?)</td>", page)
+    assert [cell for _, cell in cells] == ["SGD", "global", "81.1 ± 1.0 b", "x", "SAM", "greedy", "", "3"]
+    assert [bool(text) for text, _ in cells] == [True, True, False, True] * 2
+    pages.index(folder, ["better_pruner"], [], {}, facts)
+    assert "<h1>some-name: better pruner</h1>" in (folder / "index.html").read_text()
+    said = pages.said(["SGD (a: b): at 80 %, 1; at 90 %, 2. Two <b>seeds</b>."])
+    assert re.findall("<(?:p|li)[^>]*>(.*?)</", said) == [
+        "SGD (a: b):", "at 80 %, 1", "at 90 %, 2.", "Two &lt;b&gt;seeds&lt;/b&gt;.",
+    ]  # fmt: skip
+    assert pages.said([]) == ""
+
+
+def test_the_shelf_says_questions_and_results_and_survives_a_table_that_is_none(tmp_path):
+    curves = {"method": ["sgd", "cram+"], "sparsity": [0.9, 0.9], "accuracy": [0.5, 0.75], "seed": [0, 0]}
+    for name in ("good", "poor"):
+        (tmp_path / name / "tables").mkdir(parents=True)
+        about = {"title": "transfer", "question": f"Is it {name}?", "facts": {"Experiment": name}}
+        (tmp_path / name / "report.json").write_text(json.dumps(about))
+        table = pd.DataFrame(curves) if name == "good" else pd.DataFrame({"other": [1]})
+        table.to_csv(tmp_path / name / "tables" / "transfer.csv", index=False)
+        pd.DataFrame({"seed": [0], "epochs": [1]}).to_csv(tmp_path / name / "tables" / "transfer_runs.csv", index=False)
+    pages.shelf(tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    assert re.findall(r'<h2><a href="(.*?)">(.*?)</a></h2>', page) == [
+        ("good/index.html", "Is it good?"), ("poor/index.html", "Is it poor?"),
+    ]  # fmt: skip
+    (result,) = re.findall(r'<p class="result">(On the new data.*?)</p>', page)
+    assert "CrAM+ is above SGD at 90 % (by 25.0 points)" in result
 
 
 def test_only_verdicts_that_were_given_can_be_others_on_raw_values(tmp_path):

@@ -24,6 +24,7 @@ def equal_cost(
     model: str = "",
     epochs: int = 0,
     shorter: bool = False,
+    precision: str = "",
     **changes: Any,
 ) -> tuple[list[Experiment], list[Experiment]]:
     """Return (at equal epochs, at equal cost): `grid`, and what each of its experiments becomes at one cost for all.
@@ -37,7 +38,7 @@ def equal_cost(
     >>> [(e.method, e.epochs, e.gradients) for e in at_cost]
     [('sgd', 15, 15.0), ('sam', 8, 16.0)]
     """
-    at_epochs = grid(dataset, methods, seeds, model, epochs, **changes)
+    at_epochs = grid(dataset, methods, seeds, model, epochs, precision, **changes)
     cost = (min if shorter else max)(experiment.gradients for experiment in at_epochs)
     lengths = [max(1, round(experiment.epochs * cost / experiment.gradients)) for experiment in at_epochs]
     at_cost = [
@@ -56,6 +57,7 @@ def prices(
     model: str = "",
     epochs: int = 0,
     repeated: Sequence[float] = (),
+    precision: str = "",
     **changes: Any,
 ) -> list[Experiment]:
     """Return trainings of one cost: one for all sparsities, or of methods that aim at one, a training for each.
@@ -63,7 +65,7 @@ def prices(
     Args:
         methods: names in `METHODS`. Such as train once and are pruned afterwards come once; gradual pruning and SAFE
             once for every sparsity.
-        seeds, model: as of `grid`.
+        seeds, model, precision: as of `grid`.
         sparsities: to aim at.
         distilled: of `methods`, those that are trained a second time with a teacher, the training of the first method
             with the same seed; its passes count, so that they train shorter.
@@ -89,7 +91,7 @@ def prices(
     for level in repeated:
         if level not in levels:
             raise ValueError(unknown("sparsity to repeat", level, [f"{known:g}" for known in levels]))
-    dense = grid(dataset, methods, seeds, model, epochs, **changes)
+    dense = grid(dataset, methods, seeds, model, epochs, precision, **changes)
     cost = 2 * dense[0].epochs
     often = {each.seed: list(repeated) or levels for each in dense} | {dense[0].seed: levels}
     found: list[Experiment] = []
@@ -135,18 +137,32 @@ def _lasting(experiment: Experiment, cost: float) -> Experiment:
 
 
 def speed(
-    dataset: str, methods: Sequence[str], seeds: int | Sequence[int], model: str = "", epochs: int = 0, **changes: Any
+    dataset: str,
+    methods: Sequence[str],
+    seeds: int | Sequence[int],
+    model: str = "",
+    epochs: int = 0,
+    precision: str = "",
+    **changes: Any,
 ) -> list[Experiment]:
     """Return `grid` of networks that can lose units as a whole: on the digits of ResNet-20, where no model is named.
 
     >>> speed("digits", ["sgd"], 1)[0].model, speed("cifar10", ["sgd"], 1)[0].model
     ('resnet20', 'resnet20')
     """
-    return grid(dataset, methods, seeds, model or ("resnet20" if dataset == "digits" else ""), epochs, **changes)
+    return grid(
+        dataset, methods, seeds, model or ("resnet20" if dataset == "digits" else ""), epochs, precision, **changes
+    )
 
 
 def language(
-    dataset: str, methods: Sequence[str], seeds: int | Sequence[int], model: str = "", epochs: int = 0, **changes: Any
+    dataset: str,
+    methods: Sequence[str],
+    seeds: int | Sequence[int],
+    model: str = "",
+    epochs: int = 0,
+    precision: str = "",
+    **changes: Any,
 ) -> list[Experiment]:
     """Return `grid` over a set of sentences.
 
@@ -155,7 +171,7 @@ def language(
     """
     if dataset not in SENTENCES:
         raise ValueError(unknown("set of sentences", dataset, list(SENTENCES)))
-    return grid(dataset, methods, seeds, model, epochs, **changes)
+    return grid(dataset, methods, seeds, model, epochs, precision, **changes)
 
 
 def ablations(
@@ -164,6 +180,7 @@ def ablations(
     model: str = "",
     epochs: int = 0,
     only: Sequence[str] = (),
+    precision: str = "",
     **changes: Any,
 ) -> dict[str, list[Experiment]]:
     """Return what is changed → the experiments: CrAM+-Multi, and CrAM+-Multi with one thing changed at a time.
@@ -199,7 +216,9 @@ def ablations(
                 raise ValueError(unknown("change", name, list(variants)))
         variants = {name: changed for name, changed in variants.items() if not changed or name in only}
     return {
-        name: grid(dataset, [changed.pop("method", "cram+-multi")], seeds, model, epochs, **changes, **changed)
+        name: grid(
+            dataset, [changed.pop("method", "cram+-multi")], seeds, model, epochs, precision, **changes, **changed
+        )
         for name, changed in ((name, dict(changed)) for name, changed in variants.items())
     }
 
@@ -215,6 +234,7 @@ def preconditioners(
     lr: float = 0.0,
     gradients: int = 0,
     ggt_lr: float = 0.0,
+    precision: str = "",
     **changes: Any,
 ) -> dict[str, list[Experiment]]:
     """Return what is compared → its experiments: methods, S-M-FAC without error feedback, and S-M-FAC by density.
@@ -259,7 +279,7 @@ def preconditioners(
             own |= {"lr": rate} if rate else {}
         if "optimizer.divisor" in settings:
             own |= {"gradients": gradients} if integer("gradients", gradients, 0) else {}
-        return grid(dataset, [method], listed if several else listed[:1], model, epochs, **changes, **own)
+        return grid(dataset, [method], listed if several else listed[:1], model, epochs, precision, **changes, **own)
 
     compared = {known(method).label: trained(method, method in repeated) for method in methods}
     if "s-m-fac" in methods:
@@ -279,6 +299,7 @@ def anatomy(
     epochs: int = 0,
     sparsity: float = 0.9,
     target_epochs: int = 5,
+    precision: str = "",
     **changes: Any,
 ) -> list[Experiment]:
     """Return three experiments of seed 0: the first and the last of `methods`, and the last pruned and fine-tuned.
@@ -292,7 +313,7 @@ def anatomy(
     if methods[0] == methods[-1]:
         raise ValueError(f"anatomy needs two methods, the first and the last of the list, not {methods}")
     number("sparsity", sparsity, 0, 1)
-    other, whole = grid(dataset, [methods[0], methods[-1]], 1, model, epochs, **changes)
+    other, whole = grid(dataset, [methods[0], methods[-1]], 1, model, epochs, precision, **changes)
     tuned = recipe(
         dataset,
         model=whole.model,
@@ -318,6 +339,7 @@ def transfer(
     rates: Sequence[float] = (0.01,),
     held_out: int = 0,
     target_precision: str = "",
+    precision: str = "",
     **changes: Any,
 ) -> tuple[list[Experiment], list[Experiment]]:
     """Return (sources, fine-tunings): train densely, prune in one shot, fine-tune on `target` with the mask held.
@@ -344,7 +366,7 @@ def transfer(
     rates = list(dict.fromkeys(number("rate", r, 0) for r in items("rates", rates, "positive numbers")))
     if len(rates) != 1 and not held_out:
         raise ValueError(f"rates needs one number, or held_out images to choose by, and was given {rates} and 0 images")
-    sources = grid(dataset, methods, seeds, model, epochs, **changes)
+    sources = grid(dataset, methods, seeds, model, epochs, precision, **changes)
     if target == dataset:
         raise ValueError(f"transfer needs a target other than the source, {dataset!r}")
     shape = (

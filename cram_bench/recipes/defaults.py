@@ -87,7 +87,13 @@ def profile_changes(dataset: str, profile: str) -> dict[str, Any]:
 
 
 def grid(
-    dataset: str, methods: Sequence[str], seeds: int | Sequence[int], model: str = "", epochs: int = 0, **changes: Any
+    dataset: str,
+    methods: Sequence[str],
+    seeds: int | Sequence[int],
+    model: str = "",
+    epochs: int = 0,
+    precision: str = "",
+    **changes: Any,
 ) -> list[Experiment]:
     """Return one experiment per method and seed, methods outermost.
 
@@ -97,15 +103,15 @@ def grid(
         seeds: a number n for the seeds 0 … n − 1, or the seeds themselves.
         model: empty for what suits the data set.
         epochs: 0 for what suits the data set.
+        precision: ``float32`` or ``bfloat16``, empty for what suits the data set.
         changes: any other setting of the experiment.
 
     Raises:
         ValueError: a name is unknown, a value not allowed, or there is no method or no seed.
         TypeError: something is no list, or a value has another type than its setting.
     """
-    changes |= {
-        name: value for name, value in (("model", model), ("epochs", epochs)) if value not in ("", 0) or value is False
-    }
+    asked = {"model": model, "epochs": epochs, "precision": precision}
+    changes |= {name: value for name, value in asked.items() if value not in ("", 0) or value is False}
     listed = range(integer("seeds", seeds, 1, 10_000)) if isinstance(seeds, int) else items("seeds", seeds, "seeds")
     methods = items("methods", methods, "names such as 'sgd'")
     return [recipe(dataset, method, seed=seed, **changes) for method in methods for seed in listed]

@@ -99,9 +99,11 @@ def build(
     identities, machine = folders.everywhere([_identity(run) for run in trained], names), runs.machine()
     command = command or machine["command"]
     facts = pages.facts(identities, command if paths else folders.in_command(command, names), machine)
-    pages.index(folder, planned.questions, identities, failures, facts)
+    question = planned.notebooks[0].question
+    pages.index(folder, planned.questions, identities, failures, facts, question=question)
     about = {
         "title": planned.questions[0].replace("_", " "),
+        "question": question,
         "facts": facts,
         "build": folders.everywhere(_asked(planned, seeds, parameters or {}), names),
         **({"folders": list(names.values())} if names else {}),
@@ -178,8 +180,10 @@ def _write_anew(folder: Path, planned: Plan, about: Mapping[str, Any], name: str
         path.relative_to(folder).as_posix() for path in _made(folder, planned.notebooks)
     }:
         (folder / file).unlink(missing_ok=True)  # nothing old stands beside what is new
-    pages.index(folder, planned.questions, about["runs"], {}, facts, reason, name)
-    _write_note(folder, dict(about) | {"facts": facts, "renewed": machine["commit"]}, planned.notebooks)
+    question = planned.notebooks[0].question
+    pages.index(folder, planned.questions, about["runs"], {}, facts, reason, name, question)
+    anew = {"question": question, "facts": facts, "renewed": machine["commit"]}
+    _write_note(folder, dict(about) | anew, planned.notebooks)
 
 
 def _exchange(folder: Path, part: Path, old: Path) -> None:

@@ -36,6 +36,7 @@ def index(
     facts: Mapping[str, str],
     remark: str = "",
     name: str = "",
+    question: str = "",
 ) -> None:
     """Write ``index.html``: the result in words, figure, table, provenance, then everything else.
 
@@ -47,6 +48,7 @@ def index(
         facts: of `facts`, markup.
         remark: what the reader must know of how the report was made.
         name: of the report; by default its folder's.
+        question: what the notebook that leads asks; it heads the page. Without one, name and notebook do.
     """
     lead = questions[0]
     figures = sorted(path.stem for path in (folder / "figures").glob("*.svg"))
@@ -57,9 +59,9 @@ def index(
     verdicts = _read(folder, "verdicts_summary", str)
     page = render(
         "index.html",
-        title=name,
-        lead=lead,
-        results=findings(folder, questions),
+        title=question or f"{name}: {lead.replace('_', ' ')}",
+        name=name,
+        result=said(findings(folder, questions)),
         remark=remark,
         failures=failures,
         first=figure(folder, lead) if lead in figures else "",
@@ -87,7 +89,37 @@ def _read(folder: Path, name: str, dtype: type | None = None) -> pd.DataFrame | 
 
 
 def _markup(table: pd.DataFrame) -> Markup:
-    return Markup(table.to_html(index=False, border=0))
+    """Return a table of texts in the house's style: numbers to the right, words to the left."""
+    table = table.astype(str)
+    texts = [place for place, name in enumerate(table) if not numbers(table[name])]
+    return render("table.html", heads=list(table.columns), rows=table.to_numpy().tolist(), texts=texts)
+
+
+def numbers(column: pd.Series) -> bool:
+    """Return whether a column of texts holds numbers, with ± or the letter of a correction, and nothing else.
+
+    >>> numbers(pd.Series(["54.4 ± 4.0", "−1.0 b", ""])), numbers(pd.Series(["12.0", "greedy"]))
+    (True, False)
+    """
+    return bool(column.str.fullmatch(r"([−+-]?[\d.]+( ± [\d.]+)?( [bs])?)?").all())
+
+
+def itemised(texts: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Return the sentences of results, each with the items that it lists after a colon and between semicolons.
+
+    >>> itemised(["Accuracy in % (in brackets: of two): at 80 %, 82.0; at 90 %, 59.1. Means of 3 seeds."])
+    [('Accuracy in % (in brackets: of two):', ['at 80 %, 82.0', 'at 90 %, 59.1.']), ('Means of 3 seeds.', [])]
+    """
+    found = []
+    for sentence in re.split(r"(?<=\.) (?=[A-Z\d])", " ".join(texts)):
+        head = re.match(r"((?:[^:(]|\([^)]*\))*): (.*; .*)", sentence)
+        found.append((f"{head[1]}:", head[2].split("; ")) if head else (sentence, []))
+    return [entry for entry in found if entry[0]]
+
+
+def said(texts: Sequence[str]) -> Markup:
+    """Return results as markup, what they list as lists."""
+    return render("result.html", said=itemised(texts))
 
 
 def facts(
@@ -196,14 +228,19 @@ def shelf(reports: Path) -> None:
             shown = {name: facts[name] for name in ("Experiment", "Device", "Report made") if name in facts}
             lead = title.replace(" ", "_")
             shown["Experiment"]
-            if wrong := [name for name, fact in shown.items() if not isinstance(fact, str)]:
+            question = about.get("question", "")
+            texts = shown | {"question": question}
+            if wrong := [name for name, text in texts.items() if not isinstance(text, str)]:
                 raise ValueError(f"{wrong[0]} is no text")
             drawn = untrusted.inside(folder, f"figures/{lead}.svg").exists()
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             what = f"{folder / 'report.json'} is not a report's: {one_line(error)}"
             warnings.warn(f"left out of {target}: {what}", stacklevel=2)
             continue
-        card = {"name": folder.name, "title": title, "facts": shown, "figure": lead if drawn else "", "table": ""}
+        card = {"name": folder.name, "title": title, "question": question, "facts": shown, "table": "", "result": ""}
+        card["figure"] = lead if drawn else ""
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # of tables that are not as ours are
+            card["result"] = said(findings(folder, [lead]))
         for name in ("accuracy_summary", f"{lead}_summary"):
             with contextlib.suppress(OSError, ValueError):  # another report's damage is not this one's
                 if (table := _read(folder, name, str)) is not None:

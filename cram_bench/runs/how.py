@@ -92,7 +92,7 @@ class Machine:
         if experiment.precision == "bfloat16" and self.place == "cpu" and not has_bfloat16():
             warnings.warn(
                 "this processor has no instructions for bfloat16, and takes some ten times as long as in float32: "
-                "train with precision float32, which is another run (-s precision float32), or on another machine",
+                "train on another machine, or in float32, which is another run: -s precision float32, of a report -p",
                 stacklevel=2,
             )
 
