@@ -1420,3 +1420,22 @@ def test_a_table_straight_from_a_probe_is_drawn_as_one_model():
         rendered(figure)
         titles = {axis.get_title(loc="left") for axis in figure.axes}
         assert "model" in titles | {text.get_text() for axis in figure.axes for text in axis.texts}
+
+
+@pytest.mark.parametrize(
+    "compared",
+    [
+        ["sgd", "adamw", "m-fac", "s-m-fac", "lowrank-m-fac", "ggt", "s-ggt"],
+        ["sgd", "cram+-multi", "cram-single", "gmp*", "obert", "safe"],
+    ],
+)
+def test_what_a_notebook_compares_has_a_colour_each(compared):
+    assert len({cb.plots.look(method)[1] for method in compared}) == len(compared)
+
+
+def test_a_long_line_has_markers_few_enough_to_be_seen():
+    for epochs, most in ((60, 12), (8, 8)):
+        rows = [("sgd", 0, epoch, float(epoch), 0.5 + 0.001 * epoch) for epoch in range(1, epochs + 1)]
+        table = pd.DataFrame(rows, columns=["method", "seed", "epoch", "seconds", "accuracy"])
+        (line,) = [line for line in cb.plots.training(table).axes[0].lines if len(line.get_xdata()) == epochs]
+        assert len(range(0, epochs, line.get_markevery())) == most

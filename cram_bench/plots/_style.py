@@ -140,7 +140,9 @@ def look(method: str) -> tuple[str, str, str]:
     """Return (label, colour, marker) of a method: fixed by its place in `METHODS`; or of a state of one network."""
     place = _place(method)
     rounds = place // len(_PALETTE)
-    return recipes.label(method), _PALETTE[place % len(_PALETTE)], _MARKERS[(place + 3 * rounds) % len(_MARKERS)]
+    # A round later by one: what preconditions or prunes gradually is compared with SGD, AdamW and CrAM.
+    colour = _PALETTE[(place + rounds) % len(_PALETTE)]
+    return recipes.label(method), colour, _MARKERS[(place + 3 * rounds) % len(_MARKERS)]
 
 
 def dashes(method: str, number: int = 0) -> str:
@@ -298,7 +300,10 @@ def mean_lines(axis: Axes, table: pd.DataFrame, x: str, y: str, band: str = "ran
         how: dict[str, Any] = {"color": colour, "marker": marker, "markeredgecolor": "white", "markeredgewidth": 0.6}
         mean, low, high, several = _over_seeds(part[~apart], x, y, band)
         if len(mean) or not apart.any():
-            axis.plot(mean.index, mean.to_numpy(), linestyle=dashes(method), label=visible(label), **how)
+            marked = max(1, len(mean) // 12)  # more markers than that hide the line, and each other
+            axis.plot(
+                mean.index, mean.to_numpy(), linestyle=dashes(method), label=visible(label), markevery=marked, **how
+            )
         if several:
             axis.fill_between(mean.index, low.to_numpy(), high.to_numpy(), color=colour, alpha=0.22, linewidth=0)
         if apart.any():
