@@ -31,6 +31,7 @@ ASKED = {
     "cifar10-specialist-cat-dog": "Whether a few examples of cats and dogs do",
     "sst2-second-order": "What curvature buys on sentences",
     "digits-gradual": "From how many sparsities on CrAM pays, on the digits",
+    "digits-preconditioners": "Whether error feedback keeps M-FAC's accuracy, on the digits",
     "cifar10-better-pruner": "Whether training for compression pays when the pruner is good",
     "cifar10-looking": "Whether CrAM gains from the masks of a pruner that looks",
     "cifar10-pruners-at-95": "Why a pruner that looks does harm at 95 %, masks and values apart",
@@ -43,7 +44,7 @@ NAMES = {
 SUMMARIES = {
     "accuracy_vs_sparsity": ("accuracy_summary",),
     "specialist": ("specialist_accuracy", "specialist_task_accuracy"),
-    "preconditioners": ("preconditioners_costs", "preconditioners_pruned_summary"),
+    "preconditioners": ("preconditioners_summary", "preconditioners_pruned_summary"),
 }
 """Notebook → its tables that readers see; of others NOTEBOOK_summary."""
 MEANT = {

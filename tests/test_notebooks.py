@@ -337,6 +337,7 @@ def test_preconditioners(execute):
     ours = {
         "preconditioners_runs": probes.over_changes(runs, cb.runs.summary),
         "preconditioners_costs": probes.training_costs(runs),
+        "preconditioners_summary": probes.cost_table(probes.training_costs(runs)),
         "preconditioners_pruned_summary": probes.accuracy_table(curves),
     }
     assert others(tables, ours) == []

@@ -155,6 +155,13 @@ def test_trainings_by_epoch_second_and_byte():
     assert row.loc["AdamW", "std"] != row.loc["AdamW", "std"]  # one seed has none
     assert row.loc["none", "seeds"] == 0
     assert row.loc["none", ["accuracy", "seconds", "megabytes"]].isna().all()
+    shown = cb.probes.cost_table(costs).set_index("")
+    assert shown.loc["SGD"].to_dict() == {
+        "seeds": "2", "accuracy, % ± std": "70.0 ± 14.1", "seconds an epoch": "1.5",
+        "MB the optimizer holds": f"{4 * count / 1e6:.3g}",
+    }  # fmt: skip
+    assert shown.loc["AdamW", "accuracy, % ± std"] == f"{100 * row.loc['AdamW', 'accuracy']:.1f}"
+    assert shown.loc["none"].tolist() == ["0", "failed", "", ""]
     told = lasting(sparse, [1.0, 1.0, 1.0], [0.5, 0.9, 0.7])
     kept = cb.probes.density_accuracy([told, cb.runs.Run(sparse.path, sparse.experiment, failure="lost")])
     assert kept[["density", "feedback", "seed"]].to_numpy().tolist() == [[0.02, True, 0]] * 2

@@ -35,7 +35,7 @@ from cram_bench.probes.specialist import specialist, specialist_table
 from cram_bench.probes.speeds import speed_table, speeds
 from cram_bench.probes.stability import comparable, stability, verdict_table, verdicts, with_random_directions
 from cram_bench.probes.steps import step_table, step_times
-from cram_bench.probes.training import density_accuracy, optimizer_bytes, training_costs, training_curves
+from cram_bench.probes.training import cost_table, density_accuracy, optimizer_bytes, training_costs, training_curves
 
 __all__ = [
     "CORRECTIONS",
@@ -46,6 +46,7 @@ __all__ = [
     "chosen_against",
     "chosen_by_loss",
     "comparable",
+    "cost_table",
     "cram_gap",
     "curvature",
     "density_accuracy",

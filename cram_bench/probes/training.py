@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from cram_bench.checks import instance, items
+from cram_bench.checks import columns, instance, items
 from cram_bench.experiment import setting
 from cram_bench.optim.base import Wrapper
 from cram_bench.optim.preconditioned import Preconditioned
@@ -67,6 +67,19 @@ def training_costs(runs: Mapping[str, Sequence[Run]]) -> pd.DataFrame:
             row["megabytes"] = _megabytes(left[0])
         rows.append(row)
     return pd.DataFrame(rows, columns=["changed", "accuracy", "std", "seeds", "seconds", "megabytes"])
+
+
+def cost_table(costs: pd.DataFrame) -> pd.DataFrame:
+    """Lay out what `training_costs` returns, as texts: accuracy in per cent, seconds an epoch and megabytes."""
+    columns(costs, "changed", "accuracy", "std", "seeds", "seconds", "megabytes")
+    laid_out = []
+    for row in costs.to_dict("records"):
+        spread = "" if pd.isna(row["std"]) else f" ± {100 * row['std']:.1f}"
+        known = [f"{100 * row['accuracy']:.1f}{spread}", f"{row['seconds']:.2g}", f"{row['megabytes']:.3g}"]
+        values = known if row["seeds"] else ["failed", "", ""]
+        names = ("accuracy, % ± std", "seconds an epoch", "MB the optimizer holds")
+        laid_out.append({"": row["changed"], "seeds": str(row["seeds"]), **dict(zip(names, values, strict=True))})
+    return pd.DataFrame(laid_out)
 
 
 def _megabytes(run: Run) -> float:

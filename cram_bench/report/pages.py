@@ -109,11 +109,15 @@ def itemised(texts: Sequence[str]) -> list[tuple[str, list[str]]]:
 
     >>> itemised(["Accuracy in % (in brackets: of two): at 80 %, 82.0; at 90 %, 59.1. Means of 3 seeds."])
     [('Accuracy in % (in brackets: of two):', ['at 80 %, 82.0', 'at 90 %, 59.1.']), ('Means of 3 seeds.', [])]
+    >>> itemised(["Dense it is so: 1; pruned it is other: 2."])
+    [('Dense it is so: 1; pruned it is other: 2.', [])]
     """
     found = []
     for sentence in re.split(r"(?<=\.) (?=[A-Z\d])", " ".join(texts)):
         head = re.match(r"((?:[^:(]|\([^)]*\))*): (.*; .*)", sentence)
-        found.append((f"{head[1]}:", head[2].split("; ")) if head else (sentence, []))
+        parts = head[2].split("; ") if head else []
+        listing = head and not any(": " in part for part in parts)  # else each is a statement of its own
+        found.append((f"{head[1]}:", parts) if head and listing else (sentence, []))
     return [entry for entry in found if entry[0]]
 
 
