@@ -13,7 +13,7 @@ help:
 	@echo "make lab       open JupyterLab on copies of the notebooks, in lab/ (FLAGS='--no-browser' … for Jupyter)"
 	@echo "make test      lint, type check and test"
 	@echo "make cifar10   the committed CIFAR-10 reports (some hours on two cores, where nothing is trained)"
-	@echo "make digits    the committed report on gradual pruning (a quarter of an hour on two cores)"
+	@echo "make digits    the committed reports on the digits (half an hour on two cores)"
 	@echo "make sst2      the committed report on language (half an hour on two cores)"
 	@echo "make benchmark ratios against peers, in turns, for an idle machine (the better part of an hour)"
 	@echo "make readme    copy the committed reports' tables into README.md and docs/"
@@ -68,6 +68,8 @@ cifar10: install
 digits: install
 	$(BIN)/cram-bench report --dataset digits --notebook gradual --profile full --seeds 3 --threads 1 -p epochs 20 \
 	  -p methods '[sgd, cram+-multi, cram-single, "gmp*", obert, safe]' --name digits-gradual
+	$(BIN)/cram-bench report --dataset digits --notebook preconditioners --profile full --seeds 3 --threads 1 -p ggt_lr 0.1 \
+	  -p repeated '[sgd, adamw, m-fac, s-m-fac, lowrank-m-fac, ggt, s-ggt]' --name digits-preconditioners
 	$(MAKE) readme
 
 sst2: install

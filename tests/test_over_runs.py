@@ -155,7 +155,7 @@ def test_trainings_by_epoch_second_and_byte():
     assert row.loc["AdamW", "std"] != row.loc["AdamW", "std"]  # one seed has none
     assert row.loc["none", "seeds"] == 0
     assert row.loc["none", ["accuracy", "seconds", "megabytes"]].isna().all()
-    shown = cb.probes.cost_table(costs).set_index("")
+    shown = cb.probes.cost_table(costs).set_index("method")
     assert shown.loc["SGD"].to_dict() == {
         "seeds": "2", "accuracy, % ± std": "70.0 ± 14.1", "seconds an epoch": "1.5",
         "MB the optimizer holds": f"{4 * count / 1e6:.3g}",

@@ -78,7 +78,7 @@ def cost_table(costs: pd.DataFrame) -> pd.DataFrame:
         known = [f"{100 * row['accuracy']:.1f}{spread}", f"{row['seconds']:.2g}", f"{row['megabytes']:.3g}"]
         values = known if row["seeds"] else ["failed", "", ""]
         names = ("accuracy, % ± std", "seconds an epoch", "MB the optimizer holds")
-        laid_out.append({"": row["changed"], "seeds": str(row["seeds"]), **dict(zip(names, values, strict=True))})
+        laid_out.append({"method": row["changed"], "seeds": str(row["seeds"]), **dict(zip(names, values, strict=True))})
     return pd.DataFrame(laid_out)
 
 
