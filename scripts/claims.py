@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from cram_bench.report.findings import counted, listed
+from cram_bench.report.findings import counted, listed, signed
 
 
 def verdict(losses: dict[float, float], allowed: dict[float, float]) -> str:
@@ -87,5 +87,5 @@ def described(losses: dict[float, float], allowed: dict[float, float], seeds: in
     >>> described({0.7: 0.714, 0.8: -1.29}, {0.7: 0.5, 0.8: 1.0}, 3)
     '−0.7 at 70 % and +1.3 at 80 % (allowed 0.5 and 1), 3 seeds'
     """
-    texts = [f"{-loss:+.1f}".replace("-", "−") + f" at {100 * level:g} %" for level, loss in losses.items()]
+    texts = [f"{signed(-loss)} at {100 * level:g} %" for level, loss in losses.items()]
     return f"{listed(texts)} (allowed {listed([f'{allowed[level]:g}' for level in losses])}), {counted(seeds, 'seed')}"

@@ -1,5 +1,7 @@
 """The sentences that head a report say what its tables say, the bad with the good."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
@@ -72,7 +74,8 @@ def test_at_equal_cost_each_method_has_the_training_of_the_common_cost(shorter, 
 
 def test_an_accuracy_is_the_mean_over_the_seeds():
     seeds = [curves({("sgd", 0.0): dense, ("sgd", 0.9): pruned}) for dense, pruned in ((90, 50), (90, 50), (60, 20))]
-    assert findings.means(pd.concat(seeds)) == {"sgd": {0.0: 80.0, 0.9: 40.0}}  # no median, which is 90 and 50
+    (found,) = findings.means(pd.concat(seeds)).values()
+    assert found == pytest.approx({0.0: 0.8, 0.9: 0.4})  # no median, which is 90 and 50
 
 
 def test_the_common_cost_is_where_the_farthest_method_is_least_far(tmp_path):
@@ -305,6 +308,29 @@ def test_error_feedback_is_told_with_its_control_and_its_price(alone, tmp_path):
     told(tmp_path, "preconditioners", preconditioners_costs=costs.assign(accuracy=[0.92, 0.91, 0.912] + [None] * 4))
     (close,) = findings.findings(tmp_path, ["preconditioners"])
     assert close.startswith(f"S-M-FAC is 0.2 points above M-FAC (91.0 %){'' if alone else ', within the ± 0.3 of its'}")
+
+
+def test_a_difference_is_of_exact_means_and_rounded_once_in_sentences_and_claims(tmp_path, monkeypatch):
+    """91.04 and 91.76, shown as 91.0 and 91.8, are 0.7 apart, from either side and whoever says it."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "scripts"))
+    import claims
+
+    rows = [("gmp*", 0.8, 0.9176, 80.0), ("cram+-multi", 0.8, 0.9104, 40.0), ("gmp*", 0.9, 0.9, 80.0),
+            ("cram+-multi", 0.9, 0.8935, 40.0)]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["method", "sparsity", "accuracy", "curve"])
+    table = table.assign(seed=0, own=40.0, shared=0.0, one=40.0)
+    trained = runs("gmp*", "cram+-multi", seeds=[0])
+    (said,) = told(tmp_path, "gradual", gradual_runs=trained, gradual=table)
+    assert "it is below GMP* at 80 and 90 % (by 0.7 and 0.7 points)" in said
+    _, numbers = claims.gradual(table, {0.8: 1.0, 0.9: 1.0})
+    assert numbers.startswith("−0.7 at 80 % and −0.7 at 90 %")
+    swapped = table.assign(accuracy=[0.9104, 0.9176, 0.8935, 0.9])
+    (said,) = told(tmp_path, "gradual", gradual_runs=trained, gradual=swapped)
+    assert "it is above GMP* at 80 and 90 % (by 0.7 and 0.7 points)" in said
+    assert claims.gradual(swapped, {0.8: 1.0, 0.9: 1.0})[1].startswith("+0.7 at 80 % and +0.7 at 90 %")
+    level = curves({("sgd", 0): 88.04, ("sgd", 0.9): 50.0, ("sam", 0): 88.08, ("sam", 0.9): 50.0})  # 88.0 and 88.1
+    (said,) = told(tmp_path, "accuracy_vs_sparsity", runs=runs("sgd", "sam"), accuracy_vs_sparsity=level)
+    assert said.startswith("Dense, SAM is level with SGD (88.0 %)")
 
 
 def test_from_how_many_sparsities_on_cram_pays(tmp_path):

@@ -108,6 +108,28 @@ def trained_at(identities: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 # ---------------------------------------------------------------- differences in points
 
 
+def difference(ours: float, theirs: float) -> float:
+    """Return ours − theirs in points, accuracies being fractions, to a decimal: their means are not rounded before.
+
+    >>> difference(0.9106, 0.9184), difference(0.9106, 0.9179)  # 91.1 and 91.8 both times
+    (-0.8, -0.7)
+    """
+    return _to_a_decimal(100 * (ours - theirs))
+
+
+def _to_a_decimal(points: float) -> float:
+    return round(points + math.copysign(1e-9, points), 1)  # a tie goes away from zero, however it was computed
+
+
+def signed(points: float) -> str:
+    """Return points with their sign, a true minus, and no sign before zero.
+
+    >>> signed(2.04), signed(-0.25), signed(-0.01)
+    ('+2.0', '−0.3', '0.0')
+    """
+    return f"{_to_a_decimal(points):+.1f}".replace("-", "−") if _to_a_decimal(points) else "0.0"
+
+
 def _at(level: float) -> str:
     return "dense" if level == 0 else f"{100 * level:g} %"
 
@@ -119,7 +141,7 @@ def _levels(levels: Sequence[float]) -> str:
 
 
 def means(curves: pd.DataFrame) -> dict[str, dict[float, float]]:
-    """Return method → sparsity → mean accuracy in per cent to one decimal, as the tables show it.
+    """Return method → sparsity → mean accuracy, a fraction.
 
     Dense untuned; pruned with BatchNorm tuning where there is one. Only the pattern ``global``.
 
@@ -136,12 +158,12 @@ def means(curves: pd.DataFrame) -> dict[str, dict[float, float]]:
     found: dict[str, dict[float, float]] = {}
     reduced = shown.groupby(["method", "sparsity"], sort=False)["accuracy"].mean().reset_index()
     for method, sparsity, accuracy in reduced.to_numpy().tolist():
-        found.setdefault(str(method), {})[float(sparsity)] = round(100 * accuracy, 1)
+        found.setdefault(str(method), {})[float(sparsity)] = accuracy
     return found
 
 
 def _differences(ours: Mapping[float, float], theirs: Mapping[float, float]) -> dict[float, float]:
-    return {level: round(ours[level] - theirs[level], 1) for level in sorted(ours.keys() & theirs.keys())}
+    return {level: difference(ours[level], theirs[level]) for level in sorted(ours.keys() & theirs.keys())}
 
 
 def _across(table: Mapping[str, Mapping[float, float]], baseline: str, level: float) -> str:
@@ -152,7 +174,7 @@ def _across(table: Mapping[str, Mapping[float, float]], baseline: str, level: fl
         if method != baseline and level in own
     }
     texts: list[str] = []
-    name = f"{label(baseline)} ({table[baseline][level]:.1f} %)"
+    name = f"{label(baseline)} ({100 * table[baseline][level]:.1f} %)"
     for sign, word in ((-1, "below"), (1, "above")):
         sizes = {label: abs(value) for label, value in differences.items() if value * sign > 0}
         if sizes:
@@ -306,7 +328,7 @@ def _pruners(tables: Tables) -> str:
         brought.append((sparsity, method, f"{label(method)} {theirs[level]:.1f} → {ours[level]:.1f} ({who})"))
         if method in others and (base := (sparsity, first)) in ours.index and base in theirs.index:
             before, after = theirs[level] - theirs[base], ours[level] - ours[base]
-            added.append((sparsity, method, f"{label(method)} {_signed(before)} → {_signed(after)}"))
+            added.append((sparsity, method, f"{label(method)} {signed(before)} → {signed(after)}"))
     texts = []
     for rows, said in (
         (brought, f"magnitude with {tuned} → the pruner of least held-out loss of each run, test accuracy in %"),
@@ -359,7 +381,7 @@ def _specialist(tables: Tables) -> str:
         parts = []
         for other, what in ((("random", "task"), "what the pruner looks at"), (("task", "random"), "the correction")):
             effect = aware - crossed[other]
-            every, among = (f"{_signed(effect[name].mean())} ± {half_width(effect[name]):.1f}" for name in values)
+            every, among = (f"{signed(effect[name].mean())} ± {half_width(effect[name]):.1f}" for name in values)
             parts.append(f"{every} by {what} ({among})")
         texts.append(f"{pattern}, {correction}, {aware['accuracy'].mean():.1f}: {listed(parts)}")
     if len(texts) == 1:
@@ -369,15 +391,6 @@ def _specialist(tables: Tables) -> str:
     brings = "what that brings over as many of all classes (in brackets: to accuracy among the task's classes alone)"
     said = f"{first}, all from examples of the task, and {brings}: {'; '.join(rest)}"
     return f"{_sentence(said)} 95 % intervals over {counted(draws, 'draw')}. {_behind(runs)}"
-
-
-def _signed(points: float) -> str:
-    """Return points with their sign, a true minus, and no sign before zero.
-
-    >>> _signed(2.04), _signed(-0.31), _signed(-0.01)
-    ('+2.0', '−0.3', '0.0')
-    """
-    return "0.0" if abs(points) < 0.05 else f"{points:+.1f}".replace("-", "−")
 
 
 def _prices(tables: Tables) -> str:
@@ -457,11 +470,11 @@ def _preconditioners(tables: Tables) -> str:
 def _feedback(reached: Mapping[str, Mapping[Any, Any]], sparse: str, dense: str) -> str:
     """Compare S-M-FAC with M-FAC, with and without error feedback, at every density that was trained."""
     ours, theirs = reached[sparse], reached[dense]
-    points = round(100 * ours["accuracy"], 1) - round(100 * theirs["accuracy"], 1)
-    word = "level with" if abs(points) < 0.05 else f"{abs(points):.1f} points {'below' if points < 0 else 'above'}"
+    points = difference(ours["accuracy"], theirs["accuracy"])
+    word = "level with" if points == 0 else f"{abs(points):.1f} points {'below' if points < 0 else 'above'}"
     said = f"{sparse} is {word} {dense} ({_per_cent(theirs)})"
     if math.isfinite(ours["std"]):
-        within = "within" if abs(points) <= 100 * ours["std"] else "beyond"
+        within = "within" if abs(ours["accuracy"] - theirs["accuracy"]) <= ours["std"] else "beyond"
         said += f", {within} the ± {100 * ours['std']:.1f} of its seeds"
     said += f", in 1/{theirs['megabytes'] / ours['megabytes']:.0f} of the memory"
     pairs = [
