@@ -29,6 +29,15 @@ def quantized(weight: Tensor, bits: int) -> Tensor:
     tensor([[ 0.1000, -0.7000,  0.4000],
             [ 0.0000,  0.0000,  0.0000]])
     """
+    rounded, scale = levels(weight, bits)
+    return rounded.mul_(scale.view(-1, *[1] * (weight.ndim - 1))).to(weight.dtype)
+
+
+def levels(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Return round(w_ij / s_i), whole numbers in the shape of the weight, and s_i, of shape (out,): see `quantized`.
+
+    Both are of the dtype in which they were computed.
+    """
     top = 2 ** (bits - 1) - 1
     values = weight.detach()
     if values.dtype in (torch.float16, torch.bfloat16):
@@ -38,8 +47,7 @@ def quantized(weight: Tensor, bits: int) -> Tensor:
     # Below the smallest number a scale is zero; every value is then a multiple of that number, and stays what it is.
     least = torch.full_like(scale, torch.finfo(scale.dtype).smallest_normal * torch.finfo(scale.dtype).eps)
     scale = torch.where(scale > 0, scale, torch.where(peak > 0, least, torch.ones_like(scale)))
-    scale = scale.view(-1, *[1] * (weight.ndim - 1))
-    return (values / scale).round_().mul_(scale).to(weight.dtype)
+    return (values / scale.view(-1, *[1] * (weight.ndim - 1))).round_(), scale
 
 
 @dataclass(frozen=True)

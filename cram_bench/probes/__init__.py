@@ -35,6 +35,7 @@ from cram_bench.probes.specialist import specialist, specialist_table
 from cram_bench.probes.speeds import speed_table, speeds
 from cram_bench.probes.stability import comparable, stability, verdict_table, verdicts, with_random_directions
 from cram_bench.probes.steps import step_table, step_times
+from cram_bench.probes.storage import stored
 from cram_bench.probes.training import cost_table, density_accuracy, optimizer_bytes, training_costs, training_curves
 
 __all__ = [
@@ -84,6 +85,7 @@ __all__ = [
     "stability",
     "step_table",
     "step_times",
+    "stored",
     "training_costs",
     "training_curves",
     "transfer_accuracy",
