@@ -178,12 +178,14 @@ def step_on(model, optimizer, x, y, closure=True):
         loss.backward()
         return loss
 
+    if closure == "by name":
+        return optimizer.step(closure=evaluate)
     return optimizer.step(evaluate) if closure else (evaluate(), optimizer.step())[0]
 
 
 def test_a_plain_step_by_hand(small_batch):
-    """By v ← μv + M⊙g + λθ, θ ← M⊙(θ − ηv), with a closure and without; the momentum of what is pruned is gone."""
-    for closure in (True, False):
+    """By v ← μv + M⊙g + λθ, θ ← M⊙(θ − ηv), with a closure and without; what is pruned has no momentum."""
+    for closure in (True, "by name", False):
         torch.manual_seed(2)
         model = nn.Sequential(nn.Linear(8, 4)).double()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
@@ -209,6 +211,7 @@ def test_a_plain_step_by_hand(small_batch):
             v = 0.9 * v + mask * g + 0.01 * theta
             theta = mask * (theta - 0.1 * v)
             torch.testing.assert_close(model[0].weight.detach(), theta, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(optimizer.state[model[0].weight]["momentum_buffer"], v, rtol=1e-12, atol=1e-15)
             assert int((model[0].weight == 0).sum()) == int((~mask).sum())
         gradual.release()
         step_on(model, optimizer, x, y, closure)
@@ -269,6 +272,37 @@ def test_what_is_excluded_stays_dense():
     assert name not in gradual.masks
     assert not bool((dict(model.named_parameters())[name] == 0).any())
     assert gradual.masks.sparsity == pytest.approx(0.95, abs=1e-3)
+
+
+def test_masks_name_what_stays_dense():
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3), nn.Linear(3, 2))
+    dense = cb.compress.prunable(model, ["2.weight"]).dense
+    gradual = GradualMasks(model, torch.optim.SGD(model.parameters(), lr=0.1), exclude=["2.weight"])
+    assert {"0.weight", "2.weight"} <= set(dense) == set(gradual.masks.dense)
+    assert set(gradual.prune_("global", 0.5).dense) == set(dense)
+    assert set(gradual.shrink_(dict(gradual.masks)).dense) == set(dense)
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "error", "message"),
+    [(1.0, ValueError, "global@1 leaves no weight"), ("0.5", TypeError, "sparsity must be a number, not '0.5'"),
+     (1.5, ValueError, r"sparsity must be in \[0, 1\], not 1.5")],
+)  # fmt: skip
+def test_a_sparsity_that_cannot_be_leaves_the_weights(sparsity, error, message):
+    model = nn.Linear(6, 1)
+    before = model.weight.detach().clone()
+    gradual = GradualMasks(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(error, match=message):
+        gradual.prune_("global", sparsity)
+    assert torch.equal(model.weight, before)
+
+
+def test_who_is_no_model_or_optimizer_is_one_line():
+    model = nn.Linear(6, 1)
+    with pytest.raises(TypeError, match="^optimizer must be a torch optimizer, not 'sgd'$"):
+        GradualMasks(model, "sgd")
+    with pytest.raises(TypeError, match="^model must be a torch model, not 3$"):
+        GradualMasks(3, torch.optim.SGD(model.parameters(), lr=0.1))
 
 
 @pytest.mark.parametrize("method", ["gmp*", "obert", "cram+-multi", "cram-single", "adamw"])

@@ -727,8 +727,15 @@ def test_held_masks_equal_masked_sgd_by_hand(small_model, small_batch):
         for index, g in enumerate(gradient_at(values, *small_batch)):
             velocity[index] = MOMENTUM * velocity[index] + g * held.get(index, 1.0) + DECAY * values[index]
         values = [v - LR * step for v, step in zip(values, velocity, strict=True)]
-    for ours, theirs in zip(small_model.parameters(), values, strict=True):
+    for ours, theirs, gathered in zip(small_model.parameters(), values, velocity, strict=True):
         torch.testing.assert_close(ours.detach(), theirs, rtol=0, atol=1e-10)
+        torch.testing.assert_close(optimizer.state[ours]["momentum_buffer"], gathered, rtol=0, atol=1e-10)
+
+
+def test_held_masks_name_what_stays_dense():
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3))
+    masks = cb.compress.apply_(model, Magnitude(0.5))
+    assert set(masks.dense) == {"0.weight"} == set(cb.optim.HeldMasks(model, sgd(model), masks).masks.dense)
 
 
 def test_masks_are_held_over_a_plain_optimizer_only(small_model):

@@ -85,11 +85,37 @@ def test_what_every_accuracy_is_and_costs(tmp_path):
     assert shown.loc["GMP*", "95 %"] == f"{100 * runs[3].history['test_accuracy'].iloc[-1]:.1f}"
 
 
+def test_the_table_of_prices_by_hand():
+    """Columns by sparsity, whatever the order of the rows; ± one standard deviation of seeds, both in per cent."""
+    rows = [("gmp*", 0, 0.98, 0.5, 30.0, 60.0), ("gmp*", 0, 0.9, 0.7, 30.0, 60.0), ("gmp*", 1, 0.9, 0.8, 30.0, 60.0),
+            ("cram+-multi", 0, 0.9, 0.6, 40.0, 40.0)]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["method", "seed", "sparsity", "accuracy", "one", "curve"])
+    shown = probes.price_table(table).set_index("method")
+    assert list(shown) == ["90 %", "98 %", "one sparsity", "whole curve"]
+    assert shown.loc["GMP*"].tolist() == ["75.0 ± 7.1", "50.0", "30.0", "60.0"]
+    assert shown.loc["CrAM+-Multi"].tolist() == ["60.0", "", "40.0", "40.0"]
+
+
+def test_a_teacher_that_is_no_run_of_these_costs_its_passes_alone(tmp_path):
+    """A classifier of a hub: nobody trained it here."""
+    taught = recipe("sst2", "gmp*", epochs=6, loss="distil", teacher="hub:somebody/something")
+    table = probes.prices([Run(tmp_path, taught, failure="it diverged")], None, [0.8, 0.9], [], None)
+    (row,) = table.to_dict("records")
+    assert (row["method"], row["sparsity"]) == ("gmp*, distilled", 0.9)
+    assert [row[name] for name in ("own", "shared", "one", "curve")] == pytest.approx([8.0, 0.0, 8.0, 16.0])
+
+
+def test_prices_are_of_a_list_of_runs():
+    with pytest.raises(TypeError, match="^runs must be a list of runs"):
+        probes.prices(3, None, [0.9], [], None)
+
+
 def test_a_failed_run_is_a_row_without_a_number(tmp_path):
     test = recipe("digits").load_data()[1]
     failed = [Run(tmp_path, recipe("digits", name), failure="it diverged") for name in ("sgd", "gmp*")]
     table = probes.prices(failed, test, [0.9], [], test, ["global"])
     assert table["accuracy"].isna().all()
     assert table["method"].tolist() == ["sgd", "gmp*"]
+    assert table["sparsity"].tolist() == [0.9, 0.9]
     assert probes.price_table(table)["90 %"].tolist() == ["failed", "failed"]
     assert isinstance(table, pd.DataFrame)

@@ -41,6 +41,7 @@ def assert_untouched(model: nn.Module, before: tuple) -> None:
 
 PROBES = {
     "sparsity_curve": lambda m, d: cb.probes.sparsity_curve(m, d, ["global@0.5", "2:4"], calibration=d),
+    "stored": lambda m, d: cb.probes.stored(m, d, ["global@0.5", "global@0.5+int8"], calibration=d),
     "cram_gap": lambda m, d: cb.probes.cram_gap(m, d, ["global@0.5"], calibration=d),
     "sam_sharpness": lambda m, d: cb.probes.sam_sharpness(m, d, [0.1, 0.2]),
     "sharpness_over_radii": lambda m, d: cb.probes.sharpness_over_radii(m, d, [0.1], directions=1, steps=2),

@@ -258,6 +258,20 @@ def test_two_gradients_a_step():
     assert recipe("digits", "safe", epochs=10, halves=True).gradients == 10.0
 
 
+def test_what_is_excluded_is_not_pulled():
+    _, optimizer = built(exclude=["2.weight"])
+    assert set(optimizer.sparse) == set(optimizer.dual) == {"0.weight"}
+    assert optimizer.project_().zeros == 72
+
+
+def test_a_state_whose_dual_is_of_another_model_is_one_line():
+    _, optimizer = built()
+    state = copy.deepcopy(optimizer.state_dict())
+    state["param_groups"][0]["safe"]["dual"]["0.weight"] = torch.zeros(3, 3)
+    with pytest.raises(ValueError, match="the state was saved for another model"):
+        optimizer.load_state_dict(state)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [({"sparsity": 1.0}, "sparsity must be in"), ({"penalty": -1.0}, "penalty"), ({"every": 0}, "every"),
