@@ -115,6 +115,119 @@ def test_the_library_draws_it(spec):
     assert "sparsity, % of prunable weights" in " ".join(texts)
 
 
+def marks(spec, **values):
+    """What the library draws where the controls say so: the labels that it gives marks, and the texts."""
+    params = [{**param, "value": values.get(param["name"], param.get("value"))} if "bind" in param
+              and param["name"] in ("at", "pattern", "tuned") else param for param in spec["params"]]  # fmt: skip
+    picture = vl_convert.vegalite_to_svg(json.dumps({**spec, "params": params}))
+    return re.findall(r'aria-label="([^"]+)"', picture), re.findall(r">([^<>]+)</text>", picture)
+
+
+@pytest.fixture(scope="module")
+def both():
+    """Two patterns: the second has a level more, and another order of its names than their numbers."""
+    own = {("uniform", 0.8, True): 0.6, ("uniform", 0.8, False): 0.3, ("uniform", 0.975, True): 0.41,
+           ("uniform", 0.975, False): 0.2}  # fmt: skip
+    return charts.accuracy_vs_sparsity(pd.concat([curves(), table_of("sgd", 0, own)])).to_dict()
+
+
+def test_what_is_chosen_at_first(both):
+    values = {param["name"]: param.get("value") for param in both["params"]}
+    assert (values["pattern"], values["tuned"]) == ("global", True)
+    bound = {param["name"]: param["bind"] for param in both["params"] if "bind" in param}
+    assert bound["pattern"]["options"] == ["global", "uniform"]
+    assert (bound["at"]["min"], bound["at"]["max"], bound["at"]["step"]) == (0, 3, 1)
+    assert (bound["method"], bound["zoom"]) == ("legend", "scales")
+    zoom = next(param for param in both["params"] if param["name"] == "zoom")
+    assert zoom["select"]["encodings"] == ["y"]
+
+
+def test_a_curve_is_of_the_pattern_and_tuning_that_are_chosen(both):
+    for pattern, tuned, expected in (
+        ("global", True, ["dense 89.0 ± 1.4", "90 % 55.0 ± 1.4", "2:4 86.0 ± 1.4"]),
+        ("global", False, ["dense 89.0 ± 1.4", "90 % 11.0 ± 1.4", "2:4 21.0 ± 1.4"]),
+        ("uniform", True, ["dense 89.0 ± 1.4", "80 % 60.0", "97.5 % 41.0", "2:4 86.0 ± 1.4"]),
+        ("uniform", False, ["dense 89.0 ± 1.4", "80 % 30.0", "97.5 % 20.0", "2:4 21.0 ± 1.4"]),
+    ):
+        labels, texts = marks(both, pattern=pattern, tuned=tuned, at=0)
+        points = [
+            re.search(r"; sparsity: (.*); accuracy, %: (.*); n: \d$", label) for label in labels if "SGD" in label
+        ]
+        points = [f"{found[1]} {found[2]}" for found in points if found and not found.string.startswith("test")]
+        assert sorted(points) == sorted(expected)
+        levels = [point.split(" ")[0] for point in expected]
+        assert texts[: len(levels)] == levels  # the axis has them in this order
+
+
+def test_below_stands_what_every_method_has_at_the_chosen_place(spec, both):
+    """The numbers, a bar from 0 for each, and ± one standard deviation; past the end of a curve, its end."""
+    labels, texts = marks(spec, at=1)
+    assert "test accuracy there, %: 55; method: SGD; sparsity: 90 %; accuracy, %: 55.0 ± 1.4; n: 2" in labels
+    assert "low: 53.5857864376; method: SGD; high: 56.4142135624" in labels
+    assert "end: 56.4142135624; method: SGD; told: 55.0 ± 1.4" in labels
+    assert "end: 64; method: SAM (1 of 2 seeds); told: 64.0" in labels
+    assert "end: 0; method: CrAM; told: failed" in labels
+    assert "level: 90 %" in labels
+    assert "X-axis titled 'test accuracy there, %' for a linear scale with values from 0 to 100" in labels
+    assert "Y-axis for a discrete scale with 3 values: SGD, SAM (1 of 2 seeds), CrAM" in labels
+    assert [text for text in texts if "±" in text or text == "failed"] == ["55.0 ± 1.4", "failed"]
+    past, _ = marks(both, pattern="global", at=3)
+    assert "level: 2:4" in past
+    assert "end: 95; method: SAM (1 of 2 seeds); told: 95.0" in past
+
+
+def test_lines_and_bands_join_sparsities_and_patterns_of_their_own_have_bars(spec):
+    """The axis of accuracy need not begin at 0; the chosen place is a rule and has the larger marks."""
+    labels, _ = marks(spec, at=1)
+    x = "sparsity, % of prunable weights that are zero"
+    assert f"{x}: dense; low: 87.5857864376; high: 90.4142135624; method: SGD" in labels
+    assert f"{x}: 2:4; low: 84.5857864376; high: 87.4142135624; method: SGD" in labels
+    assert labels.count(f"{x}: 90 %") == 3  # one a method
+    assert "Y-axis titled 'test accuracy, %' for a linear scale with values from 50 to 100" in labels
+    picture = vl_convert.vegalite_to_svg(json.dumps(spec))
+    area, line = (
+        re.search(rf'd="([^"]+)"[^>]*roledescription="{kind}"|roledescription="{kind}"[^>]*d="([^"]+)"', picture)
+        for kind in ("area mark", "line mark")
+    )
+    path = line[1] or line[2]
+    assert len(re.findall("[ML]", path)) == 2  # dense and 90 %, and not on to 2:4
+    assert len(re.findall("[ML]", area[1] or area[2])) == 4
+    here = [{**param, "value": 1} if param["name"] == "at" else param for param in spec["params"]]
+    sizes = {}
+    for at, drawn in ((0, spec), (1, {**spec, "params": here})):
+        picture = vl_convert.vegalite_to_svg(json.dumps(drawn))
+        found = re.findall(r'<path aria-label="[^"]*n: 2"[^>]*roledescription="point"[^>]*d="M([\d.]+)', picture)
+        sizes[at] = [float(radius) for radius in found]
+    assert sizes[0][0] == sizes[1][1] > sizes[0][1] == sizes[1][0] == sizes[0][2] == sizes[1][2]
+
+
+def test_marks_and_dashes_are_those_of_the_figures():
+    """By their names in the two libraries, for every method; a cross of its own where Vega has none."""
+    from cram_bench.charts import look
+    from cram_bench.plots._style import dashes
+
+    named = {method: f"{method}!" for method in ("sgd", "sam", "cram+-multi", "cram-single", "safe")}
+    found = look.encodings(named)
+    kinds = {"o": "circle", "s": "square", "v": "triangle-down", "^": "triangle-up", "D": "diamond", "P": "cross",
+             "<": "triangle-left", "p": "triangle-right", "*": "wedge"}  # fmt: skip
+    assert {mark: shape for mark, shape in look._SHAPES.items() if mark != "X"} == kinds
+    shapes = found["shape"].to_dict()["scale"]
+    assert shapes["domain"] == list(named.values())
+    assert shapes["range"] == [look._SHAPES[cb.plots.look(method)[2]] for method in named]
+    assert found["dash"].to_dict()["scale"]["range"] == [look._DASHES[dashes(method)] for method in named]
+    assert len({tuple(own) for own in look._DASHES.values()}) == 4
+
+
+def test_letters_are_of_the_colour_of_the_page_and_the_ground_is_its_own(spec):
+    config = spec["config"]
+    assert config["background"] == "transparent"
+    assert config["text"]["color"] == config["title"]["color"] == "currentColor"
+    assert {config["axis"][part] for part in ("labelColor", "titleColor", "domainColor", "tickColor")} == {
+        "currentColor"
+    }
+    assert config["legend"]["labelColor"] == "currentColor"
+
+
 def test_controls_are_those_that_change_something(spec):
     def bound(table):
         return {p["name"] for p in charts.accuracy_vs_sparsity(table).to_dict()["params"] if "bind" in p}

@@ -836,6 +836,11 @@ def prices():
         check_per_cent(axis.yaxis)
     assert below(figure)[:3] == ["SGD", "GMP*", "GMP*, distilled"]
     assert "mean ± std of 2 seeds" in below(figure)
+    alone = rows[rows["seed"] == 0].replace({"curve": {80.0: 33.0}})
+    alone = pd.concat([alone, alone[:1].assign(method="safe", accuracy=float("nan"), one=500.0)])
+    other = cb.plots.prices(alone)
+    assert tick_texts(other.axes[0].xaxis) == ["30", "40", "80", "120"]  # 33 would lie over 30; a failed run has none
+    assert below(other) == ["SGD", "GMP*", "GMP*, distilled"]  # nothing of seeds
     return figure
 
 

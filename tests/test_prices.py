@@ -25,6 +25,8 @@ def test_trainings_of_one_cost():
     for e in found[-4:]:
         assert (by_id[e.loss.teacher].method, by_id[e.loss.teacher].seed) == ("sgd", e.seed)
     assert all(e.schedule.warmup_epochs == pytest.approx(e.epochs / 40) for e in found)
+    half_more = prices("digits", ["sgd", "gmp*"], 1, [0.9], ["gmp*"], epochs=17)  # 34 gradients are 25.5 epochs of 4/3
+    assert [e.epochs for e in half_more] == [34, 34, 26]
     fewer = prices("digits", ["sgd", "gmp*"], [0, 3], [0.9, 0.98], ["gmp*"], epochs=15, repeated=[0.98])
     aims = [("sgd", 0, 0), ("sgd", 3, 0), *[("gmp*", 0, 0.9), ("gmp*", 0, 0.98), ("gmp*", 3, 0.98)] * 2]
     assert [(e.method, e.seed, aim(e)) for e in fewer] == aims
