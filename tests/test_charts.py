@@ -89,6 +89,21 @@ def test_every_pattern_has_a_curve_and_quantized_weights_a_place():
     }
 
 
+def test_patterns_come_as_in_the_table_and_may_all_have_places_of_their_own():
+    cells = {("uniform", 0.8, True): 0.6, **CELLS}
+    assert list(dict.fromkeys(points(table_of("sgd", 0, cells))["pattern"])) == ["uniform", "global"]
+    drawn = points(table_of("sgd", 0, {("global", 0.0, False): 0.9, ("2:4", 0.5, True): 0.8}))
+    assert drawn[["level", "mean", "tuned"]].to_numpy().tolist() == [["dense", 90.0, True], ["2:4", 80.0, True]]
+
+
+def test_where_nothing_pruned_is_tuned_there_is_no_tuning():
+    """The dense model alone is evaluated after tuning too."""
+    cells = {("global", 0.0, False): 0.9, ("global", 0.0, True): 0.8, ("global", 0.9, False): 0.5}
+    assert points(table_of("sgd", 0, cells))[["level", "mean", "tuned"]].to_numpy().tolist() == [
+        ["dense", 90.0, False], ["90 %", 50.0, False]
+    ]  # fmt: skip
+
+
 def test_it_starts_where_methods_differ_most_after_tuning():
     near = {("global", s, flag): 0.8 for s in (0.0, 0.5, 0.9, 0.95) for flag in (False, True)}
     far = {**near, ("global", 0.5, False): 0.1, ("global", 0.9, True): 0.3, ("global", 0.95, True): 0.7}
@@ -98,6 +113,8 @@ def test_it_starts_where_methods_differ_most_after_tuning():
     assert next(p["value"] for p in spec["params"] if p["name"] == "at") == 2
     assert spec["usermeta"]["levels"] == {"global": ["dense", "50 %", "90 %", "95 %"]}
     assert widest(points(table_of("sgd", 0, near))) == 0
+    apart = [table_of(m, 0, {**own, ("2:4", 0.5, True): a}) for m, own, a in (("sgd", near, 0.9), ("sam", far, 0.1))]
+    assert widest(points(pd.concat(apart))) == 2  # on the curve
 
 
 @pytest.fixture(scope="module")

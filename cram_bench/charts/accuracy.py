@@ -87,8 +87,8 @@ def _rows(table: pd.DataFrame, pattern: str | None) -> Iterator[dict[str, Any]]:
 def _union(orders: Iterable[Sequence[str]]) -> list[str]:
     """Return all levels in an order: dense, per cents, then the names of patterns.
 
-    >>> _union([["dense", "50 %", "2:4"], ["dense", "50 %", "12.5 %", "int8"]])
-    ['dense', '12.5 %', '50 %', '2:4', 'int8']
+    >>> _union([["dense", "50 %", "2:4"], ["dense", "50 %", "9.5 %", "int8"]])
+    ['dense', '9.5 %', '50 %', '2:4', 'int8']
     """
     known = list(dict.fromkeys(itertools.chain.from_iterable(orders)))
     shares = [level for level in known if level.endswith(" %")]
