@@ -83,6 +83,7 @@ OVER_RUNS = {
     "specialist_table",
     "step_table",
     "transfer_accuracy",
+    "cost_table",
     "density_accuracy",
     "optimizer_bytes",
     "training_costs",
