@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -31,7 +32,8 @@ FLAGS = [
 ]  # fmt: skip
 METHODS = ["sgd", "cram+-multi"]
 COMMITTED = ROOT / "reports" / "cifar10-resnet20" / "runs"
-PICTURES = ("accuracy against sparsity", "loss on the way", "zeros of every layer", "predicted class")
+PICTURES = ("loss on the way", "predicted class")
+CHARTS = ("accuracy against sparsity", "zeros of every layer", "one layer: ")
 WAIT = 240_000  # milliseconds, for a busy machine
 
 if not CHROMIUM:
@@ -86,6 +88,22 @@ SEEN = """() => {
     alt: e.alt, title: e.title, natural: e.naturalWidth,
     width: e.getBoundingClientRect().width, high: e.getBoundingClientRect().height
   }));
+  const charts = [...root.querySelectorAll('svg.marks')].map(e => ({
+    alt: e.getAttribute('aria-label'), role: e.getAttribute('role'), width: e.getBoundingClientRect().width,
+    letters: [...e.querySelectorAll('text')].map(t => t.textContent),
+    colours: [...e.querySelectorAll('text')].map(t => light(rgba(getComputedStyle(t).fill))),
+    cut: [...e.querySelectorAll('text')].map(t => [t.getBoundingClientRect(), t.textContent]).filter(([b, t]) => {
+      const own = e.getBoundingClientRect(); return t && (b.left < own.left - 1 || b.right > own.right + 1);
+    }).map(([, t]) => t)
+  }));
+  const boxes = [...root.querySelectorAll('svg.marks, img, table, select')].filter(shown).map(
+    e => [name(e), e.getBoundingClientRect()]);
+  const over2 = [];
+  boxes.forEach(([a, x], i) => boxes.slice(i + 1).forEach(([b, y]) => {
+    const wide = Math.min(x.right, y.right) - Math.max(x.left, y.left);
+    const high = Math.min(x.bottom, y.bottom) - Math.max(x.top, y.top);
+    if (wide > 2 && high > 2) over2.push(a + ' over ' + b);
+  }));
   const torn = [];
   for (const e of root.querySelectorAll('th, td')) for (const node of [...e.childNodes].filter(n => n.nodeType === 3)) {
     for (const word of node.data.matchAll(/[\\w.]+/g)) {
@@ -94,7 +112,7 @@ SEEN = """() => {
       if (range.getClientRects().length > 1) torn.push(word[0]);
     }
   }
-  return {torn, pictures, outside, scrolled, faint, text: root.innerText, back: light(behind(root))};
+  return {torn, charts, overlapping: over2, pictures, outside, scrolled, faint, text: root.innerText, back: light(behind(root))};
 }"""
 
 
@@ -126,8 +144,15 @@ class Viewer:
             assert picture["alt"] == picture["title"]
             assert picture["natural"] > 100
             assert min(picture["width"], picture["high"]) > 50
-        assert {key: seen[key] for key in ("outside", "scrolled", "faint", "torn") if seen[key]} == {}
-        assert "hold Ctrl or Shift" in seen["text"]
+        for chart, words in zip(seen["charts"], CHARTS, strict=True):
+            assert chart["alt"].startswith(words)
+            assert chart["role"] == "img"
+            assert chart["width"] > 250
+            assert chart["cut"] == []
+            assert not [text for text in chart["letters"] if text.endswith("…")]
+            assert all((light > 0.4) == dark for light in chart["colours"])
+        assert {k: seen[k] for k in ("outside", "scrolled", "faint", "torn", "overlapping") if seen[k]} == {}
+        assert name == "explore" or "hold Ctrl or Shift" in seen["text"]  # there is one network
         assert (seen["back"] < 0.2) == dark
         assert self.complaints == []
 
@@ -184,19 +209,28 @@ def _git(folder, *arguments):
 
 
 @contextlib.contextmanager
-def server(command, port, folder):
+def server(command, port, folder, more=()):
     """Run a server until the block ends, and then all that it started."""
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "JUPYTER_CONFIG_DIR": str(folder / "config"),
-        "HOME": str(folder),
-    }
+    environment = (
+        os.environ
+        | dict(more)
+        | {
+            "OMP_NUM_THREADS": "1",
+            "JUPYTER_CONFIG_DIR": str(folder / "config"),
+            "HOME": str(folder),
+        }
+    )
     log = (folder / "server.log").open("w")
     process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
         for _ in range(480):
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/?token=T", timeout=5):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/?token=T", timeout=5).close()
                 break
+            except urllib.error.HTTPError:  # it answers: the token is another
+                break
+            except OSError:
+                pass
             assert process.poll() is None, (folder / "server.log").read_text()
             time.sleep(0.25)
         yield f"http://127.0.0.1:{port}"
@@ -255,6 +289,34 @@ def move_and_compare(page, house):
             run.load_model(), test.sample(1000), ["global@0.81"], train.calibration(250, batch_size=AT_ONCE)
         )
         assert value == pytest.approx(100 * curve.iloc[-1]["accuracy"], abs=0.051)
+
+
+def touch_the_charts(page):
+    """Point at a mark, click at a layer, and choose one with the keyboard."""
+    page.locator("[aria-label^='accuracy against'] .mark-symbol.role-mark path").nth(8).hover(force=True)
+    told = page.locator("#vg-tooltip-element")
+    told.wait_for()
+    assert re.search(r"accuracy, %\s*[\d.]+ ± [\d.]+", told.inner_text())
+    assert re.search(r"n, examples\s*[\d,]+", told.inner_text())
+    page.mouse.move(1, 1)
+    layers, detail = page.locator("[aria-label^='zeros of every']"), page.locator("[aria-label^='one layer']")
+    layers.locator(".mark-rect.role-mark path").first.click(force=True)
+    page.locator("[aria-label='one layer: what pruning it alone costs, and how its weights are spread: "
+                 "convs.0.weight']").wait_for(timeout=WAIT)  # fmt: skip
+    choice = page.locator("select").filter(has_text="the costliest")
+    assert choice.input_value() == "convs.0.weight"
+    page.get_by_text("● ready").wait_for(timeout=WAIT)
+    choice.select_option("linear.weight")
+    page.locator("[aria-label$='linear.weight']").wait_for(timeout=WAIT)
+    page.get_by_text("● ready").wait_for(timeout=WAIT)
+    assert "linear.weight" in detail.locator("text").all_text_contents()
+    with page.expect_download() as saved:
+        page.locator(".cram-bench-chart summary").first.click()
+        page.get_by_text("Save as CSV").first.click()
+    table = pd.read_csv(saved.value.path())
+    assert {"run", "sparsity", "mean", "low", "high", "n"} <= set(table.columns)
+    assert len(table) >= 20
+    page.locator(".cram-bench-chart summary").first.click()
 
 
 def committed_runs():
@@ -337,8 +399,37 @@ def test_browser_voila_explorer(viewer, voila, house, name, dark):
     for width in (1400, 400):
         viewer.sees_the_panel(f"voila-{name}", width, dark)
     if name == "digits" and not dark:
+        page.set_viewport_size({"width": 1400, "height": 1300})
         move_and_compare(page, house)
+        touch_the_charts(page)
         assert viewer.complaints == []
+
+
+def test_browser_explore_opens_a_page_without_network(chromium, house, tmp_path):
+    """What `cram-bench explore` serves: everything from this machine, to who has the token."""
+    pytest.importorskip("voila")
+    port, (run, *_) = free_port(), cb.runs.Store(house / "runs").runs()
+    command = [sys.executable, "-m", "cram_bench", "explore", run.id, "--no-browser", f"--port={port}"]
+    context = chromium.new_context(viewport={"width": 1400, "height": 1300})
+    elsewhere = []
+    outside = re.compile(r"^https?://(?!127\.0\.0\.1[:/])")
+    context.route(outside, lambda route: (elsewhere.append(route.request.url), route.abort()))
+    viewer = Viewer(context.new_page())
+    with server(command, port, tmp_path, {"CRAM_BENCH_RUNS": str(house / "runs")}) as address:
+        with pytest.raises(urllib.error.HTTPError):
+            urllib.request.urlopen(f"{address}/api/kernels", timeout=10)
+        token = re.search(r"\?token=(\S+)", (tmp_path / "server.log").read_text())[1]
+        page = viewer.page
+        page.goto(f"{address}/?token={token}", timeout=WAIT)
+        page.get_by_text("● ready").wait_for(timeout=WAIT)
+        assert page.title() == "cram-bench explore"
+        for width in (1400, 400):
+            viewer.sees_the_panel("explore", width, False)
+        page.set_viewport_size({"width": 1400, "height": 1300})
+        touch_the_charts(page)
+    context.close()
+    assert elsewhere == []
+    assert viewer.complaints == []
 
 
 def test_browser_report_without_network(viewer, tmp_path):

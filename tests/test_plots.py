@@ -712,36 +712,6 @@ def weight_histogram():
     return figure
 
 
-def explorer_curve():
-    curves = {
-        label: pd.DataFrame({"sparsity": [0.0, 0.5, 0.9], "accuracy": [0.9, 0.8, 0.1 + p / 7]})
-        for p, label in enumerate(RUNS)
-    }
-    points = {"SGD, seed 0": _Point(0.7)}
-    points |= {"SGD, seed 1": None, "multi": _Point(0.6)}
-    figure = cb.plots.explorer_curve(curves, points, RUNS, 0.8, 0.1)
-    (axis,) = figure.axes
-    check_looks(axis, "sparsity", "accuracy", curves)
-    marked = {each.get_ydata()[0]: each for each in axis.get_lines() if len(each.get_xdata()) == 1}
-    assert {y: (each.get_xdata()[0], each.get_color(), each.get_marker()) for y, each in marked.items()} == {
-        y: (0.8, *cb.plots.look(method)[1:]) for y, method in ((0.7, "sgd"), (0.6, "cram+-multi"))
-    }
-    assert any(set(each.get_ydata()) == {0.1} for each in axis.get_lines())
-    assert any(set(each.get_xdata()) == {0.8} for each in axis.get_lines())
-    check_per_cent(axis.xaxis)
-    check_per_cent(axis.yaxis)
-    assert [(text.get_text(), text.xy) for text in axis.texts] == [("guessing", (0, 0.1))]
-    assert axis.get_xlabel() == "sparsity, % of prunable weights that are zero"
-    assert axis.get_ylabel() == "accuracy on the sample, %"
-    assert below(figure) == list(RUNS)
-    return figure
-
-
-class _Point:
-    def __init__(self, accuracy):
-        self.accuracy = accuracy
-
-
 def examples():
     images = torch.randint(0, 255, (5, 3, 4, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     captions = ["a → b", "$x^2$", "_c", "d_1", "e"]
@@ -917,8 +887,8 @@ def speeds():
 ORACLES = {
     each.__name__: each
     for each in (
-        ablations, accuracy_vs_sparsity, calibration_curve, density, equal_cost, examples, explorer_curve, gaps,
-        layer_profile, layer_sensitivity, loss_along_compression, loss_along_path, loss_in_ball, loss_on_plane,
+        ablations, accuracy_vs_sparsity, calibration_curve, density, equal_cost, examples, gaps, layer_profile,
+        layer_sensitivity, loss_along_compression, loss_along_path, loss_in_ball, loss_on_plane,
         loss_planes, loss_slice, prices, pruners, sharpness, sharpness_over_radii, specialist, spectral_density,
         speeds, stability, step_times, training, transfer, weight_histogram,
     )

@@ -17,25 +17,38 @@ TEXT = "currentColor"
 """Letters and axes are of the colour of the page's text, so that a dark page shows them."""
 
 
-def encodings(named: Mapping[str, str]) -> dict[str, Any]:
+def encodings(named: Mapping[str, str], field: str = "method") -> dict[str, Any]:
     """Return the channels by which methods are told apart: colour, mark and line style, as in the figures.
 
     Args:
         named: method → its label, in the order of the legend.
+        field: the column of the labels.
+    """
+    return encodings_of({label: method for method, label in named.items()}, field)
+
+
+def encodings_of(methods: Mapping[str, str], field: str) -> dict[str, Any]:
+    """Return the same for several runs: label → method; a method's second run has another line style.
+
+    Args:
+        methods: label → its method, in the order of the legend.
+        field: the column of the labels.
     """
     import altair as alt
 
-    labels, looks = list(named.values()), [look(method) for method in named]
+    labels, looks = list(methods), [look(method) for method in methods.values()]
+    earlier = [list(methods.values())[:place].count(method) for place, method in enumerate(methods.values())]
+    lines = [dashes(method, number) for method, number in zip(methods.values(), earlier, strict=True)]
 
     def scale(values: Sequence[Any]) -> alt.Scale:
         return alt.Scale(domain=labels, range=list(values))
 
     return {
         "color": alt.Color(
-            "method:N", scale=scale([TEXT if colour == "#000000" else colour for _, colour, _ in looks]), title=None
+            f"{field}:N", scale=scale([TEXT if colour == "#000000" else colour for _, colour, _ in looks]), title=None
         ),
-        "shape": alt.Shape("method:N", scale=scale([_SHAPES[marker] for *_, marker in looks]), title=None),
-        "dash": alt.StrokeDash("method:N", scale=scale([_DASHES[dashes(m)] for m in named]), title=None),
+        "shape": alt.Shape(f"{field}:N", scale=scale([_SHAPES[marker] for *_, marker in looks]), title=None),
+        "dash": alt.StrokeDash(f"{field}:N", scale=scale([_DASHES[line] for line in lines]), title=None),
     }
 
 

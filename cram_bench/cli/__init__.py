@@ -1,7 +1,8 @@
-"""The command line: ``cram-bench train | sweep | report | reproduce | renew | probe | export | runs | settings``.
+"""The command line: ``cram-bench train | sweep | report | reproduce | renew | probe | explore | export | runs |
+settings``.
 
-Its words are in `grammar`, what each command does in `commands`, how a terminal is told of it in `terminal`. Nothing
-heavy is imported before a command is known, so that ``--help`` answers at once.
+Its words are in `grammar`, what each command does in `commands` and `exploring`, how a terminal is told of it in
+`terminal`. Nothing heavy is imported before a command is known, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from cram_bench import __version__
-from cram_bench.cli import commands
+from cram_bench.cli import commands, exploring
 
 
 def parser_of_commands() -> argparse.ArgumentParser:
@@ -116,6 +116,32 @@ def parser_of_commands() -> argparse.ArgumentParser:
     )  # fmt: skip
     probe.add_argument("--out", help="folder to write tables/*.csv to")
     probe.set_defaults(run=commands.run_probe)
+
+    explore = kinds.add_parser("explore", help="open a page on which to prune networks and see what breaks")
+    explore.add_argument(
+        "run_names", nargs="*", metavar="RUN",
+        help="runs' folders or beginnings of their ids; with neither these nor --model, the page lets one choose",
+    )  # fmt: skip
+    explore.add_argument("--data", help="a data set or an image folder: of --model, or the first choice of the page")
+    explore.add_argument(
+        "--model", metavar="NAME",
+        help="a network: with --weights any, such as resnet20; without, one with weights of its library: "
+        "torchvision:NAME, timm:NAME or hub:NAME",
+    )  # fmt: skip
+    explore.add_argument("--weights", metavar="FILE", help="its weights: .safetensors, or .pth and .pt")
+    explore.add_argument(
+        "--rename", action="append", default=[], metavar="OLD=NEW", help="as of `cram-bench probe --help`"
+    )
+    explore.add_argument("--crop", type=int, default=0, help="as of `cram-bench probe --help`")
+    explore.add_argument("--sample", type=int, default=1000, help="examples to evaluate on (default: 1000)")
+    explore.add_argument(
+        "--calibration", type=int, default=250, help="training images for BatchNorm tuning of runs (default: 250)"
+    )
+    explore.add_argument("--port", type=int, help="of the page (default: the first free one from 8866)")
+    explore.add_argument(
+        "--no-browser", dest="browser", action="store_false", help="print the address and open nothing"
+    )
+    explore.set_defaults(run=exploring.run_explore)
 
     export = kinds.add_parser("export", help="write a run's network, pruned and smaller, as ONNX or for a hub")
     export.add_argument("folder", metavar="RUN", help="a run's folder or the beginning of its id")

@@ -27,6 +27,7 @@ from cram_bench.compress.names import lookup
 from cram_bench.compress.quantize import PruneThenQuantize, Quantize, quantized
 from cram_bench.compress.rank import NaNError
 from cram_bench.compress.select import keep_largest, keep_n_of_m, zeros_for
+from cram_bench.compress.size import stored_bytes
 from cram_bench.compress.statistics import Statistics, correct_statistics, layer_statistics
 from cram_bench.compress.weights import Weights, dense_of, prunable
 from cram_bench.preserve import preserved
@@ -57,6 +58,7 @@ __all__ = [
     "prunable",
     "quantized",
     "sparsity",
+    "stored_bytes",
     "tune_batchnorm",
     "zeros_for",
 ]

@@ -15,6 +15,7 @@ from cram_bench.data.cache import cache_root
 from cram_bench.data.dataset import AT_ONCE, Batches, Dataset, batches_of
 from cram_bench.data.decoding import DataError
 from cram_bench.data.folders import listed
+from cram_bench.data.held import Held, some
 from cram_bench.data.images import Images, augmented
 from cram_bench.data.named import (
     TORCHVISION,
@@ -39,6 +40,7 @@ __all__ = [
     "Data",
     "DataError",
     "Dataset",
+    "Held",
     "Images",
     "Sentences",
     "Source",
@@ -53,5 +55,6 @@ __all__ = [
     "listed",
     "load",
     "names",
+    "some",
     "training_size",
 ]

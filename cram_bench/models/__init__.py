@@ -12,10 +12,11 @@ from typing import Any
 
 from torch import nn
 
-from cram_bench.checks import instance, integer, unknown
+from cram_bench.checks import instance, integer, one_line, unknown
 from cram_bench.compress import prunable
 from cram_bench.models.convnet import convnet
 from cram_bench.models.encoder import Classifier, Encoder, check_tokens, is_encoder
+from cram_bench.models.pretrained import pretrained, timm_model
 from cram_bench.models.resnet import resnet18, resnet20, resnet20_projection
 from cram_bench.models.vgg import vgg16_bn
 from cram_bench.models.vit import vit_tiny
@@ -32,6 +33,7 @@ __all__ = [
     "is_encoder",
     "load_",
     "names",
+    "pretrained",
     "prunable",
     "read",
     "renamed",
@@ -50,7 +52,7 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
 
 
 def names() -> list[str]:
-    """Return the names that `create` knows, besides ``torchvision:NAME``, ``hub:NAME`` and ``minilm``."""
+    """Return the names that `create` knows; ``torchvision:NAME``, ``timm:NAME``, ``hub:NAME``, ``minilm`` are more."""
     return list(BUILDERS)
 
 
@@ -58,8 +60,9 @@ def create(name: str, num_classes: int, in_channels: int = 3, image_size: int = 
     """Build a freshly initialised network; weights are drawn from torch's default generator.
 
     Args:
-        name: one of `names()`, or ``torchvision:NAME`` for any classifier of torchvision, or ``hub:NAME`` for a
-            pretrained encoder of text, of which ``minilm`` is one; an encoder's weights are those of the hub.
+        name: one of `names()`, or ``torchvision:NAME`` for any classifier of torchvision, ``timm:NAME`` for one of
+            timm, or ``hub:NAME`` for a pretrained encoder of text, of which ``minilm`` is one; an encoder's weights are
+            those of the hub.
         num_classes: number of outputs.
         in_channels: image channels; torchvision's classifiers take 3.
         image_size: side of the image in pixels, for models that must know it.
@@ -78,6 +81,8 @@ def create(name: str, num_classes: int, in_channels: int = 3, image_size: int = 
     integer("image_size", image_size, 1)
     if name.startswith("torchvision:"):
         return _torchvision(name.removeprefix("torchvision:"), num_classes, in_channels)
+    if name.startswith("timm:"):
+        return _timm(name.removeprefix("timm:"), num_classes, in_channels, image_size)
     if is_encoder(name):
         return Encoder(name, num_classes)
     check(name)
@@ -90,8 +95,8 @@ def create(name: str, num_classes: int, in_channels: int = 3, image_size: int = 
 
 def check(name: str) -> None:
     """Refuse a name that `create` does not know, with a suggestion; names of other libraries are theirs to refuse."""
-    if name not in BUILDERS and not is_encoder(name) and not name.startswith("torchvision:"):
-        raise ValueError(unknown("model", name, [*BUILDERS, "minilm", "torchvision:NAME", "hub:NAME"]))
+    if name not in BUILDERS and not is_encoder(name) and not name.startswith(("torchvision:", "timm:")):
+        raise ValueError(unknown("model", name, [*BUILDERS, "minilm", "torchvision:NAME", "timm:NAME", "hub:NAME"]))
 
 
 def head(model: nn.Module) -> list[str]:
@@ -115,3 +120,16 @@ def _torchvision(name: str, num_classes: int, in_channels: int) -> nn.Module:
     # These two return a tuple in training unless told otherwise, and warn about their initialisation.
     extra = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
     return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **extra)
+
+
+def _timm(name: str, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    options: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_channels}
+    try:
+        try:
+            return timm_model(name, img_size=image_size, **options)  # a transformer must know it
+        except TypeError:
+            return timm_model(name, **options)
+    except KeyError as error:
+        raise ValueError(error.args[0]) from None
+    except (AssertionError, RuntimeError, TypeError) as error:
+        raise ValueError(f"timm:{name} cannot be built for images of {image_size} pixels: {one_line(error)}") from error

@@ -11,7 +11,7 @@ from __future__ import annotations
 from cram_bench.plots._style import STYLE, look, style
 from cram_bench.plots.accuracy import ablations, accuracy_vs_sparsity, calibration_curve, equal_cost, transfer
 from cram_bench.plots.curvature import gaps, sharpness, sharpness_over_radii, spectral_density, stability
-from cram_bench.plots.explorer import examples, explorer_curve
+from cram_bench.plots.examples import examples
 from cram_bench.plots.landscapes import (
     loss_along_compression,
     loss_along_path,
@@ -35,7 +35,6 @@ __all__ = [
     "density",
     "equal_cost",
     "examples",
-    "explorer_curve",
     "gaps",
     "layer_profile",
     "layer_sensitivity",

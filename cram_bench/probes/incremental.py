@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from cram_bench.compress import lookup
 from cram_bench.data import Batches, batches_of
 from cram_bench.models.folding import Folded
+from cram_bench.outputs import fitting, logits_of
 from cram_bench.preserve import copy_into, preserved
 from cram_bench.train import Score, evaluate
 
@@ -32,6 +34,7 @@ def evaluate_changes(
     before: Callable[[], None] = lambda: None,
     measure: Callable[[], dict[str, float]] | None = None,
     quick: bool = True,
+    scores: Callable[[], Score] = Score,
 ) -> list[dict[str, float]]:
     """Return what `evaluate` gives for every change alone; the model is left as it was found.
 
@@ -46,21 +49,63 @@ def evaluate_changes(
         measure: what to take instead of ``evaluate(model, data)`` where a change is evaluated from the beginning.
         quick: False leaves out the tracing, where what is measured is not the cross-entropy of what the network
             returns.
+        scores: makes what sums up a change.
     """
     with preserved(model):
         model.eval()
         if quick and (graph := Folded.of(model)):
             _without_inplace(graph.module)
             try:
-                return _onward(model, graph, data, changes, before)
+                return _onward(model, graph, data, changes, before, scores)
             except _CannotError:
                 pass
-        measure = measure or (lambda: evaluate(model, data))
+        measure = measure or (lambda: _scored(model, data, scores()))
         return [_from_the_start(model, measure, change, before) for change in changes]
+
+
+class _Each(Score):
+    """Keep the loss of every example too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.losses: list[Tensor] = []
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        super().add(logits, labels)
+        self.losses.append(F.cross_entropy(logits.float(), labels, reduction="none").double().cpu())
+
+
+def rises(
+    model: nn.Module, data: Batches, changes: Sequence[Change], before: Callable[[], None] = lambda: None
+) -> list[tuple[float, float]]:
+    """Return what every change alone adds to the cross-entropy: the mean over the examples, and its standard error.
+
+    Each example is compared with itself, so that the error is that of the mean of n differences, s/√n; NaN for one.
+    """
+    some = next(iter(lookup(model)))
+    made: list[_Each] = []
+
+    def score() -> _Each:
+        made.append(_Each())
+        return made[-1]
+
+    evaluate_changes(model, data, [(some, lambda values: values), *changes], before, scores=score)
+    dense, *others = (torch.cat(each.losses) for each in made[-len(changes) - 1 :])  # what was given up is before these
+    found = [losses - dense for losses in others]
+    return [(float(d.mean()), float(d.std() / len(d) ** 0.5) if len(d) > 1 else float("nan")) for d in found]
 
 
 class _CannotError(Exception):
     """The traced network computes something else, changes an activation in place, or its activations are too large."""
+
+
+def _scored(model: nn.Module, data: Batches, score: Score) -> dict[str, float]:
+    if type(score) is Score:
+        return evaluate(model, data)
+    fit = fitting(model)
+    for inputs, labels in batches_of(data):
+        score.add(logits_of(model(fit(inputs))), labels)
+    return score.result()
 
 
 def _from_the_start(
@@ -74,12 +119,17 @@ def _from_the_start(
 
 
 def _onward(
-    model: nn.Module, graph: Folded, data: Batches, changes: Sequence[Change], before: Callable[[], None]
+    model: nn.Module,
+    graph: Folded,
+    data: Batches,
+    changes: Sequence[Change],
+    before: Callable[[], None],
+    make: Callable[[], Score],
 ) -> list[dict[str, float]]:
     parameters = lookup(model)
     users = {name: _users(graph, parameters[name]) for name, _ in changes}
     after = {name: _after(graph.module.graph, nodes) for name, nodes in users.items()}
-    scores = [Score() for _ in changes]
+    scores = [make() for _ in changes]
     for index, (inputs, labels) in enumerate(_pieces(graph.module, batches_of(data))):
         if not index and not graph.agrees(model, inputs):
             raise _CannotError

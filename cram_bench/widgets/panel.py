@@ -7,33 +7,29 @@ from __future__ import annotations
 
 import html
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pandas as pd
+from torch import nn
 
 from cram_bench import plots
-from cram_bench.checks import instance, integer, needs, number
-from cram_bench.compress import Compressor, Magnitude
-from cram_bench.data import AT_ONCE
+from cram_bench.checks import needs, number
+from cram_bench.compress import Compressor
+from cram_bench.data import Batches
 from cram_bench.probes import layer_profile
 from cram_bench.prune import Specification, grid
 from cram_bench.runs import Run
-from cram_bench.widgets import texts
-from cram_bench.widgets.subject import FEW, Subject
+from cram_bench.widgets import networks, texts
+from cram_bench.widgets.choices import BITS, CURVE, decides, options
+from cram_bench.widgets.subject import BATCH, DENSE, FEW, Answer, Subject
 
-_CURVE = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
-PATTERNS = ("global", "uniform", "2:4", "4:8")
-PRUNERS = ("greedy", "obs", "cap", "obd", "global+obs", "2:4+obs")
-"""Pruners that look at `_GRADIENTS` gradients of eight training examples each, or at fewer where there are fewer."""
-_GRADIENTS = 128
-BITS = {"float32": "", "8 bits": "+int8", "4 bits": "+int4"}
-_HINT = "hold Ctrl or Shift to choose several runs"
 _ALT = {
     "curve": "accuracy against sparsity, a line a run",
     "slice": "loss on the way from the dense to the compressed weights",
     "layers": "zeros of every layer, and what the compression of each alone costs",
+    "detail": "one layer: what pruning it alone costs, and how its weights are spread",
     "flips": "examples whose predicted class the compression changes",
 }
 
@@ -42,85 +38,98 @@ class Explorer:
     """Sliders over sparsity, pattern, bits and BatchNorm tuning; accuracy, layers, loss and flipped examples below.
 
     Args:
-        runs: finished runs on the same data.
-        sample: test images to evaluate on.
-        calibration: training images for BatchNorm tuning.
+        subjects: finished runs on the same data, or any torch classifiers by their label.
+        data: of models: what they are evaluated on, a `Dataset` or batches of (inputs, labels). Runs know their own.
+        calibration: training data of models, for BatchNorm tuning and for pruners that look; of runs how many training
+            examples BatchNorm is tuned on, by default 250.
+        sample: examples to evaluate on.
         delay: seconds a slider must rest before the work starts.
 
     Raises:
-        ValueError: there is no finished run, or the runs are of several data sets.
+        ValueError: there is no finished run and no model, or the runs are of several data sets, or data do not fit.
+        TypeError: something is of another kind.
     """
 
-    def __init__(self, runs: Sequence[Run], sample: int = 1000, calibration: int = 250, delay: float = 0.12) -> None:
-        needs("explorers", "lab", "ipywidgets")
+    def __init__(
+        self,
+        subjects: Sequence[Run] | Mapping[str, nn.Module],
+        data: Batches | None = None,
+        calibration: Batches | int | None = None,
+        sample: int = 1000,
+        delay: float = 0.05,
+    ) -> None:
+        needs("explorers", "lab", "ipywidgets", "anywidget", "altair", "vl_convert")
         import ipywidgets as ipw
 
-        instance("runs", runs, (list, tuple), "a list of runs")
-        for run in runs:
-            instance("a run", run, Run, "a Run, such as cram_bench.runs.ensure returns")
-        integer("sample", sample, 1)
-        integer("calibration", calibration, 2)
+        from cram_bench.widgets.chart import Chart
+
         number("delay", delay, 0)
-        finished = [run for run in runs if run.failure is None]
-        if not finished:
-            raise ValueError("the explorer needs at least one finished run")
-        data = {(d.dataset, d.resize, d.holdout) for d in (run.experiment.data for run in finished)}
-        if len(data) > 1:
-            raise ValueError(
-                f"the explorer compares runs on one data set, not on (name, resize, holdout) {sorted(data)}"
-            )
-        train, test = finished[0].experiment.load_data()
-        self.sample = test.sample(sample)
-        self._calibration = {
-            augment: train.calibration(calibration, augment=augment, batch_size=AT_ONCE)
-            for augment in {run.experiment.data.augment for run in finished}
-        }
-        self._runs = _labelled(finished)
-        self._methods = {label: run.experiment.method for label, run in self._runs.items()}
+        self._networks = networks.of(subjects, data, calibration, sample)
+        self.sample = self._networks.sample
         self._subjects: dict[str, Subject] = {}
         self._delay = delay
         self._lock = threading.RLock()
         self._timer: threading.Timer | None = None
         self._wanted = 0
+        self._timing = False
         self._done = threading.Event()
         self._pool = ThreadPoolExecutor(1, "explorer")
 
-        labels = list(self._runs)
-        wide = ipw.Layout(width="auto")
+        labels = list(self._networks.subjects)
+        wide, fits = ipw.Layout(width="auto"), ipw.Layout(max_width="100%")
         style = {"description_width": "9em"}
         self.runs = ipw.SelectMultiple(
             options=labels, value=tuple(dict.fromkeys((labels[0], labels[-1]))), rows=min(6, len(labels)),
-            description="runs", style=style, layout=wide,
+            description="networks", style=style, layout=wide if len(labels) > 1 else ipw.Layout(display="none"),
         )  # fmt: skip
         self.sparsity = ipw.FloatSlider(
             value=0.8, min=0.0, max=0.99, step=0.01, description="sparsity", readout_format=".0%", style=style,
-            continuous_update=True, layout=wide,
+            continuous_update=True, layout=wide, tooltip=texts.MEANING["sparsity"],
         )  # fmt: skip
-        fits = ipw.Layout(max_width="100%")
-        self._looked_at, gradients = train, max(1, min(_GRADIENTS, len(train) // 8))
-        pruners = [(name, f"{name}(gradients={gradients})") for name in PRUNERS]
-        options = [*((name, name) for name in PATTERNS), *pruners]
-        self.pattern = ipw.Dropdown(options=options, description="pattern", style=style, layout=fits)
-        self.bits = ipw.Dropdown(options=list(BITS), description="weights", style=style, layout=fits)
-        self.tune = ipw.Checkbox(value=True, description="tune BatchNorm after pruning", indent=False, layout=fits)
+        self.pattern = ipw.Dropdown(
+            options=options(self._networks.looked_at), description="pattern", style=style, layout=fits,
+            tooltip=texts.MEANING["pattern"],
+        )  # fmt: skip
+        self.bits = ipw.Dropdown(
+            options=list(BITS), description="weights", style=style, layout=fits, tooltip=texts.MEANING["weights"]
+        )
+        tunes = self._networks.tuned_on > 0
+        self.tune = ipw.Checkbox(
+            value=tunes, disabled=not tunes, description="tune BatchNorm after pruning", indent=False, layout=fits,
+            tooltip=texts.MEANING["tuning"],
+        )  # fmt: skip
+        self.layer = ipw.Dropdown(
+            options=[texts.COSTLIEST], description="layer", style=style, layout=fits, tooltip=texts.MEANING["layer"]
+        )
+        self.time = ipw.Button(
+            description="measure latency", tooltip=texts.MEANING["latency"], layout=ipw.Layout(width="auto")
+        )
         hint = ipw.HTML(
-            texts.on_lines([_HINT]), layout=ipw.Layout(margin="0 0 0 calc(9em + 6px)")
+            texts.on_lines([texts.HINT] if len(labels) > 1 else []), layout=ipw.Layout(margin="0 0 0 calc(9em + 6px)")
         )  # a tooltip of a list never reaches the page
-        self.status = ipw.HTML()
-        self.numbers = ipw.HTML()
-        self.blamed = ipw.HTML()
-        self.failed = ipw.HTML("<br>".join(html.escape(f"{r.label}: failed: {r.failure}") for r in runs if r.failure))
-        self._what = f"{'held-out training' if finished[0].experiment.data.holdout else 'test'} examples"
-        self._tuning = f"BatchNorm tuned on {calibration} training examples"
+        self.status, self.numbers, self.costs, self.blamed = (ipw.HTML(layout=fits) for _ in range(4))
+        self.failed = ipw.HTML("<br>".join(map(html.escape, self._networks.failed)))
+        room = ipw.Layout(flex="1 1 440px", min_width="0", max_width="100%")
+        self.curve, self.layers = (Chart(layout=room, alt=_ALT[name]) for name in ("curve", "layers"))
+        self.detail = Chart(layout=ipw.Layout(width="100%"), alt=_ALT["detail"])
         # An ipywidgets.Image has no alternative text, and one with a tooltip cannot be shown at all.
-        self.curve, self.slice, self.layers, self.flips = (ipw.HTML(layout=fits) for _ in _ALT)
-        for control in (self.runs, self.sparsity, self.pattern, self.bits, self.tune):
+        self.slice, self.flips = (ipw.HTML(layout=fits) for _ in range(2))
+        self._controls = (self.runs, self.sparsity, self.pattern, self.bits, self.tune)
+        for control in (*self._controls, self.layer):
             control.observe(self._changed, "value")
-        wraps = ipw.Layout(flex_flow="row wrap")
-        choices = ipw.HBox([self.pattern, self.bits, self.tune], layout=wraps)
-        controls = [self.runs, hint, self.failed, self.sparsity, choices, self.status, self.numbers, self.blamed]
-        pictures = ipw.HBox([self.curve, self.slice, self.layers, self.flips], layout=wraps)
-        self.widget = ipw.VBox([*controls, pictures])
+        self.layers.observe(self._picked, "picked")
+        self.time.on_click(self._time)
+        wraps = ipw.Layout(flex_flow="row wrap", width="100%")
+        choices = ipw.HBox([self.pattern, self.bits, self.tune, self.time], layout=wraps)
+        controls = [self.runs, hint, self.failed, self.sparsity, choices, self.status, self.numbers, self.costs]
+        layer = ipw.VBox([self.layer, self.detail], layout=room)
+        pictures = [
+            ipw.HBox([self.curve, self.slice], layout=wraps),
+            self.blamed,
+            ipw.HBox([self.layers, layer], layout=wraps),
+            self.flips,
+        ]
+        self.widget = ipw.VBox([*controls, *pictures])
         self.widget.add_class("cram-bench-explorer")
         self._changed()
 
@@ -135,7 +144,7 @@ class Explorer:
             self._wanted += 1
             if self._timer is not None:
                 self._timer.cancel()
-            for control in (self.runs, self.sparsity, self.pattern, self.bits, self.tune):
+            for control in (*self._controls, self.layer):
                 control.unobserve_all("value")
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._subjects.clear()
@@ -155,13 +164,39 @@ class Explorer:
         with self._lock:
             self._wanted += 1
             self._done.clear()
-            self.sparsity.disabled = ":" in self.pattern.value
+            self._timing = False
+            alone = decides(self.pattern.value)  # a slider that says nothing shows nothing
+            self.sparsity.disabled, self.sparsity.layout.display = alone, "none" if alone else None
             self.status.value = texts.status("working …", "#c06000")
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = threading.Timer(self._delay if change is not None else 0.0, self._start, [self._wanted])
-            self._timer.daemon = True
-            self._timer.start()
+            self._soon(self._delay if change is not None else 0.0)
+
+    def _soon(self, delay: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = threading.Timer(delay, self._start, [self._wanted])
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _time(self, button: Any) -> None:
+        """Measure the latency of what the controls ask for, after all else."""
+        with self._lock:
+            self._wanted += 1
+            self._done.clear()
+            self._timing = True
+            self.status.value = texts.status("measuring latency …", "#c06000")
+            self._soon(0.0)
+
+    def _picked(self, change: Any) -> None:
+        """Show the layer that was clicked at."""
+        if change["new"] in self.layer.options and change["new"] != self._layer():
+            self.layer.value = change["new"]
+
+    def _layer(self) -> str:
+        """Return the layer that is looked into: the chosen one, else the costliest; empty where none is known yet."""
+        if self.layer.value != texts.COSTLIEST:
+            return str(self.layer.value)
+        tables = [self._subjects[label].blames.get(self.compressor) for label in self.runs.value[:1]]
+        return texts.costliest(tables[0])["layer"] if tables and tables[0] is not None else ""
 
     def _start(self, wanted: int) -> None:
         with self._lock:
@@ -170,11 +205,21 @@ class Explorer:
 
     def _answer(self, wanted: int) -> None:
         """Answer the question of number `wanted`, the quick parts first; stop when there is a newer one."""
+
+        def check() -> None:
+            if self._wanted != wanted:
+                raise _Stale
+
+        stages = (
+            self._look, self._show_layers, self._look_along, self._show_blame, self._show_detail, self._show_numbers,
+            self._show_slice, self._fill_curve, self._show_latency,
+        )  # fmt: skip
         try:
-            for stage in (self._show_numbers, self._show_layers, self._show_blame, self._show_slice, self._fill_curve):
-                if not stage(lambda: self._wanted == wanted):
-                    return
-            self._finish(wanted, "" if self.runs.value else "choose a run")
+            for stage in stages:
+                check()
+                stage(check)
+            check()
+            self._finish(wanted, "" if self.runs.value else "choose a network")
         except _Stale:
             return
         except Exception as error:
@@ -184,51 +229,78 @@ class Explorer:
         with self._lock:
             if self._wanted == wanted:
                 # Voilà builds the page while the first answers come in, and misses what is sent just then.
-                for shown in (self.numbers, self.blamed, self.curve, self.slice, self.layers, self.flips):
+                for shown in (self.numbers, self.costs, self.blamed, self.slice, self.flips):
                     shown.send_state("value")
+                for chart in (self.curve, self.layers, self.detail):
+                    chart.send_state(["spec", "rows", "picked"])
                 self.status.value = texts.status(problem, "#e0364c") if problem else texts.status("ready", "#2e8b3d")
                 self._done.set()
 
     def _subject(self, label: str) -> Subject:
         if label not in self._subjects:
-            run = self._runs[label]
-            self._subjects[label] = Subject(
-                run.load_model(), self.sample, self._calibration[run.experiment.data.augment], self._looked_at
-            )
+            self._subjects[label] = self._networks.subjects[label]()
         return self._subjects[label]
 
-    def _show_numbers(self, current: Callable[[], bool]) -> bool:
-        compressor, tuned = self.compressor, self.tune.value
-        rows, zeros = [], {}
+    def _methods(self) -> dict[str, str]:
+        return {label: self._networks.methods[label] for label in self.runs.value}
+
+    def _look(self, check: Callable[[], None]) -> None:
+        """Say what is known at once, a row as soon as it is."""
+        question, tuned = self.compressor, self.tune.value
+        known: dict[str, tuple[Answer, Answer]] = {}
         for label in self.runs.value:
             subject = self._subject(label)
-            dense = subject.answer(Magnitude(0.0), tuned=False)
-            if not current():
-                return False
-            found = subject.answer(compressor, tuned)
-            if not current():
-                return False
-            changed = int((found.classes != dense.classes).sum())
-            rows.append((label, 100 * found.accuracy, 100 * (found.accuracy - dense.accuracy), found.loss, changed))
-            zeros[label] = texts.zeros(found)
-            where = f"{compressor}, {self._tuning if tuned else 'untuned'}; {len(self.sample)} {self._what}"
-            self.numbers.value = texts.table(rows, where, len(self.sample)) + texts.by_run(
-                zeros
-            )  # a row as soon as it is known
-        if not rows:
-            self.numbers.value = ""
+            if subject.looks_first(question):
+                name = self.pattern.label
+                self.status.value = texts.status(f"{name} looks at training examples of {label} …", "#c06000")
+                subject.operator(question, check)
+                self.status.value = texts.status("working …", "#c06000")
+            check()
+            best = subject.answers.get((question, tuned))
+            known[label] = (subject.answer(DENSE, False), best) if best else (
+                subject.look(DENSE, False), subject.look(question, tuned)
+            )  # fmt: skip
+            check()
+            self._tell(known)
+        if not known:
+            self.numbers.value = self.costs.value = ""
+        self._show_curve()
+
+    def _tell(self, known: Mapping[str, tuple[Answer, Answer]]) -> None:
+        question = self.compressor
+        self.numbers.value = texts.numbers(known, str(question), self._networks.what)
+        seconds = {label: self._subjects[label].seconds.get(question) for label in known}
+        self.costs.value = texts.costs(known, seconds, BATCH)
+
+    def _show_numbers(self, check: Callable[[], None]) -> None:
+        known = {}
+        for label in self.runs.value:
+            subject = self._subject(label)
+            dense = subject.answer(DENSE, False, check)
+            known[label] = dense, subject.answer(self.compressor, self.tune.value, check)
+            shown = {name: known.get(name) or self._rough(name) for name in self.runs.value}
+            check()
+            self._tell(shown)
         self._show_curve()
         self._show_flips()
-        return current()
+
+    def _rough(self, label: str) -> tuple[Answer, Answer]:
+        subject = self._subjects[label]
+        found = subject.answers.get((self.compressor, self.tune.value))
+        if found:
+            return subject.answer(DENSE, False), found
+        return subject.look(DENSE, False), subject.look(self.compressor, self.tune.value)
 
     def _show_curve(self) -> None:
-        pattern, tuned = self.pattern.value, self.tune.value
-        curves = {
-            label: self._subjects[label].curve(pattern + BITS[self.bits.value], tuned) for label in self.runs.value
-        }
-        points = {label: self._subjects[label].answers.get((self.compressor, tuned)) for label in self.runs.value}
-        figure = plots.explorer_curve(curves, points, self._methods, self.compressor.sparsity, self.sample.majority)
-        self.curve.value = texts.picture(figure, _ALT["curve"])
+        if not self.runs.value:
+            self.curve.clear()
+            return
+        pattern, tuned = self.pattern.value + BITS[self.bits.value], self.tune.value
+        from cram_bench.charts import explorer as charts
+
+        curves = {label: self._subjects[label].curve(pattern, tuned) for label in self.runs.value}
+        rows = charts.curve_rows(curves, self.compressor.sparsity, self.sample.majority)
+        self.curve.draw(charts.curve(self._methods()).to_dict(), rows)
 
     def _show_flips(self) -> None:
         if not self.runs.value:
@@ -236,82 +308,108 @@ class Explorer:
             return
         label = self.runs.value[0]
         subject = self._subjects[label]
-        dense, found = subject.answer(Magnitude(0.0), False), subject.answer(self.compressor, self.tune.value)
+        dense, found = subject.answer(DENSE, False), subject.answer(self.compressor, self.tune.value)
         changed = (dense.classes != found.classes).nonzero().flatten()
         order = changed[dense.confidence[changed].argsort(descending=True)][:12]
         pictures = self.sample.pictures(order)
         if pictures is None:  # of sentences
             return
-        names = self.sample.classes
+        names = texts.Names(self.sample.classes)
         captions = [
-            f"{names[dense.classes[i]]} → {names[found.classes[i]]}\n({names[self.sample.labels[i]]})"
+            f"{names[int(dense.classes[i])]} → {names[int(found.classes[i])]}\n({names[int(self.sample.labels[i])]})"
             for i in order.tolist()
         ]
         title = f"{label}: {len(changed)} of {len(self.sample)} predictions change"
         self.flips.value = texts.picture(plots.examples(pictures, captions, title), _ALT["flips"])
 
-    def _show_layers(self, current: Callable[[], bool]) -> bool:
-        tables = {label: self._profile(label) for label in self.runs.value}
-        self._draw_layers(tables)
-        self.blamed.value = ""
-        return current()
-
-    def _profile(self, label: str) -> pd.DataFrame:
-        subject = self._subjects[label]
-        return layer_profile(subject.model, subject.operator(self.compressor))
-
-    def _show_blame(self, current: Callable[[], bool]) -> bool:
+    def _show_layers(self, check: Callable[[], None]) -> None:
         tables = {}
         for label in self.runs.value:
-            tables[label] = self._subjects[label].blame(self.compressor, _only(current))
+            subject = self._subjects[label]
+            tables[label] = layer_profile(subject.model, subject.operator(self.compressor))
+            check()
         self._draw_layers(tables)
-        self.blamed.value = texts.blamed(tables, min(FEW, len(self.sample)))
-        return current()
+
+    def _show_blame(self, check: Callable[[], None]) -> None:
+        tables = {label: self._subjects[label].blame(self.compressor, check) for label in self.runs.value}
+        self._draw_layers(tables)
+        self.blamed.value = texts.blamed(tables, min(FEW, len(self.sample))) + self.blamed.value
 
     def _draw_layers(self, tables: dict[str, pd.DataFrame]) -> None:
-        networks = len({tuple(table["layer"]) for table in tables.values()})
-        if networks == 1:
-            self.layers.value = texts.picture(plots.layer_profile(tables, self._methods), _ALT["layers"])
-        else:
-            self.layers.value = "no picture of the layers: the networks differ in theirs" if networks else ""
+        from cram_bench.charts import explorer as charts
 
-    def _show_slice(self, current: Callable[[], bool]) -> bool:
-        tables = {}
-        for label in self.runs.value:
-            tables[label] = self._subjects[label].slice(self.compressor, _only(current))
-        self.slice.value = texts.picture(plots.loss_slice(tables, self._methods), _ALT["slice"]) if tables else ""
-        return current()
+        alike = {tuple(table["layer"]) for table in tables.values()}
+        names = list(next(iter(alike))) if len(alike) == 1 else []
+        wanted = (texts.COSTLIEST, *names)
+        if tuple(self.layer.options) != wanted:
+            with self._lock:
+                self.layer.unobserve(self._changed, "value")
+                kept = self.layer.value if self.layer.value in wanted else texts.COSTLIEST
+                self.layer.options, self.layer.value = wanted, kept
+                self.layer.observe(self._changed, "value")
+        self.blamed.value = texts.on_lines([texts.DIFFER]) if len(alike) > 1 else ""
+        if not names:
+            self.layers.clear()
+            self.detail.clear()
+            return
+        rows = charts.layer_rows(tables, min(FEW, len(self.sample)))
+        self.layers.draw(charts.layers(self._methods(), names).to_dict(), rows)
 
-    def _fill_curve(self, current: Callable[[], bool]) -> bool:
-        """Work out the rest of the curve, a point at a time, so that a move of the slider does not wait long."""
-        pattern, tuned, suffix = self.pattern.value, self.tune.value, BITS[self.bits.value]
-        levels = [] if ":" in pattern else grid([pattern + suffix], _CURVE)
-        for compressor in levels:
+    def _show_detail(self, check: Callable[[], None]) -> None:
+        from cram_bench.charts import explorer as charts
+
+        layer = self._layer() if len(self.layer.options) > 1 else ""
+        if not layer:
+            self.detail.clear()
+            return
+        found = {label: self._subjects[label].detail(self.compressor, layer, check) for label in self.runs.value}
+        rows = charts.layer_detail_rows(
+            {label: rises for label, (rises, _) in found.items()},
+            {label: spread for label, (_, spread) in found.items()},
+            min(FEW, len(self.sample)),
+        )
+        self.detail.alt = f"{_ALT['detail']}: {layer}"
+        self.detail.draw(charts.layer_detail(self._methods(), layer).to_dict(), rows)
+        self.layers.picked = layer
+
+    def _show_slice(self, check: Callable[[], None]) -> None:
+        tables = {label: self._subjects[label].slice(self.compressor, check) for label in self.runs.value}
+        self.slice.value = texts.picture(plots.loss_slice(tables, self._methods()), _ALT["slice"]) if tables else ""
+
+    def _along(self) -> list[Compressor | Specification]:
+        pattern = self.pattern.value
+        return [] if decides(pattern) else grid([pattern + BITS[self.bits.value]], CURVE)
+
+    def _look_along(self, check: Callable[[], None]) -> None:
+        """Look at the whole curve roughly."""
+        missing = [
+            (self._subjects[label], question)
+            for question in self._along()
+            for label in self.runs.value
+            if self._subjects[label].known(question, self.tune.value) is None
+        ]
+        for place, (subject, question) in enumerate(missing, 1):
+            subject.look(question, self.tune.value)
+            check()
+            if place % 4 == 0 or place == len(missing):
+                self._show_curve()
+
+    def _fill_curve(self, check: Callable[[], None]) -> None:
+        """Work out the curve on the whole sample, a point at a time: a move of the slider does not wait long."""
+        for question in self._along():
             for label in self.runs.value:
-                self._subjects[label].answer(compressor, tuned)
-                if not current():
-                    return False
-        if levels:
+                self._subjects[label].answer(question, self.tune.value, check)
+                check()
             self._show_curve()
-        return current()
+
+    def _show_latency(self, check: Callable[[], None]) -> None:
+        if not self._timing:
+            return
+        for label in self.runs.value:
+            self._subjects[label].latency(self.compressor)
+            check()
+        self._tell({label: self._rough(label) for label in self.runs.value})
 
 
 class _Stale(Exception):
     """There is a newer question."""
-
-
-def _only(current: Callable[[], bool]) -> Callable[[], None]:
-    def check() -> None:
-        if not current():
-            raise _Stale
-
-    return check
-
-
-def _labelled(runs: Sequence[Run]) -> dict[str, Run]:
-    """Give every run a label of its own: method, seed and epochs, and where that is not enough model and id."""
-    plain = [f"{run.label}, {run.experiment.epochs} epochs" for run in runs]
-    return {
-        label if plain.count(label) == 1 else f"{label}, {run.experiment.model}, {run.id}": run
-        for label, run in zip(plain, runs, strict=True)
-    }
