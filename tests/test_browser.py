@@ -98,11 +98,11 @@ SEEN = """() => {
   }));
   const boxes = [...root.querySelectorAll('svg.marks, img, table, select')].filter(shown).map(
     e => [name(e), e.getBoundingClientRect()]);
-  const over2 = [];
+  const overlapping = [];
   boxes.forEach(([a, x], i) => boxes.slice(i + 1).forEach(([b, y]) => {
     const wide = Math.min(x.right, y.right) - Math.max(x.left, y.left);
     const high = Math.min(x.bottom, y.bottom) - Math.max(x.top, y.top);
-    if (wide > 2 && high > 2) over2.push(a + ' over ' + b);
+    if (wide > 2 && high > 2) overlapping.push(a + ' over ' + b);
   }));
   const torn = [];
   for (const e of root.querySelectorAll('th, td')) for (const node of [...e.childNodes].filter(n => n.nodeType === 3)) {
@@ -112,7 +112,8 @@ SEEN = """() => {
       if (range.getClientRects().length > 1) torn.push(word[0]);
     }
   }
-  return {torn, charts, overlapping: over2, pictures, outside, scrolled, faint, text: root.innerText, back: light(behind(root))};
+  const text = root.innerText, back = light(behind(root));
+  return {torn, charts, overlapping, pictures, outside, scrolled, faint, text, back};
 }"""
 
 
@@ -293,21 +294,21 @@ def move_and_compare(page, house):
 
 def touch_the_charts(page):
     """Point at a mark, click at a layer, and choose one with the keyboard."""
-    page.locator("[aria-label^='accuracy against'] .mark-symbol.role-mark path").nth(8).hover(force=True)
+    page.locator("svg[aria-label^='accuracy against'] .mark-symbol.role-mark path").nth(8).hover(force=True)
     told = page.locator("#vg-tooltip-element")
     told.wait_for()
     assert re.search(r"accuracy, %\s*[\d.]+ ± [\d.]+", told.inner_text())
     assert re.search(r"n, examples\s*[\d,]+", told.inner_text())
     page.mouse.move(1, 1)
-    layers, detail = page.locator("[aria-label^='zeros of every']"), page.locator("[aria-label^='one layer']")
+    layers, detail = page.locator("svg[aria-label^='zeros of every']"), page.locator("svg[aria-label^='one layer']")
     layers.locator(".mark-rect.role-mark path").first.click(force=True)
-    page.locator("[aria-label='one layer: what pruning it alone costs, and how its weights are spread: "
+    page.locator("svg[aria-label='one layer: what pruning it alone costs, and how its weights are spread: "
                  "convs.0.weight']").wait_for(timeout=WAIT)  # fmt: skip
     choice = page.locator("select").filter(has_text="the costliest")
     assert choice.input_value() == "convs.0.weight"
     page.get_by_text("● ready").wait_for(timeout=WAIT)
     choice.select_option("linear.weight")
-    page.locator("[aria-label$='linear.weight']").wait_for(timeout=WAIT)
+    page.locator("svg[aria-label$='linear.weight']").wait_for(timeout=WAIT)
     page.get_by_text("● ready").wait_for(timeout=WAIT)
     assert "linear.weight" in detail.locator("text").all_text_contents()
     with page.expect_download() as saved:

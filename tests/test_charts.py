@@ -285,3 +285,67 @@ def test_the_library_is_whole_and_the_same_every_time():
     assert len(library()) < 2**20
     library.cache_clear()
     assert library() == library()
+
+
+RUNS = {"SGD, seed 0": "sgd", "SGD, seed 1": "sgd", "CrAM": "cram+-multi"}
+
+
+def drawn_with(chart, rows):
+    """The texts of a chart over named data."""
+    picture = vl_convert.vegalite_to_svg(json.dumps({**chart.to_dict(), "datasets": rows}))
+    return re.findall(r">([^<>]+)</text>", picture), picture
+
+
+def test_the_explorers_curve_tells_accuracy_with_its_error_and_count():
+    table = pd.DataFrame({"sparsity": [0.8, 0.0], "accuracy": [0.5, 0.9], "count": [100, 1000]})
+    rows = charts.explorer.curve_rows(dict.fromkeys(RUNS, table), 0.8, 0.1)
+    first, second = rows["curve"][:2]
+    assert (first["sparsity"], first["told"], first["n"], first["here"]) == (0, "90.0 ± 0.9", 1000, False)
+    assert (second["sparsity"], second["told"], second["n"], second["here"]) == (80, "50.0 ± 5.0", 100, True)
+    assert (second["low"], second["high"]) == (45, 55)
+    assert rows["here"] == [{"sparsity": 80}]
+    texts, _ = drawn_with(charts.explorer.curve(RUNS), rows)
+    assert {*RUNS, "guessing", "Accuracy against sparsity"} <= set(texts)
+
+
+def test_runs_of_one_method_have_lines_of_their_own():
+    encoding = charts.explorer.curve(RUNS).to_dict()["layer"][4]["encoding"]
+    domain, dashes = (encoding["strokeDash"]["scale"][name] for name in ("domain", "range"))
+    assert domain == list(RUNS)
+    assert len({json.dumps(each) for each in dashes[:2]}) == 2
+
+
+def layer_table(rise=(0.5, -0.25), error=(0.1, float("nan"))):
+    return pd.DataFrame({"layer": ["a.weight", "b"], "weights": [10, 20], "zeros": [5, 18], "sparsity": [0.5, 0.9],
+                         "rise": rise, "error": error})  # fmt: skip
+
+
+def test_layers_are_categories_and_nothing_joins_them():
+    rows = charts.explorer.layer_rows(dict.fromkeys(RUNS, layer_table()), 100)
+    first, second = rows["layers"][:2]
+    assert (first["told"], first["share"], first["n"]) == ("+0.5 ± 0.1", 50, 100)
+    assert (first["low"], first["high"]) == (pytest.approx(0.4), pytest.approx(0.6))
+    assert (second["told"], second["low"]) == ("−0.25", None)
+    chart = charts.explorer.layers(RUNS, ["a.weight", "b"])
+    marks = [part["mark"]["type"] for side in chart.to_dict()["hconcat"] for part in side["layer"]]
+    assert set(marks) == {"rect", "point", "rule"}
+    texts, picture = drawn_with(chart, rows)
+    assert {"a", "b", *RUNS} <= set(texts)
+    assert "NaN" not in picture
+    unmeasured = charts.explorer.layer_rows({"CrAM": layer_table().drop(columns=["rise", "error"])}, 100)
+    assert [row["told"] for row in unmeasured["layers"]] == ["being measured"] * 2
+    with pytest.raises(ValueError, match="same layers, and that of 'other'"):
+        charts.explorer.layer_rows({"one": layer_table(), "other": layer_table()[:1]}, 100)
+
+
+def test_one_layer_is_drawn_with_its_name():
+    alone = pd.DataFrame({"sparsity": [0.0, 0.5], "rise": [0.0, 0.2], "error": [0.0, 0.05]})
+    spread = pd.DataFrame(
+        {"state": ["dense", "compressed"], "low": [0.0, 0.0], "high": [1.0, 1.0], "share": [1.0, 0.5]}
+    )
+    rows = charts.explorer.layer_detail_rows({"CrAM": alone}, {"CrAM": spread}, 100)
+    assert rows["alone"][1]["told"] == "+0.2 ± 0.05"
+    assert [row["share"] for row in rows["spread"]] == [100, 50]
+    texts, _ = drawn_with(charts.explorer.layer_detail({"CrAM": "cram"}, "fc.weight"), rows)
+    assert "fc.weight" in texts
+    assert "rise of the loss, nats" in texts

@@ -172,7 +172,7 @@ def layers(methods: Mapping[str, str], names: list[str]) -> alt.HConcatChart:
         x=share, y=rows(True), color=how["color"], shape=how["shape"], tooltip=tooltip
     )
     cost = alt.X(
-        "rise:Q", title=["rise of the loss, nats", "(linear to 0.01, then log)"],
+        "rise:Q", title=["rise of the loss, nats", "(log beyond 0.01)"],
         scale=alt.Scale(type="symlog", constant=0.01, nice=False, padding=6),
         axis=alt.Axis(values=_TICKS, labelOverlap=True, format="~g"),
     )  # fmt: skip
@@ -253,7 +253,7 @@ def layer_detail(methods: Mapping[str, str], layer: str) -> alt.HConcatChart:
     kept = spread.transform_filter("datum.state == 'compressed'").mark_area(interpolate="step", opacity=0.35).encode(
         x=value, y=share, color=how["color"], tooltip=tooltip
     )  # fmt: skip
-    left = alt.layer(line, bars, dots).properties(height=170, title=[layer, "pruned alone, by magnitude, untuned"])
+    left = alt.layer(line, bars, dots).properties(height=170, title=[layer, "pruned alone, by magnitude"])
     right = alt.layer(kept, dense).properties(height=170, title=["its weights", "dense (line), what stays (filled)"])
     chart = alt.hconcat(left, right, spacing=24, usermeta={"axes": 130, "parts": [0.5, 0.5], "wrap": True})
     return configured(chart)

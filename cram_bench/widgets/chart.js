@@ -10,21 +10,22 @@ function render({ model, el }) {
 
   function laid(spec, width) {
     const { axes = 60, parts = [1], wrap = false } = spec.usermeta || {};
-    const columns = Math.max(1, Math.floor((width - 20) / 190));
-    spec.config.legend.columns = columns;
-    spec.config.legend.labelLimit = Math.min(400, width / columns - 30);
-    if (spec.hconcat && wrap && width < 560) {
+    const longest = Math.max(0, ...Object.values(spec.datasets).flat().map(row => (row.run || "").length));
+    spec.config.legend.columns = Math.max(1, Math.floor((width - 20) / (6.8 * longest + 35)));
+    spec.config.legend.labelLimit = Math.max(100, width - 60);
+    const narrow = width < 560;
+    if (narrow) spec.config.title = { ...spec.config.title, fontSize: 11, limit: width - 20 };
+    if (spec.hconcat && wrap && narrow) {
       spec.vconcat = spec.hconcat;
       delete spec.hconcat;
       for (const part of spec.vconcat) part.width = Math.max(120, width - 75);
       return spec;
     }
-    const narrow = width < 560, beside = narrow ? Math.min(axes, 0.36 * width) : axes;
+    const beside = narrow ? Math.min(axes, 0.36 * width) : axes;
     const room = Math.max(100, width - beside - 25 - (parts.length - 1) * (spec.spacing || 0));
     (spec.hconcat || [spec]).forEach((part, place) => { part.width = Math.floor(room * parts[place]); });
     if (narrow) spec.config.axis.labelLimit = beside - 12;
     if (narrow) Object.assign(spec.config.axis, { titleFontSize: 10.5, labelFontSize: 10.5 });
-    if (narrow) spec.config.title = { ...spec.config.title, fontSize: 11, limit: room * Math.min(...parts) + 10 };
     return spec;
   }
 
@@ -42,8 +43,7 @@ function render({ model, el }) {
     host.replaceChildren();
     if (!width || !model.get("spec").config) return;
     wide = width;
-    const spec = laid(plain(model.get("spec")), width);
-    spec.datasets = plain(model.get("rows"));
+    const spec = laid({ ...plain(model.get("spec")), datasets: plain(model.get("rows")) }, width);
     const actions = { export: true, source: false, compiled: false, editor: false };
     shown = await vegaEmbed(host, spec, {
       renderer: "svg", actions, downloadFileName: "chart", tooltip: { theme: lightness() > 128 ? "dark" : "light" },
