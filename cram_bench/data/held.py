@@ -93,8 +93,8 @@ def some(data: Batches, count: int, seed: int = 0, name: str = "your data") -> D
         ValueError: there are none, or as `cram_bench.checks.pairs`.
 
     >>> batches = [(torch.zeros(3, 1, 8, 8), torch.tensor([0, 1, 2]))]
-    >>> some(batches, 2)
-    Held('your data', 2 inputs of 1 × 8 × 8, 3 classes)
+    >>> some(batches, 3)
+    Held('your data', 3 inputs of 1 × 8 × 8, 3 classes)
     """
     integer("examples that are drawn", count, 1)
     if isinstance(data, Dataset):

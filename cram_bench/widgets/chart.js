@@ -8,24 +8,25 @@ function render({ model, el }) {
 
   const after = step => { last = last.then(step).catch(error => console.error(error)); };
 
-  function laid(spec, width) {
+  function laid(spec, width, more) {
     const { axes = 60, parts = [1], wrap = false } = spec.usermeta || {};
     const longest = Math.max(0, ...Object.values(spec.datasets).flat().map(row => (row.run || "").length));
     spec.config.legend.columns = Math.max(1, Math.floor((width - 20) / (6.8 * longest + 35)));
     spec.config.legend.labelLimit = Math.max(100, width - 60);
-    const narrow = width < 560;
+    const narrow = width < 560, small = width < 320 ? 9 : 10.5;
+    if (narrow) spec.config.legend.labelFontSize = small;
     if (narrow) spec.config.title = { ...spec.config.title, fontSize: 11, limit: width - 20 };
     if (spec.hconcat && wrap && narrow) {
       spec.vconcat = spec.hconcat;
       delete spec.hconcat;
-      for (const part of spec.vconcat) part.width = Math.max(120, width - 75);
+      for (const part of spec.vconcat) part.width = Math.max(80, width - 75 + more);
       return spec;
     }
     const beside = narrow ? Math.min(axes, 0.36 * width) : axes;
-    const room = Math.max(100, width - beside - 25 - (parts.length - 1) * (spec.spacing || 0));
+    const room = Math.max(50, width - beside - 25 - (parts.length - 1) * (spec.spacing || 0) + more);
     (spec.hconcat || [spec]).forEach((part, place) => { part.width = Math.floor(room * parts[place]); });
     if (narrow) spec.config.axis.labelLimit = beside - 12;
-    if (narrow) Object.assign(spec.config.axis, { titleFontSize: 10.5, labelFontSize: 10.5 });
+    if (narrow) Object.assign(spec.config.axis, { titleFontSize: small, labelFontSize: small });
     return spec;
   }
 
@@ -43,11 +44,20 @@ function render({ model, el }) {
     host.replaceChildren();
     if (!width || !model.get("spec").config) return;
     wide = width;
-    const spec = laid({ ...plain(model.get("spec")), datasets: plain(model.get("rows")) }, width);
+    const whole = JSON.stringify({ ...model.get("spec"), datasets: model.get("rows") });
+    let spec, more = 0;
     const actions = { export: true, source: false, compiled: false, editor: false };
-    shown = await vegaEmbed(host, spec, {
+    const options = {
       renderer: "svg", actions, downloadFileName: "chart", tooltip: { theme: lightness() > 128 ? "dark" : "light" },
-    });
+    };
+    for (let turn = 0; turn < 3; turn++) {  // how wide letters beside the parts are is known when they are there
+      spec = laid(JSON.parse(whole), width, more);
+      if (shown) shown.finalize();
+      shown = await vegaEmbed(host, spec, options);
+      const left = width - host.querySelector("svg.marks").getBoundingClientRect().width;
+      if (left >= 0 && left < 12) break;
+      more += Math.floor(left) - 3;
+    }
     describe();
     table();
     shown.view.addEventListener("click", (event, item) => {
