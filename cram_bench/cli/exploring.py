@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import socket
+import subprocess
 import sys
 from importlib import resources
 from pathlib import Path
@@ -39,13 +40,12 @@ def run_explore(arguments: argparse.Namespace) -> int:
     write(path, content)
     token = secrets.token_urlsafe(24)
     say(f"http://{HOST}:{port}/?token={token} (Ctrl-C ends it)")
-    if hasattr(os, "execve") and os.name == "posix":
-        sys.stdout.flush()
-        words = command(path, port, arguments.browser, token)
-        os.execve(words[0], words, environment(os.environ, options["store"]))
-    import subprocess
-
-    return subprocess.call(command(path, port, arguments.browser, token), env=environment(os.environ, options["store"]))
+    words, settings = command(path, port, arguments.browser, token), environment(os.environ, options["store"])
+    if os.name != "posix":
+        return subprocess.call(words, env=settings)
+    sys.stdout.flush()
+    os.execve(words[0], words, settings)  # Ctrl-C is Voilà's
+    return 0
 
 
 def named(arguments: argparse.Namespace) -> dict[str, Any]:
