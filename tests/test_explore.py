@@ -81,15 +81,21 @@ def test_without_training_data_nothing_is_tuned_and_no_pruner_looks():
 
 
 def test_every_pruner_of_the_house_is_offered_and_answers():
-    explorer = cb.widgets.explorer({"mine": network()}, data=[images(30)], calibration=[images(40)])
-    offered = dict(explorer.pattern.options)
+    train = cb.data.some([images(40)], 40)
+    offered = dict(choices.options(train))
     assert {name for name in cb.prune.PRUNERS if name != "layerwise"} <= offered.keys()
+    subject = cb.widgets.Subject(network(), cb.data.some([images(30)], 30), list(train.batches(40)), train)
     for name, spec in offered.items():
-        explorer.pattern.value = spec
-        assert explorer.wait()
-        assert "ready" in explorer.status.value, (name, explorer.status.value)
-        assert f"{cb.prune.grid([spec], [0.8])[0]}, " in explorer.numbers.value
-    explorer.close()
+        (question,) = cb.prune.grid([spec], [0.8])
+        found = subject.answer(question, tuned=True)
+        assert found.zeros == found.weights - sum((w != 0).sum() for w in pruned(question, train)), name
+        assert found.zeros > 40, name
+
+
+def pruned(question, train):
+    model = network().eval()
+    cb.prune.apply_(model, question, train)
+    return cb.models.prunable(model).values()
 
 
 def test_a_layer_that_is_clicked_at_is_looked_into():
