@@ -116,20 +116,20 @@ def layer_rows(tables: Mapping[str, pd.DataFrame], count: int) -> Rows:
         if list(table["layer"]) != layers:
             raise ValueError(f"the tables must be of the same layers, and that of {run!r} is of others")
         for row in table.to_dict("records"):
-            rise = row.get("rise")
-            known = rise is not None and pd.notna(rise)
+            rise = float(row.get("rise", float("nan")))
+            known = pd.notna(rise)
             told = {"told": "being measured", "low": None, "high": None}
             rows.append({
                 "run": run, "layer": row["layer"], "weights": int(row["weights"]), "zeros": int(row["zeros"]),
-                "share": 100 * row["sparsity"], "rise": float(rise) if known else None, "n": count if known else None,
-                **(_with_error(rise, row.get("error")) if known else told),
+                "share": 100 * row["sparsity"], "rise": rise if known else None, "n": count if known else None,
+                **(_with_error(rise, row.get("error", float("nan"))) if known else told),
             })  # fmt: skip
     return {"layers": rows, "names": [{"layer": layer} for layer in layers], "zero": [{"rise": 0}]}
 
 
-def _with_error(rise: float, error: float | None) -> dict[str, Any]:
-    """Return how a rise is told, and the ends of its bar, none where its error is not known."""
-    known = error is not None and pd.notna(error)
+def _with_error(rise: float, error: float) -> dict[str, Any]:
+    """Return how a rise is told, and the ends of its bar, none where its error is NaN."""
+    known = pd.notna(error)
     told = f"{rise:+.3g}{f' ± {error:.2g}' if known else ''}".replace("-", "−")
     return {"told": told, "low": rise - error if known else None, "high": rise + error if known else None}
 
