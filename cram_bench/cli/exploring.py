@@ -96,7 +96,7 @@ def notebook(options: dict[str, Any]) -> str:
     """Return a notebook of one cell that shows the panel. Texts are written as Python's literals, and run nothing."""
     given = ", ".join(f"{name}={value!r}" for name, value in options.items() if value not in ("", [], {}, 0))
     source = f"from cram_bench.widgets.opening import opened\n\npanel = opened({given})\npanel"
-    cell = {
+    cell: dict[str, Any] = {
         "cell_type": "code",
         "execution_count": None,
         "id": "panel",
