@@ -388,6 +388,8 @@ def wait_for(page):
 def test_the_page_opens_runs_trains_what_is_missing_and_says_what_is_wrong(tmp_path):
     page = opening.opened()
     assert (page.data.value, page.what.value) == ("digits", start.TRAIN)  # the store is empty
+    shown = [c for c in page.controls.children if c.layout.display != "none" and getattr(c, "description", "")]
+    assert [control.description for control in shown] == ["data", "what", "methods", "epochs", "open"]
     page.methods.value, page.epochs.value = ("sgd",), 1
     page.button.click()
     wait_for(page)
@@ -455,10 +457,10 @@ def test_networks_of_timm_are_built_for_the_data():
 
 def test_a_pattern_that_decides_its_sparsity_has_no_slider():
     assert choices.decides("2:4+obs(gradients=4)")
-    explorer = cb.widgets.explorer({"mine": network()}, data=[images(20)])
+    explorer = cb.widgets.explorer({"mine": network(), "other": network()}, data=[images(20)])
     explorer.pattern.value = "2:4"
-    assert explorer.wait()
     assert explorer.sparsity.layout.display == "none"
+    assert explorer.runs.layout.display is None
     explorer.pattern.value = "uniform"
     assert explorer.sparsity.layout.display is None
     explorer.close()

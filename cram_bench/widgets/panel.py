@@ -76,15 +76,16 @@ class Explorer:
         self._pool = ThreadPoolExecutor(1, "explorer")
 
         labels = list(self._networks.subjects)
-        wide, fits = ipw.Layout(width="auto"), ipw.Layout(max_width="100%")
+        fits = ipw.Layout(max_width="100%")
         style = {"description_width": "9em"}
         self.runs = ipw.SelectMultiple(
             options=labels, value=tuple(dict.fromkeys((labels[0], labels[-1]))), rows=min(6, len(labels)),
-            description="networks", style=style, layout=wide if len(labels) > 1 else ipw.Layout(display="none"),
+            description="networks", style=style,
+            layout=ipw.Layout(width="auto", display=None if len(labels) > 1 else "none"),
         )  # fmt: skip
         self.sparsity = ipw.FloatSlider(
             value=0.8, min=0.0, max=0.99, step=0.01, description="sparsity", readout_format=".0%", style=style,
-            continuous_update=True, layout=wide, tooltip=texts.MEANING["sparsity"],
+            continuous_update=True, layout=ipw.Layout(width="auto"), tooltip=texts.MEANING["sparsity"],
         )  # fmt: skip
         self.pattern = ipw.Dropdown(
             options=options(self._networks.looked_at), description="pattern", style=style, layout=fits,

@@ -39,28 +39,32 @@ class Start:
                 self._known.setdefault(run.experiment.data.dataset, []).append(run)
         most = max(self._known, key=lambda name: len(self._known[name]), default="digits")
         self.explorer: Explorer | None = None
-        style, fits = {"description_width": "9em"}, ipw.Layout(max_width="100%", width="36em")
+        style = {"description_width": "9em"}
+
+        def fits() -> Any:  # a layout of its own: each is shown and hidden alone
+            return ipw.Layout(max_width="100%", width="36em")
+
         names = list(dict.fromkeys([*self._known, *(n for n in datasets.names() if n not in datasets.SENTENCES)]))
         self.data = ipw.Combobox(
-            value=data or most, options=names, description="data", style=style, layout=fits, continuous_update=False,
+            value=data or most, options=names, description="data", style=style, layout=fits(), continuous_update=False,
             placeholder="a data set, or the path of an image folder",
         )  # fmt: skip
-        self.what = ipw.Dropdown(options=[RUNS, TRAIN, FILE, NAMED], description="what", style=style, layout=fits)
-        self.runs = ipw.SelectMultiple(rows=6, description="runs", style=style, layout=fits)
+        self.what = ipw.Dropdown(options=[RUNS, TRAIN, FILE, NAMED], description="what", style=style, layout=fits())
+        self.runs = ipw.SelectMultiple(rows=6, description="runs", style=style, layout=fits())
         methods = [(recipes.label(name), name) for name in recipes.METHODS]
         self.methods = ipw.SelectMultiple(
-            options=methods, value=("sgd", "cram+-multi"), rows=6, description="methods", style=style, layout=fits
+            options=methods, value=("sgd", "cram+-multi"), rows=6, description="methods", style=style, layout=fits()
         )
-        self.epochs = ipw.BoundedIntText(value=0, min=0, max=10000, description="epochs", style=style, layout=fits)
+        self.epochs = ipw.BoundedIntText(value=0, min=0, max=10000, description="epochs", style=style, layout=fits())
         self.file = ipw.Text(
             description="file", placeholder=".safetensors, .pth or .pt on the computer of the kernel", style=style,
-            layout=fits,
+            layout=fits(),
         )  # fmt: skip
-        self.model = ipw.Text(description="network", placeholder="such as resnet20", style=style, layout=fits)
+        self.model = ipw.Text(description="network", placeholder="such as resnet20", style=style, layout=fits())
         self.button = ipw.Button(
             description="open", button_style="primary", layout=ipw.Layout(margin="2px 0 2px 9.6em")
         )
-        self.progress = ipw.IntProgress(description="training", style=style, layout=fits)
+        self.progress = ipw.IntProgress(description="training", style=style, layout=fits())
         self.status, self.below = ipw.HTML(), ipw.VBox()
         self.button.on_click(self._open)
         for control in (self.data, self.what):
