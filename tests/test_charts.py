@@ -346,6 +346,6 @@ def test_one_layer_is_drawn_with_its_name():
     rows = charts.explorer.layer_detail_rows({"CrAM": alone}, {"CrAM": spread}, 100)
     assert rows["alone"][1]["told"] == "+0.2 ± 0.05"
     assert [row["share"] for row in rows["spread"]] == [100, 50]
-    texts, _ = drawn_with(charts.explorer.layer_detail({"CrAM": "cram"}, "fc.weight"), rows)
-    assert "fc.weight" in texts
+    texts, picture = drawn_with(charts.explorer.layer_detail({"CrAM": "cram"}, "fc.weight"), rows)
+    assert ">fc.weight</tspan>" in picture
     assert "rise of the loss, nats" in texts
