@@ -42,7 +42,7 @@ class Start:
         style = {"description_width": "9em"}
 
         def fits() -> Any:  # a layout of its own: each is shown and hidden alone
-            return ipw.Layout(max_width="100%", width="36em")
+            return ipw.Layout(max_width="calc(100% - 4px)", width="36em")
 
         names = list(dict.fromkeys([*self._known, *(n for n in datasets.names() if n not in datasets.SENTENCES)]))
         self.data = ipw.Combobox(
