@@ -83,7 +83,8 @@ SEEN = """() => {
     const below = behind(e), colour = rgba(getComputedStyle(e).color);
     const pair = [light(over([...colour.slice(0, 3), colour[3] * opacity], below)), light(below)].sort((a, b) => b - a);
     return [name(e), (pair[0] + 0.05) / (pair[1] + 0.05), e.closest('.dot') !== null, opacity];
-  }).filter(([, ratio, dot, opacity]) => opacity && ratio < (dot ? 3 : 4.5)).map(([n, ratio]) => n + ' ' + ratio.toFixed(1));
+  }).filter(([, ratio, dot, opacity]) => opacity && ratio < (dot ? 3 : 4.5))
+    .map(([n, ratio]) => n + ' ' + ratio.toFixed(1));
   const pictures = [...root.querySelectorAll('img')].map(e => ({
     alt: e.alt, title: e.title, natural: e.naturalWidth,
     width: e.getBoundingClientRect().width, high: e.getBoundingClientRect().height
