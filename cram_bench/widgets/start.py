@@ -161,7 +161,7 @@ class Start:
         """Let the bar show the last finished epoch, as the store knows it."""
         while not done.wait(0.5):
             table = self.store.table()
-            own = table.loc[table["run"] == experiment.id, "epoch"]
+            own = table.loc[table["run"] == experiment.id, "epoch"].dropna()  # before the first there is none
             if len(own):
                 self.progress.value = int(own.iloc[0])
 
