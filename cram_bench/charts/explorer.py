@@ -65,6 +65,7 @@ def curve(methods: Mapping[str, str]) -> alt.LayerChart:
         "sparsity:Q",
         title="sparsity, % of prunable weights that are zero",
         scale=alt.Scale(domain=[0, 100], nice=False),
+        axis=alt.Axis(values=list(range(0, 101, 10)), labelOverlap=True),
     )
     y = alt.Y("mean:Q", title="accuracy, %", scale=alt.Scale(domain=[0, 100]))
     base = alt.Chart(alt.NamedData("curve"))
