@@ -127,6 +127,11 @@ def test_sparsity_is_the_cubic_at_every_step_and_masks_are_nested(method):
         assert all(bool((after[name] | ~before[name]).all()) for name in before)
 
 
+def test_a_schedule_from_the_beginning_prunes_before_the_first_step():
+    watch, model, _, _ = watched(experiment_over("sgd", begin=0.0, epochs=1))
+    assert watch.seen[1] == round(0.5 * sum(weight.numel() for weight in cb.compress.prunable(model).values()))
+
+
 @pytest.mark.parametrize(
     "pruner", ["uniform", "obd(gradients=32)", "obert(gradients=32)", "greedy(gradients=32,block=16)"]
 )
