@@ -151,21 +151,25 @@ def meanings(kind: type) -> dict[str, str]:
     >>> meanings(bases.SGD)["lr"]
     'Peak learning rate, positive.'
     """
-    found: dict[str, str] = {}
-    for base in reversed(kind.__mro__):
-        if not issubclass(base, Part) or base is Part:
-            continue
-        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
-        assert isinstance(tree, ast.ClassDef)
-        for field, text in zip(tree.body, tree.body[1:], strict=False):
-            if (
-                isinstance(field, ast.AnnAssign)
-                and isinstance(field.target, ast.Name)
-                and isinstance(text, ast.Expr)
-                and isinstance(text.value, ast.Constant)
-                and isinstance(text.value.value, str)
-            ):
-                found[field.target.id] = " ".join(text.value.value.replace("`", "").split())
+    bases = [base for base in reversed(kind.__mro__) if issubclass(base, Part) and base is not Part]
+    return {field: text for base in bases for field, text in _texts(base).items()}
+
+
+@functools.cache
+def _texts(kind: type) -> dict[str, str]:
+    """Return field → the text below it, of the fields that a class adds itself; its source is parsed once."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(tree, ast.ClassDef)
+    found = {}
+    for field, text in zip(tree.body, tree.body[1:], strict=False):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(text, ast.Expr)
+            and isinstance(text.value, ast.Constant)
+            and isinstance(text.value.value, str)
+        ):
+            found[field.target.id] = " ".join(text.value.value.replace("`", "").split())
     return found
 
 
@@ -190,9 +194,10 @@ def unknown_setting(name: Any, known: Iterable[type[Part]], here: str = "") -> s
     if owners := [kind for kind in known if name in kind.flat() or name in kind.flat().values()]:
         who = ", ".join(dict.fromkeys(owner.kind for owner in owners if owner.kind))
         return f"{here} has no setting {name!r}: it belongs to the {owners[0].role} {who}"
-    texts = {outside: meanings(kind).get(field, "") for kind in known for field, outside in kind.flat().items()}
-    hint = suggestion(name, [outside.rpartition(".")[2] for outside in texts])
+    hint = suggestion(name, list(dict.fromkeys(n.rpartition(".")[2] for kind in known for n in kind.flat().values())))
     words = str(name).replace("_", " ").strip().lower()
     if not hint and len(words) > 3:
+        said = ((outside, meanings(kind).get(field, "")) for kind in known for field, outside in kind.flat().items())
+        texts = dict(said)
         hint = next((f"; did you mean {n!r}?" for n, text in texts.items() if words in text.lower()), "")
     return f"unknown setting {shown(name)}{hint or ';'} `cram-bench settings` lists them"
