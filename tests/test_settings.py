@@ -263,17 +263,22 @@ def test_any_number_of_methods_is_told_apart(monkeypatch):
     looks = [(*cb.plots.look(method)[1:], cb.plots._style.dashes(method)) for method in METHODS]
     assert len(set(looks)) == len(METHODS) > 60
     again = len(cb.plots._style._PALETTE)
-    for first, second in zip(looks, looks[again:], strict=False):  # where the colours begin again, all else is another
-        assert first[0] == second[0]
-        assert first[1] != second[1]
-        assert first[2] != second[2]
+    for start in range(0, len(looks) - 2 * again, again):
+        one, other = looks[start : start + again], looks[start + again : start + 2 * again]
+        assert len({colour for colour, *_ in one}) == again
+        alike = [(a, b) for a in one for b in other if a[0] == b[0]]
+        assert len(alike) == again
+        for first, second in alike:  # where the colours begin again, all else is another
+            assert first[1] != second[1]
+            assert first[2] != second[2]
 
 
 def test_a_method_of_the_second_round_of_colours_has_another_line(monkeypatch):
     """In the figure that everybody looks at first, and not only by its marker."""
     for number in range(len(cb.plots._style._PALETTE)):
         monkeypatch.setitem(METHODS, f"m{number}", methods.Method(f"M{number}"))
-    late = list(METHODS)[len(cb.plots._style._PALETTE)]
+    again = list(METHODS)[len(cb.plots._style._PALETTE) :]
+    late = next(method for method in again if cb.plots.look(method)[1] == cb.plots.look("sgd")[1])
     columns = {"sparsity": [0.0, 0.9] * 2, "pattern": "global", "calibrated": False, "accuracy": 0.5, "seed": 0}
     figure = cb.plots.accuracy_vs_sparsity(pd.DataFrame(columns | {"method": ["sgd"] * 2 + [late] * 2}))
     lines = [line for line in figure.axes[0].lines if line.get_label() in ("SGD", METHODS[late].label)]
