@@ -152,7 +152,7 @@ def meanings(kind: type) -> dict[str, str]:
     'Peak learning rate, positive.'
     """
     bases = [base for base in reversed(kind.__mro__) if issubclass(base, Part) and base is not Part]
-    return {field: text for base in bases for field, text in _texts(base).items()}
+    return {field: text for base in bases for field, text in _texts(base).items()}  # type: ignore[arg-type]
 
 
 @functools.cache
