@@ -2,6 +2,7 @@
 
 import copy
 
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -350,8 +351,8 @@ def test_layer_probes_of_a_wrapped_model():
         lambda m: cb.probes.sparsity_curve(m, batches, ["global@0.5"]),
     ):
         plain = probe(model)
-        assert plain.equals(probe(AveragedModel(model)))
-        assert plain.equals(probe(DataParallel(model)))
+        for wrapped in (AveragedModel(model), DataParallel(model)):  # where values lie in memory moves their last digit
+            pd.testing.assert_frame_equal(plain, probe(wrapped), rtol=1e-5, atol=1e-5)
 
 
 class Tied(nn.Module):
