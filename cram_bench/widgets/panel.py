@@ -112,7 +112,7 @@ class Explorer:
         self.failed = ipw.HTML("<br>".join(map(html.escape, self._networks.failed)))
         room = ipw.Layout(flex="1 1 440px", min_width="0", max_width="100%")
         self.curve, self.layers = (Chart(layout=room, alt=_ALT[name]) for name in ("curve", "layers"))
-        self.detail = Chart(layout=ipw.Layout(width="100%"), alt=_ALT["detail"])
+        self.detail = Chart(layout=ipw.Layout(width="auto"), alt=_ALT["detail"])
         # An ipywidgets.Image has no alternative text, and one with a tooltip cannot be shown at all.
         self.slice, self.flips = (ipw.HTML(layout=fits) for _ in range(2))
         self._controls = (self.runs, self.sparsity, self.pattern, self.bits, self.tune)
