@@ -54,7 +54,7 @@ function render({ model, el }) {
       spec = laid(JSON.parse(whole), width, more);
       if (shown) shown.finalize();
       shown = await vegaEmbed(host, spec, options);
-      const left = width - host.querySelector("svg.marks").getBoundingClientRect().width;
+      const left = width - host.querySelector("svg.marks").getAttribute("width");
       if (left >= 0 && left < 12) break;
       more += Math.floor(left) - 3;
     }
