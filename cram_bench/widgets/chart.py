@@ -35,7 +35,7 @@ class Chart(anywidget.AnyWidget):
 
     _css = """
     .cram-bench-chart { align-self: stretch; min-width: 0; color: var(--jp-ui-font-color1, currentColor); }
-    .cram-bench-chart .vega-embed { width: 100%; padding: 0; }
+    .cram-bench-chart .vega-embed.has-actions { width: 100%; padding: 0; }
     .cram-bench-chart svg.marks { max-width: 100%; height: auto; }
     .cram-bench-chart .vega-embed details:not([open]) > .vega-actions { display: none; }
     .cram-bench-chart .vega-embed .vega-actions { top: 30px; }
