@@ -76,7 +76,7 @@ class Explorer:
         self._pool = ThreadPoolExecutor(1, "explorer")
 
         labels = list(self._networks.subjects)
-        fits = ipw.Layout(max_width="100%")
+        fits = ipw.Layout(max_width="calc(100% - 4px)")  # a margin of 2 on each side
         style = {"description_width": "9em"}
         self.runs = ipw.SelectMultiple(
             options=labels, value=tuple(dict.fromkeys((labels[0], labels[-1]))), rows=min(6, len(labels)),
