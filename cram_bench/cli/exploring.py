@@ -105,7 +105,12 @@ def notebook(options: dict[str, Any]) -> str:
         "source": source,
     }
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    content = {"cells": [cell], "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+    content = {
+        "cells": [cell],
+        "metadata": {"kernelspec": kernel, "title": "cram-bench explore"},
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
     return json.dumps(content, indent=1)
 
 
