@@ -317,7 +317,7 @@ def touch_the_charts(page):
         page.get_by_text("Save as CSV").first.click()
     table = pd.read_csv(saved.value.path())
     assert {"run", "sparsity", "mean", "low", "high", "n"} <= set(table.columns)
-    assert len(table) >= 20
+    assert len(table) >= 10  # a run has as many sparsities
     page.locator(".cram-bench-chart summary").first.click()
 
 
