@@ -429,7 +429,7 @@ def test_browser_explore_opens_a_page_without_network(chromium, house, tmp_path)
             viewer.sees_the_panel("explore", width, False)
         page.set_viewport_size({"width": 1400, "height": 1300})
         touch_the_charts(page)
-    context.close()
+        context.close()  # before the server is: a page that lost its socket complains
     assert elsewhere == []
     assert viewer.complaints == []
 
